@@ -1,0 +1,1 @@
+"""How do equals agree on numbers with nobody in charge? Pure: no socket, no clock, no file."""

@@ -1,0 +1,1 @@
+"""Who is here, may they be here, and how do bytes reach them? Knows nothing of models."""

@@ -1,0 +1,29 @@
+"""What can go wrong, named by whose fault it is. Foreign exceptions become one of these where they enter."""
+
+
+class LeptonError(Exception):
+    """Something in Lepton failed; the message says what happened, to what, and what to do next."""
+
+
+class UsageError(LeptonError):
+    """The caller asked for something that cannot be: a bad value, a missing file, a name that does not exist."""
+
+
+class PeerError(LeptonError):
+    """The remote broke the protocol. It loses its connection; nothing of what it sent is used."""
+
+
+class LinkError(LeptonError):
+    """The network failed: nobody answered in time, or the connection is gone. Try elsewhere or later."""
+
+
+class Refused(LeptonError):
+    """Access control said no; the message names the capability or the grant that is missing."""
+
+
+class Busy(LeptonError):
+    """The peer has as much work as it accepts. Try again after ``retry_after_s`` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

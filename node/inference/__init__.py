@@ -1,0 +1,1 @@
+"""Answering: stages, sessions and who serves what."""

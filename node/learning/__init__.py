@@ -1,0 +1,1 @@
+"""Learning: tasks, the local trainer and its checkpoints."""
