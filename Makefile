@@ -1,0 +1,59 @@
+# What a newcomer needs: Python 3.11 with pip, make and a C compiler. Everything else lands in .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help venv test lint types format coverage demo lock clean
+
+# The lock was made with 3.11; a newer Python is tried only where there is no 3.11.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
+	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+BIN := .venv/bin
+READY := .venv/.ready
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+venv: $(READY) ## make .venv from requirements.lock (again when the lock or pyproject.toml changes)
+
+# libp2p brings trio-typing, whose stub folders shadow the types that trio and outcome ship themselves.
+$(READY): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found: install one, or name it with make PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	rm -rf $(foreach name,trio outcome async_generator,.venv/lib/python3.*/site-packages/$(name)-stubs)
+	@touch $@
+
+test: $(READY) lint types ## the whole suite: lint, types, tests
+	$(BIN)/pytest $(ARGS)
+
+lint: $(READY) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy needs to see the rooms under their import name: .src/lepton is a folder of links to them.
+types: $(READY) ## mypy, strict
+	@mkdir -p .src/lepton
+	@ln -sfn $(foreach name,__init__.py gossip mesh node simulations,../../$(name)) .src/lepton/
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff rewrite what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+coverage: $(READY) ## the tests with branch coverage, least covered first
+	$(BIN)/pytest --cov $(ARGS)
+
+demo: $(READY) ## four nodes on this machine; JSON=FILE writes the figures, ARGS="--model cnn" goes to the demo
+	$(BIN)/python -m lepton.node.demo $(if $(JSON),--json $(JSON)) $(ARGS)
+
+# The local part of a version (as in +cpu) names one index's build: without it any index will do.
+lock: $(READY) ## install what pyproject.toml asks for beyond the lock, then write the lock anew
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+.*//' > .venv/lock
+	mv .venv/lock requirements.lock
+	@touch $(READY)
+
+clean: ## remove what tools left behind (.venv stays)
+	rm -rf .src build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
