@@ -1,0 +1,177 @@
+"""mDNS: who of this mesh is on the local network. Hints only; whether a peer is alive is for connections to say.
+
+zeroconf runs on its own asyncio thread; what it hears crosses into trio through one bounded channel. An announcement
+says a random instance name, the mesh's tag, the peer id and a port, and nothing of what the node does.
+"""
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import ifaddr
+import trio
+from zeroconf import (
+    InterfaceChoice,
+    IPVersion,
+    ServiceBrowser,
+    ServiceInfo,
+    ServiceStateChange,
+    Zeroconf,
+)
+
+from .errors import LinkError, PeerError, UsageError
+from .identity import PeerId, public_key_of
+
+SERVICE_TYPE = "_lepton._tcp.local."
+_HINTS_MAX = 256  # waiting hints; a flood on the LAN drops the newest, and the next announcement repeats them
+_RESOLVE_TIMEOUT_MS = 2000
+_TAG_BYTES = 8
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Somebody of the mesh may be listening at these multiaddresses."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a node says of itself."""
+
+    peer: PeerId
+    port: int
+    addresses: tuple[str, ...]  # IP addresses, none of them a wildcard
+
+
+def tag_of(mesh: PeerId) -> str:
+    """Name a mesh on the network without telling its root key."""
+    return hashlib.blake2b(b"lepton/mdns\x00" + mesh.encode(), digest_size=_TAG_BYTES).hexdigest()
+
+
+def local_addresses() -> tuple[str, ...]:
+    """Return every IP address of this machine, loopback and link-local IPv6 left out."""
+    found = []
+    for adapter in ifaddr.get_adapters():
+        for ip in adapter.ips:
+            text = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+            if not text.startswith(("127.", "fe80", "::1")):
+                found.append(text)
+    return tuple(found)
+
+
+@asynccontextmanager
+async def open_discovery(
+    mesh: PeerId, *, interfaces: Sequence[str] = (), announce: Announcement | None = None
+) -> AsyncIterator[trio.MemoryReceiveChannel[Hint]]:
+    """Announce (if asked) and listen; yields the channel of hints. Empty ``interfaces`` means all.
+
+    Raises UsageError when an interface does not exist, LinkError when the network gives no multicast.
+    """
+    send, receive = trio.open_memory_channel[Hint](_HINTS_MAX)
+    zeroconf = await trio.to_thread.run_sync(_start, interfaces)
+    try:
+        browser = await trio.to_thread.run_sync(
+            _browse, zeroconf, tag_of(mesh), send, trio.lowlevel.current_trio_token()
+        )
+        info = await _announce(zeroconf, mesh, announce) if announce is not None else None
+        try:
+            yield receive
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 3.0):
+                await trio.to_thread.run_sync(_stop, zeroconf, browser, info, abandon_on_cancel=True)
+    except BaseException:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 3.0):
+            await trio.to_thread.run_sync(zeroconf.close, abandon_on_cancel=True)
+        raise
+
+
+def _start(interfaces: Sequence[str]) -> Zeroconf:
+    try:
+        if not interfaces:
+            return Zeroconf(
+                interfaces=InterfaceChoice.All, ip_version=IPVersion.All if socket.has_ipv6 else IPVersion.V4Only
+            )
+        return Zeroconf(interfaces=list(interfaces))
+    except (OSError, RuntimeError) as error:
+        if interfaces:
+            msg = f"Cannot use the interface {', '.join(interfaces)} for discovery: {error}. Name one of this machine's addresses."
+            raise UsageError(msg) from error
+        msg = f"This machine gives no multicast, so peers cannot be found by mDNS: {error}."
+        raise LinkError(msg) from error
+
+
+def _browse(
+    zeroconf: Zeroconf, tag: str, send: trio.MemorySendChannel[Hint], token: trio.lowlevel.TrioToken
+) -> ServiceBrowser:
+    def deliver(hint: Hint) -> None:
+        try:
+            send.send_nowait(hint)
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            log.debug("a hint of %s was dropped", hint.peer)
+
+    def changed(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
+        if state_change is not ServiceStateChange.Removed and zeroconf.loop is not None:
+            asyncio.run_coroutine_threadsafe(resolve(ServiceInfo(service_type, name)), zeroconf.loop)
+
+    async def resolve(info: ServiceInfo) -> None:
+        if not info.load_from_cache(zeroconf) and not await info.async_request(zeroconf, _RESOLVE_TIMEOUT_MS):
+            return
+        if (hint := read_hint(info, tag)) is not None:
+            try:
+                token.run_sync_soon(deliver, hint)
+            except trio.RunFinishedError:
+                log.debug("a hint came after the end")
+
+    return ServiceBrowser(zeroconf, SERVICE_TYPE, handlers=[changed])
+
+
+def read_hint(info: ServiceInfo, tag: str) -> Hint | None:
+    """Read an announcement by anybody on the network; what is of another mesh or malformed gives None."""
+    said = {key: value for key, value in info.properties.items() if value is not None}
+    if said.get(b"m") != tag.encode() or not info.port:
+        return None
+    try:
+        peer = said.get(b"p", b"").decode("ascii")
+        public_key_of(peer)
+    except (UnicodeDecodeError, PeerError):
+        return None
+    addresses = tuple(multiaddress(ip, info.port) for ip in info.parsed_scoped_addresses())
+    return Hint(PeerId(peer), addresses) if addresses else None
+
+
+def multiaddress(ip: str, port: int) -> str:
+    """Write an IP address, which may carry a zone, and a TCP port as a multiaddress."""
+    if ":" not in ip:
+        return f"/ip4/{ip}/tcp/{port}"
+    address, _, zone = ip.partition("%")
+    return f"/ip6zone/{zone}/ip6/{address}/tcp/{port}" if zone else f"/ip6/{address}/tcp/{port}"
+
+
+async def _announce(zeroconf: Zeroconf, mesh: PeerId, said: Announcement) -> ServiceInfo:
+    instance = secrets.token_hex(8)
+    info = ServiceInfo(
+        SERVICE_TYPE,
+        f"{instance}.{SERVICE_TYPE}",
+        port=said.port,
+        properties={"v": "1", "m": tag_of(mesh), "p": said.peer},
+        server=f"{instance}.local.",
+        parsed_addresses=list(said.addresses),
+    )
+    await trio.to_thread.run_sync(zeroconf.register_service, info)
+    return info
+
+
+def _stop(zeroconf: Zeroconf, browser: ServiceBrowser, info: ServiceInfo | None) -> None:
+    browser.cancel()
+    if info is not None:
+        zeroconf.unregister_service(info)
+    zeroconf.close()

@@ -1,0 +1,53 @@
+"""Every bound on what a peer may send or hold here, with its reason. Nothing else in Lepton states such a number.
+
+Sizes are bytes, times seconds.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# -- one message ------------------------------------------------------------------------------------------------------
+# A header is control data: 10 MB of empty msgpack arrays would take 713 MB once decoded, 64 KiB of them under 5 MB.
+HEADER_BYTES_MAX: Final = 64 * KIB
+ARRAY_ITEMS_MAX: Final = 1024  # the longest list that we send is a digest of records
+MAP_ITEMS_MAX: Final = 256  # structs have under 20 fields, model manifests one per layer
+STRING_BYTES_MAX: Final = 4 * KIB
+BIN_BYTES_MAX: Final = 32 * KIB  # signed records; raw tensors never travel inside msgpack
+DEPTH_MAX: Final = 8  # our deepest message has 5
+BUFFERS_MAX: Final = 64  # tensors in one frame: live values of a cut, or tensors of one layer
+# One frame's raw part. The largest in use is one blob chunk or one batch of activations.
+BODY_BYTES_MAX: Final = 64 * MIB
+TENSOR_DIMENSIONS_MAX: Final = 8  # numpy itself stops at 64; no layer of ours sees more than 5
+
+# -- one peer ---------------------------------------------------------------------------------------------------------
+CONNECTIONS_PER_PEER_MAX: Final = 4  # simultaneous dials make two; more is a leak or an attack
+STREAMS_PER_PEER_MAX: Final = 32
+CALLS_PER_PEER_MAX: Final = 8  # in flight at once towards us
+CONNECTIONS_MAX: Final = 256  # of all peers; a full mesh has 50
+STRANGERS_MAX: Final = 32  # connections that have not yet proved membership
+
+# -- time -------------------------------------------------------------------------------------------------------------
+HANDSHAKE_TIMEOUT_S: Final = 10.0  # a Pi under load takes 1 to 2 s
+DIAL_TIMEOUT_S: Final = 10.0
+CALL_TIMEOUT_S: Final = 10.0  # when the caller names no deadline
+CALL_TIMEOUT_S_MAX: Final = 600.0  # the longest deadline that a peer may ask for
+FRAME_TIMEOUT_S: Final = 30.0  # a frame once begun must be complete: the slow-loris bound
+JOIN_TIMEOUT_S: Final = 20.0
+
+# -- trust ------------------------------------------------------------------------------------------------------------
+GRANT_CHAIN_MAX: Final = 3  # root, issuer, member; a deeper delegation is a mistake or an attack
+GRANT_BYTES_MAX: Final = 2 * KIB
+CAPABILITIES_MAX: Final = 32
+INVITE_TRIES_MAX: Final = 5  # wrong secrets from one peer before its join attempts are ignored
+INVITES_MAX: Final = 256  # open invites of one issuer
+
+# -- the picture ------------------------------------------------------------------------------------------------------
+RECORD_BYTES_MAX: Final = 16 * KIB  # a manifest of 100 layers takes 10 KiB
+RECORDS_PER_OWNER_MAX: Final = 128
+RECORDS_MAX: Final = 8192  # 50 owners with room to spare
+# Records in one message; the rest comes with the next. With 32 chains of 400 B and signatures it stays under
+# HEADER_BYTES_MAX.
+RECORDS_PER_DELTA_MAX: Final = 32
+DELTA_BYTES_MAX: Final = 40 * KIB

@@ -1,0 +1,194 @@
+"""Who is here: a machine that turns hints and connections into dials, exchanges of records, and a view of who is present.
+
+mDNS and profile records give *hints*; presence comes from admitted connections alone. A member that is known and not
+connected is dialled with growing pauses. Once a period each node exchanges records with one random present peer
+(push-pull anti-entropy, Demers 1987); what changes is pushed to everyone at once. A peer that misses
+``misses_max`` exchanges in a row is frozen: its connection is closed, which makes it absent.
+
+Invariant: ``present`` holds exactly the peers with an admitted connection; at most one dial per peer is under way.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+from .identity import PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """How eagerly a node looks after its neighbours."""
+
+    exchange_interval_s: float = 1.0  # one random peer a second reached 64 nodes in 6 periods (trust.md)
+    misses_max: int = 3  # a stalled edge processor misses one, rarely three
+    redial_first_s: float = 0.2
+    redial_most_s: float = 15.0  # someone who unplugs a device plugs it in again within minutes, not seconds
+    hint_lifetime_s: float = 300.0  # a hint that never became a connection in five minutes is stale
+
+
+@dataclass(frozen=True, slots=True)
+class Hinted:
+    """Something (mDNS, a profile record, the user) says that a peer may be found at these addresses."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A connection to this peer was admitted."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The last connection to this peer is gone."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailed:
+    """A dial found nobody; ``refused`` when somebody answered and said no."""
+
+    peer: PeerId
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """An exchange of records with this peer ended."""
+
+    peer: PeerId
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The deadline has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    peer: PeerId
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Reconcile records with this peer and answer with Exchanged."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Close every connection to this peer."""
+
+    peer: PeerId
+    reason: str
+
+
+Event = Hinted | Connected | Disconnected | DialFailed | Exchanged | Expired
+Effect = Dial | Exchange | Drop
+
+
+@dataclass(slots=True)
+class _Known:
+    addresses: tuple[str, ...]
+    hinted_at: float
+    dial_at: float
+    pause_s: float
+    dialling: bool = False
+
+
+@dataclass(slots=True)
+class Membership:
+    """One node's view of who is here."""
+
+    me: PeerId
+    rng: random.Random
+    config: Config = field(default_factory=Config)
+    present: set[PeerId] = field(default_factory=set)
+    deadline: float = 0.0
+    _known: dict[PeerId, _Known] = field(default_factory=dict)
+    _misses: dict[PeerId, int] = field(default_factory=dict)
+    _exchange_at: float = 0.0
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take one event; ``now`` is monotonic seconds. Sets ``deadline``, when ``Expired`` is due."""
+        effects: list[Effect] = []
+        match event:
+            case Hinted(peer, addresses):
+                self._hint(peer, addresses, now)
+            case Connected(peer):
+                self.present.add(peer)
+                self._misses[peer] = 0
+                if (known := self._known.get(peer)) is not None:
+                    known.dialling, known.pause_s = False, self.config.redial_first_s
+                effects.append(Exchange(peer))
+            case Disconnected(peer):
+                self._absent(peer, now)
+            case DialFailed(peer, refused):
+                self._back_off(peer, now, refused=refused)
+            case Exchanged(peer, ok):
+                effects += self._exchanged(peer, ok=ok)
+            case Expired():
+                effects += self._exchange(now)
+        effects += self._dials(now)
+        self.deadline = min([self._exchange_at, *(k.dial_at for k in self._waiting().values())])
+        return effects
+
+    def _hint(self, peer: PeerId, addresses: tuple[str, ...], now: float) -> None:
+        if peer == self.me or not addresses:
+            return
+        known = self._known.get(peer)
+        if known is None or known.addresses != addresses:  # a new address is worth a dial at once
+            dialling = known is not None and known.dialling
+            self._known[peer] = _Known(addresses, now, now, self.config.redial_first_s, dialling)
+        else:
+            known.hinted_at = now
+
+    def _absent(self, peer: PeerId, now: float) -> None:
+        self.present.discard(peer)
+        self._misses.pop(peer, None)
+        if (known := self._known.get(peer)) is not None:
+            known.hinted_at = known.dial_at = now
+            known.pause_s = self.config.redial_first_s
+
+    def _back_off(self, peer: PeerId, now: float, *, refused: bool) -> None:
+        if (known := self._known.get(peer)) is None:
+            return
+        known.dialling = False
+        pause_s = self.config.redial_most_s if refused else known.pause_s
+        known.dial_at = now + pause_s * self.rng.uniform(0.5, 1.5)  # jitter: peers of one outage must not dial in step
+        known.pause_s = min(2 * known.pause_s, self.config.redial_most_s)
+
+    def _exchanged(self, peer: PeerId, *, ok: bool) -> list[Effect]:
+        if peer not in self.present:
+            return []
+        self._misses[peer] = 0 if ok else self._misses.get(peer, 0) + 1
+        if self._misses[peer] < self.config.misses_max:
+            return []
+        return [Drop(peer, f"missed {self._misses[peer]} exchanges in a row")]
+
+    def _exchange(self, now: float) -> list[Effect]:
+        if now < self._exchange_at:
+            return []
+        self._exchange_at = now + self.config.exchange_interval_s * self.rng.uniform(0.8, 1.2)
+        if not self.present:
+            return []
+        return [Exchange(self.rng.choice(sorted(self.present)))]
+
+    def _waiting(self) -> dict[PeerId, _Known]:
+        return {peer: k for peer, k in self._known.items() if not k.dialling and peer not in self.present}
+
+    def _dials(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for peer, known in self._waiting().items():
+            if now - known.hinted_at > self.config.hint_lifetime_s:
+                del self._known[peer]
+            elif now >= known.dial_at:
+                known.dialling = True
+                effects.append(Dial(peer, known.addresses))
+        return effects

@@ -1,0 +1,409 @@
+"""The shell of one member: drives membership, records and admission over libp2p connections and mDNS.
+
+Order on every connection: the side that dialled says hello with its grant, the other verifies it and answers with its
+own. Until both hold, only the join protocol is served, and whoever does anything else loses the connection.
+"""
+
+import logging
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import trio
+
+from . import limits, membership
+from .admission import Admission, Credentials
+from .calls import PROTOCOL as CALLS
+from .calls import Answer, Calls, Empty, Incoming, Method, receive_frame
+from .discovery import Announcement, Hint, local_addresses, open_discovery
+from .errors import LeptonError, LinkError, PeerError, Refused
+from .frames import encode
+from .grants import Authority
+from .identity import Identity, PeerId, short
+from .invites import Invite, InviteBook
+from .messages import Message, pack, unpack
+from .protocol import HELLO, JOIN, Delta, Hello, HelloAnswer, JoinAsk, JoinGranted, JoinHeld, JoinSecret
+from .records import Digest, Record, RecordStore
+from .transport import Connection, Stream, StreamHandler, Transport, open_transport
+
+# Two periods of exchange: a peer that cannot say what it knows within this is missed once.
+_EXCHANGE_TIMEOUT_S = 2.0
+_BYE_S = 0.2  # so that the reason of a refusal can be read before the connection goes
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshConfig:
+    """Where a node listens and looks for others."""
+
+    listen: tuple[str, ...] = ("0.0.0.0:0", "[::]:0")  # every address of the device, any free port
+    interfaces: tuple[str, ...] = ()  # mDNS on all of them
+    bootstrap: Mapping[PeerId, tuple[str, ...]] = field(default_factory=dict)
+    pace: membership.Config = field(default_factory=membership.Config)
+
+
+class Mesh:
+    """One node's place in its mesh: who is present, what everybody says, and calls to them."""
+
+    def __init__(
+        self, identity: Identity, admission: Admission, store: RecordStore, invites: InviteBook, config: MeshConfig
+    ) -> None:
+        self.identity = identity
+        self.me = identity.peer_id
+        self.store = store
+        self.invites = invites
+        self.refusals: dict[PeerId, str] = {}  # who refused us or whom we refused, and why
+        self.calls = Calls(admission.me, admit=self._admitted, connection_to=self._connection_to, offend=self._offended)
+        self.on_absent: list[Callable[[PeerId], None]] = []
+        self.on_invite_used: Callable[[], None] = lambda: None
+        self._admission = admission
+        self._config = config
+        self._members = membership.Membership(self.me, random.Random(secrets.randbits(64)), config.pace)
+        self._greeted: dict[PeerId, trio.Event] = {}
+        self._changed = trio.Event()
+        self._closing = False
+        self._transport: Transport
+        self._nursery: trio.Nursery
+        self.calls.serve(
+            Method(name="mesh.exchange", needs="mesh", takes=Digest, handler=self._answer_exchange),
+            Method(name="mesh.push", needs="mesh", takes=Delta, handler=self._answer_push),
+        )
+
+    @property
+    def present(self) -> frozenset[PeerId]:
+        """The other members that are connected now."""
+        return frozenset(self._members.present)
+
+    @property
+    def root(self) -> PeerId:
+        """The mesh itself: the name of its root key."""
+        return self._admission.root
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return self._transport.addresses
+
+    def authority(self, peer: PeerId) -> Authority:
+        return self._admission.authority(peer)
+
+    # -- the picture ------------------------------------------------------------------------------------------------
+
+    def publish(self, kind: str, name: str, value: Message, *, durable: bool = False) -> Record:
+        """State something about this node to all."""
+        record = self.store.publish(kind, name, value, durable=durable)
+        self._push([record])
+        return record
+
+    def withdraw(self, kind: str, name: str) -> None:
+        """Take a statement back."""
+        if (record := self.store.withdraw(kind, name)) is not None:
+            self._push([record])
+
+    def live(self, kind: str, value: type[T]) -> list[tuple[Record, T]]:
+        """Return what members that are here say of one kind; a record whose value does not parse is passed over."""
+        found = []
+        for record in self.store.live(kind, self._members.present):
+            try:
+                found.append((record, record.value(value)))
+            except PeerError as error:
+                log.warning("%s published a bad %s record: %s", short(record.owner), kind, error)
+        return found
+
+    @property
+    def changed(self) -> trio.Event:
+        """Set at the next change of the picture or of who is present. Take it *before* looking, then wait for it."""
+        return self._changed
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _push(self, records: Sequence[Record]) -> None:
+        self._notify()
+        delta = self._delta(records)
+        for peer in sorted(self._members.present):
+            self._nursery.start_soon(self._push_to, peer, delta)
+
+    async def _push_to(self, peer: PeerId, delta: Delta) -> None:
+        try:
+            await self.calls.call(peer, "mesh.push", delta, Empty, timeout_s=_EXCHANGE_TIMEOUT_S)
+        except LeptonError as error:  # the next exchange repeats it
+            log.debug("push to %s: %s", short(peer), error)
+
+    def _delta(self, records: Sequence[Record], digest: Digest | None = None) -> Delta:
+        return Delta(
+            records=tuple(record.signed for record in records),
+            chains=self._admission.chains({record.owner for record in records}),
+            digest=digest,
+        )
+
+    async def _answer_exchange(self, call: Incoming[Digest]) -> Answer[Delta]:
+        return Answer(self._delta(self.store.newer_than(call.message), self.store.digest()))
+
+    async def _answer_push(self, call: Incoming[Delta]) -> Answer[Empty]:
+        self._merge(call.message)
+        return Answer(Empty())
+
+    def _merge(self, delta: Delta) -> int:
+        self._admission.learn(delta.chains, time.time())
+        new = self.store.merge(delta.records, known=self._admission.knows)
+        if new:
+            self._notify()
+        return len(new)
+
+    async def _exchange(self, peer: PeerId) -> None:
+        ok = True
+        try:
+            with trio.fail_after(_EXCHANGE_TIMEOUT_S):
+                while await self._exchange_once(peer):
+                    pass
+        except (LeptonError, trio.TooSlowError) as error:
+            log.debug("exchange with %s: %s", short(peer), error)
+            ok = False
+        self._note(membership.Exchanged(peer, ok))
+
+    async def _exchange_once(self, peer: PeerId) -> bool:
+        """Reconcile one message each way; true while either side got something and may lack more."""
+        got = (await self.calls.call(peer, "mesh.exchange", self.store.digest(), Delta)).message
+        merged = self._merge(got)
+        if got.digest is None:
+            msg = f"{short(peer)} answered an exchange without a digest."
+            raise PeerError(msg)
+        lacking = self.store.newer_than(got.digest)
+        if lacking:
+            await self.calls.call(peer, "mesh.push", self._delta(lacking), Empty)
+        return merged > 0 and len(got.records) == limits.RECORDS_PER_DELTA_MAX
+
+    # -- invites ----------------------------------------------------------------------------------------------------
+
+    def invite(self, mesh_name: str, *, role: str, uses: int, lifetime_s: float) -> Invite:
+        """Open an invite that this node will honour. Raises Refused or UsageError with the reason."""
+        return self.invites.give(
+            mesh_name,
+            self._admission.root,
+            held=self._admission.me.capabilities,
+            role=role,
+            uses=uses,
+            now=time.time(),
+            lifetime_s=lifetime_s,
+            secret=secrets.token_bytes(16),
+        )
+
+    async def _serve_join(self, stream: Stream) -> None:
+        ask = unpack((await receive_frame(stream, body_bytes_max=0)).header, JoinAsk)
+        held = self.invites.holds(ask.hint)
+        chain = self._admission.chains([self.me])[self.me] if held else ()
+        await _say(stream, JoinHeld(held=held, chain=chain))
+        if not held:
+            return
+        shown = unpack((await receive_frame(stream, body_bytes_max=0)).header, JoinSecret)
+        try:
+            grant = self.invites.redeem(
+                ask.hint,
+                shown.secret,
+                stream.peer_id,
+                issuer=self.identity,
+                now=time.time(),
+                serial=secrets.token_bytes(16),
+            )
+        except Refused as error:
+            self._refuse(stream.peer_id, str(error))
+            await _say(stream, JoinGranted(refused=str(error)))
+            return
+        self.on_invite_used()
+        log.info("%s joined with an invite of this node", short(stream.peer_id))
+        await _say(stream, JoinGranted(chain=(*chain, grant)))
+
+    # -- admission --------------------------------------------------------------------------------------------------
+
+    async def _on_connection(self, connection: Connection) -> None:
+        """Greet whom we dialled; give whom we did not a while to greet us."""
+        peer = connection.peer_id
+        if not connection.initiator:
+            with trio.move_on_after(limits.HANDSHAKE_TIMEOUT_S):
+                await connection.closed.wait()
+            if not connection.closed.is_set() and peer not in self._members.present:
+                self._refuse(peer, f"{short(peer)} connected and showed no grant.")
+                await connection.aclose()
+        await connection.closed.wait()
+        if self._transport.connections.get(peer) in {None, connection} and peer in self._members.present:
+            self._note(membership.Disconnected(peer))
+            for listener in self.on_absent:
+                listener(peer)
+
+    async def _greet(self, connection: Connection) -> None:
+        """Say hello on a connection that we dialled. Raises Refused, PeerError or LinkError."""
+        peer = connection.peer_id
+        greeted = self._greeted.setdefault(peer, trio.Event())
+        try:
+            with trio.fail_after(limits.HANDSHAKE_TIMEOUT_S):
+                stream = await connection.open_stream(HELLO)
+                async with stream:
+                    await _say(stream, Hello(chain=self._admission.chains([self.me])[self.me]))
+                    answer = unpack((await receive_frame(stream, body_bytes_max=0)).header, HelloAnswer)
+            if answer.refused:
+                raise Refused(answer.refused)
+            self._admission.admit(peer, answer.chain, time.time())
+        except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            msg = f"{short(peer)} did not answer the greeting."
+            raise LinkError(msg) from error
+        finally:
+            greeted.set()
+            self._greeted.pop(peer, None)
+        self._welcome(peer)
+
+    async def _serve_hello(self, stream: Stream) -> None:
+        peer = stream.peer_id
+        hello = unpack((await receive_frame(stream, body_bytes_max=0)).header, Hello)
+        try:
+            self._admission.admit(peer, hello.chain, time.time())
+        except Refused as error:
+            self._refuse(peer, str(error))
+            await _say(stream, HelloAnswer(refused=str(error)))
+            await stream.send_eof()
+            await trio.sleep(_BYE_S)
+            await self._hang_up(peer)
+            return
+        await _say(stream, HelloAnswer(chain=self._admission.chains([self.me])[self.me]))
+        self._welcome(peer)
+
+    async def _admitted(self, peer: PeerId) -> Authority:
+        """Return a caller's authority. Raises Refused unless its hello was accepted."""
+        if (greeted := self._greeted.get(peer)) is not None:  # its call may overtake its answer to our hello
+            with trio.move_on_after(limits.HANDSHAKE_TIMEOUT_S):
+                await greeted.wait()
+        if peer not in self._members.present:
+            msg = f"{short(peer)} called before it showed a grant of this mesh."
+            raise Refused(msg)
+        return self._admission.authority(peer)
+
+    def _welcome(self, peer: PeerId) -> None:
+        self.refusals.pop(peer, None)
+        self._note(membership.Connected(peer))
+
+    def _refuse(self, peer: PeerId, reason: str) -> None:
+        log.warning("refused %s: %s", short(peer), reason)
+        if len(self.refusals) >= limits.STRANGERS_MAX:
+            self.refusals.pop(next(iter(self.refusals)))
+        self.refusals[peer] = reason
+
+    def _offended(self, peer: PeerId, reason: str) -> None:
+        self._refuse(peer, reason)
+        self._nursery.start_soon(self._hang_up, peer)
+
+    async def _hang_up(self, peer: PeerId) -> None:
+        if (connection := self._transport.connections.get(peer)) is not None:
+            await connection.aclose()
+
+    def _connection_to(self, peer: PeerId) -> Connection:
+        connection = self._transport.connections.get(peer)
+        if connection is None or peer not in self._members.present:
+            msg = f"{short(peer)} is not connected."
+            raise LinkError(msg)
+        return connection
+
+    # -- driving the membership machine -----------------------------------------------------------------------------
+
+    def _note(self, event: membership.Event) -> None:
+        """Hand the machine an event at once, so that what it knows is never behind what a caller sees."""
+        if self._closing:
+            return
+        before = set(self._members.present)
+        for effect in self._members.handle(event, trio.current_time()):
+            match effect:
+                case membership.Dial(peer, addresses):
+                    self._nursery.start_soon(self._dial, peer, addresses)
+                case membership.Exchange(peer):
+                    self._nursery.start_soon(self._exchange, peer)
+                case membership.Drop(peer, reason):
+                    log.warning("dropping %s: it %s", short(peer), reason)
+                    self._nursery.start_soon(self._hang_up, peer)
+        if before != self._members.present:
+            self._notify()
+
+    async def _tick(self) -> None:
+        while True:
+            await trio.sleep_until(self._members.deadline)
+            self._note(membership.Expired())
+
+    async def _dial(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        try:
+            connection = await self._transport.dial(peer, addresses, timeout_s=limits.DIAL_TIMEOUT_S)
+            if not connection.initiator:  # it dialled us meanwhile, and greets
+                return
+            try:
+                await self._greet(connection)
+            except LeptonError:
+                await connection.aclose()
+                raise
+        except LeptonError as error:
+            refused = isinstance(error, Refused | PeerError)
+            if refused:
+                self._refuse(peer, str(error))
+            log.debug("dialling %s: %s", short(peer), error)
+            self._note(membership.DialFailed(peer, refused=refused))
+
+    async def _hear(self, hints: trio.MemoryReceiveChannel[Hint]) -> None:
+        async for hint in hints:
+            self._note(membership.Hinted(hint.peer, hint.addresses))
+
+    def _bounded(self, handler: StreamHandler) -> StreamHandler:
+        """Give a handler of strangers' streams its deadline, and make what they break cost them the connection."""
+
+        async def handle(stream: Stream) -> None:
+            try:
+                with trio.fail_after(limits.HANDSHAKE_TIMEOUT_S):
+                    await handler(stream)
+            except (PeerError, trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                self._offended(stream.peer_id, f"{short(stream.peer_id)} broke off {stream.protocol}: {error}")
+
+        return handle
+
+
+async def _say(stream: Stream, message: Message) -> None:
+    for piece in encode(pack(message)):
+        await stream.send_all(piece)
+
+
+@asynccontextmanager
+async def open_mesh(
+    identity: Identity,
+    credentials: Credentials,
+    store: RecordStore,
+    invites: InviteBook,
+    config: MeshConfig,
+) -> AsyncIterator[Mesh]:
+    """Be a member until the block ends: listen, announce, find the others.
+
+    Raises Refused when the own grant does not hold, UsageError when a port is taken or an interface is missing.
+    """
+    admission = Admission(credentials, identity.peer_id, time.time())
+    mesh = Mesh(identity, admission, store, invites, config)
+    handlers = {
+        CALLS: mesh.calls.answer,
+        HELLO: mesh._bounded(mesh._serve_hello),  # noqa: SLF001
+        JOIN: mesh._bounded(mesh._serve_join),  # noqa: SLF001
+    }
+    async with (
+        open_transport(identity, config.listen, on_connection=mesh._on_connection, handlers=handlers) as transport,  # noqa: SLF001
+        trio.open_nursery() as nursery,
+    ):
+        mesh._transport, mesh._nursery = transport, nursery  # noqa: SLF001
+        port = int(transport.addresses[0].rpartition("/")[2])
+        said = Announcement(identity.peer_id, port, config.interfaces or local_addresses())
+        async with open_discovery(credentials.root, interfaces=config.interfaces, announce=said) as hints:
+            nursery.start_soon(mesh._hear, hints)  # noqa: SLF001
+            nursery.start_soon(mesh._tick)  # noqa: SLF001
+            for peer, addresses in config.bootstrap.items():
+                mesh._note(membership.Hinted(peer, tuple(addresses)))  # noqa: SLF001
+            try:
+                yield mesh
+            finally:
+                mesh._closing = True  # noqa: SLF001
+                nursery.cancel_scope.cancel()

@@ -1,0 +1,101 @@
+"""What a node's owner decides: where it listens, what it may use, which data it learns from. Parsed once, at the edge."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from ..mesh.errors import UsageError
+from ..mesh.messages import NAME_PATTERN
+
+_UNITS: Final = {
+    "b": 1, "": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3,
+}  # fmt: skip
+_SIZE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+
+DataName = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+
+
+class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What this device gives to answering."""
+
+    # Weights that it may hold for serving, as in "18kB" or "2GiB"; empty: half of the machine's memory.
+    memory: str = ""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The file `node.toml` in a node's folder. Every key is optional."""
+
+    name: str = ""  # what people call this device; empty: the host's name
+    listen: tuple[str, ...] = ("0.0.0.0:0", "[::]:0")  # every address, any free port
+    interfaces: tuple[str, ...] = ()  # addresses of the interfaces for mDNS, and to announce; empty: all
+    serve: ServeConfig = ServeConfig()
+    data: dict[DataName, str] = {}  # noqa: RUF012 - msgspec copies it; data set name to file, relative to the folder
+
+    @property
+    def memory_bytes(self) -> int:
+        """Weights that may be held for serving, in bytes. Raises UsageError when the size does not read as one."""
+        return parse_size(self.serve.memory) if self.serve.memory else _half_of_memory()
+
+
+def parse_size(text: str) -> int:
+    """Read "18kB", "2 GiB" or "4096" as bytes. Raises UsageError."""
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2].lower() not in _UNITS:
+        msg = f"{text!r} is not a size; write a number and B, kB, MB, GB, KiB, MiB or GiB, as in '512MB'."
+        raise UsageError(msg)
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read `node.toml` if it is there; ``overrides`` (from the command line) win. Raises UsageError naming the key."""
+    found: dict[str, Any] = {}
+    if path.exists():
+        try:
+            found = tomllib.loads(path.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            msg = f"{path} is not a readable TOML file: {error}."
+            raise UsageError(msg) from error
+    config = _merged(found, overrides or {})
+    _check_keys(path, config, Config, "")
+    try:
+        return msgspec.convert(config, Config, strict=True)
+    except msgspec.ValidationError as error:
+        msg = f"{path}: {error}."
+        raise UsageError(msg) from error
+
+
+def _merged(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(found)
+    for key, value in overrides.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _check_keys(path: Path, found: Mapping[str, Any], kind: type[msgspec.Struct], prefix: str) -> None:
+    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in found.items():
+        if key not in fields:
+            raise UsageError(f"{path}: there is no key {prefix + key!r}.{did_you_mean(key, list(fields), prefix)}")
+        inner = fields[key]
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and isinstance(value, Mapping):
+            _check_keys(path, value, inner, f"{prefix}{key}.")
+
+
+def did_you_mean(key: str, valid: Sequence[str], prefix: str = "") -> str:
+    """Name the nearest valid spelling, or all of them: the end of an error's sentence."""
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean {prefix + near[0]!r}?"
+    return f" Valid here: {', '.join(prefix + name for name in valid)}."
+
+
+def _half_of_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total // 2)

@@ -1,0 +1,329 @@
+"""The shell that learns: one task on one node. Local steps in a thread, then an exchange through the averaging machine.
+
+Nobody coordinates: who takes part follows from the records, who exchanges with whom from a pure function of those.
+"""
+
+import logging
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import trio
+
+from ...gossip import messages as wire
+from ...gossip.averager import Averager
+from ...gossip.errors import BadContribution
+from ...gossip.events import Behind, Finished, PeerDown, Ready, Received, Report, Send
+from ...gossip.events import Expired as RoundExpired
+from ...mesh import limits, tensors
+from ...mesh.calls import Answer, Empty, Incoming
+from ...mesh.errors import LeptonError, PeerError, UsageError
+from ...mesh.identity import PeerId, short
+from ...mesh.mesh import Mesh
+from ...mesh.tensors import Array
+from ..models import Vector, check_spec, parameter_count
+from ..picture import TRAINER, TaskRecord, TrainerRecord
+from .checkpoint import Checkpoint, CheckpointStore
+from .data import Dataset
+from .messages import RoundMessage, State, StateWanted
+from .trainer import Metrics, Trainer, train_alone
+
+# Events of the averaging machine that wait while it is handled; a flood beyond is dropped, and the round goes on.
+_EVENTS_MAX = 1024
+_SEND_TIMEOUT_S = 20.0
+_PROGRESS_INTERVAL_S = 0.5  # records travel to everyone: two a second are enough for a live table
+_EVALUATE_INTERVAL_S = 0.5
+_CHECKPOINT_INTERVAL_S = 2.0
+_LEAVE_S = 1.0  # the last round's messages get this long to arrive before the task is called done
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where this node stands in a task, for its owner to see."""
+
+    task: str
+    state: str = "preparing"
+    round: int = 0
+    rounds: int = 0
+    members: int = 1
+    samples: int = 0
+    accuracy: float | None = None
+    accuracy_alone: float | None = None
+    loss: float | None = None
+    bytes_sent: int = 0
+    deadline_misses: int = 0
+    refusals: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    reason: str = ""
+
+
+class Learner:
+    """One node's part in one task."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        name: str,
+        task: TaskRecord,
+        dataset: Dataset,
+        checkpoints: CheckpointStore,
+        *,
+        on_trained: Callable[[Trainer], Awaitable[None]],
+    ) -> None:
+        """Raises UsageError when the data does not fit the task's model."""
+        check_spec(task.spec)
+        self.name = name
+        self.task = task
+        self.progress = Progress(name, rounds=task.rounds, samples=len(dataset.y))
+        self._mesh = mesh
+        self._dataset = dataset
+        self._checkpoints = checkpoints
+        self._on_trained = on_trained
+        self._trainer = Trainer(task.spec, dataset, task.settings)
+        self._round = 0
+        self._shared: Vector | None = None  # what a joiner may take: the model as of the last finished round
+        self._events_in, self._events = trio.open_memory_channel[object](_EVENTS_MAX)
+        self._averager: Averager
+        self._nursery: trio.Nursery
+        self._told_at = self._evaluated_at = self._saved_at = -np.inf
+        self._counted_misses = 0
+
+    # -- what peers ask -----------------------------------------------------------------------------------------------
+
+    def take_message(self, call: Incoming[RoundMessage]) -> Answer[Empty]:
+        """Hand a peer's message of a round to the machine. Raises PeerError when it is malformed."""
+        try:
+            payload = _payload(call.arrays)
+            event = Received(call.caller, wire.unpack(call.message.header, payload))
+        except BadContribution as error:
+            raise PeerError(str(error)) from error
+        self._event(event)
+        return Answer(Empty())
+
+    def give_state(self, call: Incoming[StateWanted]) -> Answer[State]:
+        """Give a joiner the model to begin with. Raises UsageError while there is none of this version."""
+        if self._shared is None or call.message.version != self.task.version:
+            msg = f"This node has no model of {self.name!r} to give yet."
+            raise UsageError(msg)
+        return Answer(State(round=self._round), [self._shared])
+
+    def peer_left(self, peer: PeerId) -> None:
+        self._event(PeerDown(peer))
+
+    def _event(self, event: object) -> None:
+        try:
+            self._events_in.send_nowait(event)
+        except trio.WouldBlock:
+            log.warning("a message of %s was dropped: %d wait already", self.name, _EVENTS_MAX)
+
+    # -- the task -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Take part until the budget is used up. Raises LeptonError when this node cannot go on."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._tell("preparing", force=True)
+            self._resume()
+            await self._train_alone()
+            self._tell("ready", force=True)
+            await self._gather()
+            await self._join()
+            self._averager = self._new_averager()
+            while self._round < self.task.rounds:
+                await self._one_round()
+            await self._finish()
+            nursery.cancel_scope.deadline = trio.current_time() + _LEAVE_S
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint of this version of the task, if there is one."""
+        loaded = self._checkpoints.load_latest()
+        if loaded is None:
+            return
+        for note in loaded.skipped:
+            log.warning("task %s: %s; using the one before it", self.name, note)
+            self.progress.notes.append(note)
+        self._trainer.restore(loaded.checkpoint.vector, loaded.checkpoint.trainer_state)
+        self._round = loaded.checkpoint.round + 1
+        self._shared = loaded.checkpoint.vector
+        log.info("task %s goes on after round %d", self.name, loaded.checkpoint.round)
+
+    async def _train_alone(self) -> None:
+        if self.task.baseline and self._round == 0:
+            steps = self.task.rounds * self.task.settings.local_steps
+            self.progress.accuracy_alone = await trio.to_thread.run_sync(self._accuracy_alone, steps)
+
+    def _accuracy_alone(self, steps: int) -> float:
+        return train_alone(self.task.spec, self._dataset, self.task.settings, steps).evaluate().accuracy
+
+    async def _gather(self) -> None:
+        """Wait until as many are ready as the task asks for, or for as long as it says; nobody waits for a late one."""
+        with trio.move_on_after(self.task.start_wait_s):
+            while True:
+                changed = self._mesh.changed
+                records = self._records()
+                begun = any(record.state == "training" for record in records.values())
+                if begun or self._round > 0 or len(self._members(records)) >= self.task.members_min:
+                    return
+                await changed.wait()
+
+    async def _join(self) -> None:
+        """Take the model of whoever is furthest, if the others are under way: a random one would pull the mean down."""
+        records = self._records()
+        ahead = sorted(
+            ((record.round, peer) for peer, record in records.items() if peer != self._mesh.me and record.round > self._round),
+            reverse=True,
+        )
+        for _, peer in ahead:
+            if await self._adopt_from(peer):
+                return
+
+    async def _adopt_from(self, peer: PeerId) -> bool:
+        try:
+            answer = await self._mesh.calls.call(
+                peer, "train.state", StateWanted(version=self.task.version), State, scope=self.name
+            )
+            if len(answer.arrays) != 1:
+                return False
+            shape = (parameter_count(self.task.spec),)
+            vector = tensors.require(answer.arrays[0], dtype="float32", shape=shape, what="the model of a peer")
+        except LeptonError as error:
+            log.info("task %s: no model from %s: %s", self.name, short(peer), error)
+            return False
+        if answer.message.round <= self._round:
+            return False
+        self._trainer.adopt(np.array(vector, dtype=np.float32))
+        self._round = answer.message.round
+        log.info("task %s: took the model of %s, round %d", self.name, short(peer), self._round)
+        return True
+
+    def _new_averager(self) -> Averager:
+        return Averager(
+            self._mesh.me,
+            self.name,
+            mesh=self._mesh.root.encode(),
+            dimension=parameter_count(self.task.spec),
+            codec_name=self.task.codec,
+            group_size=self.task.group_size,
+            rng_seed=self.task.settings.seed,
+            first_round=self._round,
+        )
+
+    # -- one round ----------------------------------------------------------------------------------------------------
+
+    async def _one_round(self) -> None:
+        loss = await trio.to_thread.run_sync(self._trainer.run_steps, self.task.settings.local_steps)
+        self.progress.loss = loss
+        self._tell("training")
+        members = tuple(sorted(self._members(self._records())))
+        self.progress.members = len(members)
+        ready = Ready(self._round, self._trainer.vector(), float(self._trainer.samples), members)
+        behind = await self._apply(self._averager.handle(ready, trio.current_time()))
+        while self._averager.running and behind is None:
+            event: object = RoundExpired()
+            with trio.move_on_at(self._averager.deadline):
+                event = await self._events.receive()
+            behind = await self._apply(self._averager.handle(event, trio.current_time()))  # type: ignore[arg-type]
+        if behind is not None and await self._adopt_from(PeerId(behind.peer)):
+            self._averager = self._new_averager()
+
+    async def _apply(self, effects: list[Send | Finished | Behind]) -> Behind | None:
+        behind = None
+        for effect in effects:
+            match effect:
+                case Send(peer, message):
+                    self._nursery.start_soon(self._send, PeerId(peer), message)
+                case Finished(round_, vector, report):
+                    await self._finished(round_, vector, report)
+                case Behind():
+                    behind = effect
+        return behind
+
+    async def _send(self, peer: PeerId, message: wire.Message) -> None:
+        header, payload = wire.pack(message)
+        array = np.frombuffer(payload, dtype=np.uint8)
+        try:
+            await self._mesh.calls.call(
+                peer, "train.round", RoundMessage(header=header), Empty, scope=self.name, arrays=[array],
+                timeout_s=_SEND_TIMEOUT_S,
+            )  # fmt: skip
+            self.progress.bytes_sent += len(header) + array.nbytes
+        except LeptonError as error:
+            log.debug("task %s: nothing reached %s: %s", self.name, short(peer), error)
+
+    async def _finished(self, round_: int, vector: Vector, report: Report) -> None:
+        self._trainer.adopt(vector)
+        self._shared = vector
+        self._round = round_ + 1
+        self.progress.round = self._round
+        self.progress.deadline_misses += len({absence.peer for absence in report.missing})
+        for refusal in report.refused:
+            text = f"round {round_}: {short(refusal.peer)}'s {refusal.what} was refused: {refusal.why}"
+            log.warning("task %s, %s", self.name, text)
+            self.progress.refusals = [*self.progress.refusals[-19:], text]
+        now, last = trio.current_time(), self._round == self.task.rounds
+        if last or now - self._evaluated_at >= _EVALUATE_INTERVAL_S:
+            self._evaluated_at = now
+            self._note(await trio.to_thread.run_sync(self._trainer.evaluate))
+        if last or now - self._saved_at >= _CHECKPOINT_INTERVAL_S:
+            self._saved_at = now
+            checkpoint = Checkpoint(round=round_, vector=vector, trainer_state=self._trainer.state())
+            await trio.to_thread.run_sync(self._checkpoints.save, checkpoint)
+
+    async def _finish(self) -> None:
+        if self.progress.accuracy is None:
+            self._note(await trio.to_thread.run_sync(self._trainer.evaluate))
+        await self._on_trained(self._trainer)
+        self._tell("done", force=True)
+
+    def _note(self, metrics: Metrics) -> None:
+        self.progress.accuracy = metrics.accuracy
+
+    # -- the picture --------------------------------------------------------------------------------------------------
+
+    def _records(self) -> dict[PeerId, TrainerRecord]:
+        return {
+            record.owner: trainer
+            for record, trainer in self._mesh.live(TRAINER, TrainerRecord)
+            if record.name == self.name and trainer.version == self.task.version
+        }
+
+    def _members(self, records: dict[PeerId, TrainerRecord]) -> set[PeerId]:
+        """Return who takes part now: oneself, and whoever is here, permitted and neither preparing nor done."""
+        return {self._mesh.me} | {
+            peer
+            for peer, record in records.items()
+            if record.state in {"ready", "training"} and self._mesh.authority(peer).allows(f"train:{self.name}")
+        }
+
+    def _tell(self, state: str, *, force: bool = False) -> None:
+        now = trio.current_time()
+        force = force or state != self.progress.state
+        self.progress.state = state
+        self.progress.round = self._round
+        if not force and now - self._told_at < _PROGRESS_INTERVAL_S:
+            return
+        self._told_at = now
+        said = self.progress
+        record = TrainerRecord(
+            state=said.state,  # type: ignore[arg-type]
+            version=self.task.version,
+            round=self._round,
+            samples=said.samples,
+            accuracy=said.accuracy,
+            accuracy_alone=said.accuracy_alone,
+            loss=said.loss,
+            bytes_sent=said.bytes_sent,
+            deadline_misses=said.deadline_misses,
+            reason=said.reason[: limits.KIB],
+        )
+        self._mesh.publish(TRAINER, self.name, record)
+
+
+def _payload(arrays: list[Array]) -> memoryview:
+    if len(arrays) != 1 or arrays[0].dtype != np.uint8 or arrays[0].ndim != 1:
+        msg = "a round's message carries one row of bytes beside its header"
+        raise BadContribution(msg)
+    return tensors.buffer_of(arrays[0])

@@ -1,0 +1,89 @@
+"""What nodes say in their records, and how to read a whole picture out of them. Pure: records in, decisions' inputs out."""
+
+from collections.abc import Iterable
+from typing import Annotated, Final, Literal, TypeVar
+
+import msgspec
+
+from ..mesh.messages import Message, Name, Natural, Sha256, Text
+from ..mesh.records import Record
+from .learning.trainer import TrainSettings
+from .models import ModelSpec
+
+PROFILE: Final = "profile"
+MODEL: Final = "model"
+STAGE: Final = "stage"
+TASK: Final = "task"
+TRAINER: Final = "trainer"
+
+T = TypeVar("T")
+
+
+class Profile(Message, frozen=True, kw_only=True):
+    """What a device is and offers (record name: 'self')."""
+
+    device: Text
+    memory_bytes: Natural  # weights that it may hold for serving
+    data: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()  # names only; nothing of what is in them
+
+
+class ModelRecord(Message, frozen=True, kw_only=True):
+    """A model that ought to be served (durable; record name: the model's). Equal names: the highest version counts."""
+
+    spec: ModelSpec
+    version: Natural
+    layers: Annotated[tuple[Sha256, ...], msgspec.Meta(min_length=1, max_length=256)]
+    copies: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
+
+
+class StageRecord(Message, frozen=True, kw_only=True):
+    """A run of layers that its owner has loaded and serves (record name: the model's)."""
+
+    version: Natural
+    first: Natural
+    end: Natural
+
+
+class TaskRecord(Message, frozen=True, kw_only=True):
+    """A training task (durable; record name: the task's, which is also that of the model it makes)."""
+
+    spec: ModelSpec
+    settings: TrainSettings
+    data: Name
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    codec: Annotated[str, msgspec.Meta(max_length=32)] = "int8"
+    group_size: Annotated[int, msgspec.Meta(ge=2, le=64)] = 8
+    members_min: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1  # round 0 begins when as many are ready, or
+    start_wait_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 30.0  # when this has passed
+    baseline: bool = False  # each node also trains alone, to show what its own data could teach it
+    copies: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
+    version: Natural
+
+
+class TrainerRecord(Message, frozen=True, kw_only=True):
+    """Where one node stands in a task (record name: the task's)."""
+
+    state: Literal["preparing", "ready", "training", "done", "failed"]
+    version: Natural  # of the task
+    round: Natural = 0
+    samples: Natural = 0
+    accuracy: float | None = None
+    accuracy_alone: float | None = None
+    loss: float | None = None
+    bytes_sent: Natural = 0
+    deadline_misses: Natural = 0
+    reason: Text = ""
+
+
+def newest(records: Iterable[tuple[Record, T]]) -> dict[str, tuple[Record, T]]:
+    """Of records with equal names keep the one with the highest version, then owner: every node picks the same."""
+    best: dict[str, tuple[Record, T]] = {}
+    for record, value in records:
+        known = best.get(record.name)
+        if known is None or _rank(record, value) > _rank(*known):
+            best[record.name] = (record, value)
+    return best
+
+
+def _rank(record: Record, value: object) -> tuple[int, str]:
+    return (getattr(value, "version", 0), record.owner)
