@@ -3,8 +3,8 @@
 Which samples make up step t is a pure function of (seed, t). So a trainer's whole state is its parameters, its momentum
 and a step count: there is no random state to carry, and two runs on one machine give the same bits.
 
-The update is written out instead of taken from `torch.optim`: three lines, and importing that package pulls in torch's
-compiler, seconds and over 100 MB on a small device.
+The update is written out instead of taken from `torch.optim`: it is three lines, and making an optimizer of torch 2.13
+imports its compiler, measured at 1 s and 75 MB on a desktop.
 """
 
 from dataclasses import dataclass
