@@ -1,0 +1,56 @@
+"""What the members of one exchange must agree on, to the letter, before their numbers may be added up."""
+
+from dataclasses import dataclass
+
+from .codecs import codec
+from .errors import BadSetup
+from .groups import balanced
+from .hashing import digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """The terms of one exchange. Part j of the vector, a contiguous slice, is averaged by member j, its owner.
+
+    `mesh` names the mesh, `members` is the sorted group, `dimension` the number of parameters, `codec` a codec's name.
+    """
+
+    mesh: bytes
+    task: str
+    round: int
+    members: tuple[str, ...]
+    dimension: int
+    codec: str
+
+    def __post_init__(self) -> None:
+        """Check what a caller may have got wrong.
+
+        Raises:
+            BadSetup: the members are not sorted, or some occur twice, or there are none.
+            UnknownCodec: there is no such codec.
+        """
+        if not self.members or list(self.members) != sorted(set(self.members)):
+            raise BadSetup(f"members must be one or more, sorted, each once: got {list(self.members)}")
+        codec(self.codec)
+
+    @property
+    def context(self) -> bytes:
+        """A digest of all terms: messages with another context come from another view and are not for this round."""
+        numbers = (self.round.to_bytes(8, "big"), self.dimension.to_bytes(8, "big"))
+        names = (self.task.encode(), self.codec.encode(), *(member.encode() for member in self.members))
+        return digest("lepton-round", self.mesh, *numbers, *names)
+
+    @property
+    def parts(self) -> tuple[slice, ...]:
+        """Which slice of the vector each member owns; some are empty where parameters are fewer than members."""
+        return balanced(self.dimension, len(self.members))
+
+    def part_of(self, member: str) -> int:
+        """Return the number of the part that `member` owns.
+
+        Raises:
+            BadSetup: it is not one of the members.
+        """
+        if member not in self.members:
+            raise BadSetup(f"{member} is not in the group of round {self.round}: {', '.join(self.members)}")
+        return self.members.index(member)
