@@ -1,6 +1,6 @@
 """What does one device do? Models, shards, learning, the command line and the embedding API.
 
-    from lepton.node import Node
+from lepton.node import Node
 """
 
 from typing import TYPE_CHECKING

@@ -28,7 +28,9 @@ def write_whole(path: Path, data: bytes) -> None:
             raise
         sync_folder(path.parent)
     except OSError as error:
-        raise LeptonError(f"{path}: cannot be written: {error.strerror or error}; free space or mend permissions") from error
+        raise LeptonError(
+            f"{path}: cannot be written: {error.strerror or error}; free space or mend permissions"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

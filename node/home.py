@@ -1,14 +1,13 @@
 """One device's data folder: identity, credentials, open invites, records, blobs. Everything secret is mode 0600.
 
-    identity.key    the node's seed, with a checksum       mesh.json      which mesh, and the chain of grants
-    root.key        only where the mesh was made           invites.json   invites given and not yet used
-    records.msgpack durable records                        state.json     how often the node has started
-    blobs/          weights by hash                        tasks/NAME/    checkpoints
-    node.toml       the configuration                      lock           held while a node runs
+identity.key    the node's seed, with a checksum       mesh.json      which mesh, and the chain of grants
+root.key        only where the mesh was made           invites.json   invites given and not yet used
+records.msgpack durable records                        state.json     how often the node has started
+blobs/          weights by hash                        tasks/NAME/    checkpoints
+node.toml       the configuration                      lock           held while a node runs
 """
 
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -23,7 +22,7 @@ import msgspec
 
 from ..mesh.admission import Credentials
 from ..mesh.errors import LeptonError, PeerError, UsageError
-from ..mesh.grants import GRANT_LIFETIME_S, ROLES, Grant, authority_of, issue
+from ..mesh.grants import GRANT_LIFETIME_S, ROLES, Grant, issue
 from ..mesh.identity import Identity, PeerId, public_key_of
 from ..mesh.invites import InviteBook, OpenInvite
 from ..mesh.messages import NAME_PATTERN
@@ -119,9 +118,7 @@ class Home:
     def save_credentials(self, credentials: Credentials) -> None:
         """Keep what makes this node a member. Raises UsageError when it is a member of another mesh."""
         self._require_no_mesh()
-        self._write_json(
-            "mesh.json", _SavedMesh(credentials.mesh_name, credentials.root, credentials.chain)
-        )
+        self._write_json("mesh.json", _SavedMesh(credentials.mesh_name, credentials.root, credentials.chain))
 
     def credentials(self) -> Credentials:
         """Return what makes this node a member. Raises UsageError when it is none."""
@@ -218,4 +215,6 @@ class Home:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, error: Exception) -> UsageError:
-        return UsageError(f"The file {self._file(name)} is damaged ({error}). Restore it from a backup or move it away.")
+        return UsageError(
+            f"The file {self._file(name)} is damaged ({error}). Restore it from a backup or move it away."
+        )

@@ -1,8 +1,8 @@
 """The node: one device's place in a mesh, and what a program can do with it. The embedding API.
 
-    async with Node("~/.lepton") as node:
-        result = await node.train("digits", data="digits", model="mlp", rounds=60)
-        probabilities = await node.predict("digits", x)
+async with Node("~/.lepton") as node:
+    result = await node.train("digits", data="digits", model="mlp", rounds=60)
+    probabilities = await node.predict("digits", x)
 """
 
 import logging
@@ -21,9 +21,9 @@ import trio
 from ..gossip.codecs import codec
 from ..gossip.errors import UnknownCodec
 from ..mesh.calls import Answer, Empty, Incoming, Method
-from ..mesh.errors import LeptonError, LinkError, Refused, UsageError
+from ..mesh.errors import LeptonError, LinkError, UsageError
 from ..mesh.grants import allows
-from ..mesh.identity import PeerId, short
+from ..mesh.identity import PeerId
 from ..mesh.mesh import Mesh, MeshConfig, open_mesh
 from ..mesh.messages import Name
 from ..mesh.records import Record, RecordStore
@@ -33,12 +33,12 @@ from .home import Home
 from .inference.serving import Serving
 from .inference.session import Config as SessionConfig
 from .learning.checkpoint import CheckpointStore
-from .learning.data import Dataset, load_data
+from .learning.data import DataFile, Dataset, data_file
 from .learning.learner import Learner, Progress
 from .learning.messages import RoundMessage, State, StateWanted
 from .learning.trainer import Trainer, TrainSettings, settings_for
 from .models import ModelSpec, build, check_spec, load_vector
-from .picture import MODEL, PROFILE, TASK, TRAINER, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
+from .picture import PROFILE, TASK, TRAINER, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 
 _SAVE_INTERVAL_S: Final = 2.0
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -78,11 +78,12 @@ class Node:
         """
         self.home = Home(home)
         self.config = config or load_config(self.home.path / "node.toml", overrides)
-        self._datasets: dict[str, Dataset | Path] = {
-            name: self.home.path / path for name, path in self.config.data.items()
+        self._datasets: dict[str, Dataset | DataFile] = {
+            name: data_file(text, self.home.path) for name, text in self.config.data.items()
         }
         for name, given in (data or {}).items():
-            self._datasets[name] = given if isinstance(given, Dataset) else Path(given)
+            _require_name(name, "data set")
+            self._datasets[name] = given if isinstance(given, Dataset) else data_file(str(given), Path())
         self._learners: dict[str, Learner] = {}
         self._stack = AsyncExitStack()
         self.mesh: Mesh
@@ -110,15 +111,17 @@ class Node:
     async def _running(self) -> AsyncIterator[None]:
         identity, credentials = self.home.identity(), self.home.credentials()
         memory_bytes = self.config.memory_bytes
-        for name, source in self._datasets.items():  # a wrong file is told now, not when a task comes
-            if isinstance(source, Path):
-                await trio.to_thread.run_sync(load_data, source)
-            log.debug("data set %s is there", name)
+        for source in self._datasets.values():  # a wrong file is told now, not when a task comes
+            if isinstance(source, DataFile):
+                await trio.to_thread.run_sync(source.load)
         with self.home.locked():
             store = RecordStore(identity, self.home.next_incarnation(), self.home.records())
             invites = self.home.invites()
             mesh_config = MeshConfig(listen=self.config.listen, interfaces=self.config.interfaces)
-            async with open_mesh(identity, credentials, store, invites, mesh_config) as mesh, trio.open_nursery() as nursery:
+            async with (
+                open_mesh(identity, credentials, store, invites, mesh_config) as mesh,
+                trio.open_nursery() as nursery,
+            ):
                 mesh.on_invite_used = lambda: self.home.save_invites(invites)
                 self.mesh, self._nursery, self._mesh_name = mesh, nursery, credentials.mesh_name
                 self.serving = Serving(mesh, BlobStore(self.home.folder("blobs")), memory_bytes, SessionConfig())
@@ -126,9 +129,7 @@ class Node:
                 mesh.publish(
                     PROFILE,
                     "self",
-                    Profile(
-                        device=self.device, memory_bytes=memory_bytes, data=tuple(sorted(self._datasets))
-                    ),
+                    Profile(device=self.device, memory_bytes=memory_bytes, data=tuple(sorted(self._datasets))),
                 )
                 nursery.start_soon(self.serving.run)
                 nursery.start_soon(self._follow_tasks)
@@ -208,8 +209,10 @@ class Node:
             if own is not None and own.state == "failed":
                 raise LeptonError(f"This node could not go on with {name!r}: {own.reason}")
             model = self.serving.models().get(name)
-            if model is not None and model.version >= version and all(
-                node.state in {"done", "failed"} for node in nodes.values()
+            if (
+                model is not None
+                and model.version >= version
+                and all(node.state in {"done", "failed"} for node in nodes.values())
             ):
                 rounds = max((node.round for node in nodes.values()), default=0)
                 return TrainResult(task=name, version=version, rounds=rounds, nodes=nodes)
@@ -246,8 +249,10 @@ class Node:
         if not have:
             known = sorted({other for profile in self._profiles().values() for other in profile.data})
             raise UsageError(f"No node that is here has a data set {data!r}.{did_you_mean(data, known)}")
-        spec = model if isinstance(model, ModelSpec) else self._spec(
-            data, model, hidden=hidden, hidden_activation=hidden_activation, classes=classes, seed=seed
+        spec = (
+            model
+            if isinstance(model, ModelSpec)
+            else self._spec(data, model, hidden=hidden, hidden_activation=hidden_activation, classes=classes, seed=seed)
         )
         check_spec(spec)
         try:
@@ -296,7 +301,7 @@ class Node:
         source = self._datasets[name]
         if isinstance(source, Dataset):
             return source
-        return load_data(source, classes=classes)
+        return source.load(classes)
 
     def _profiles(self) -> dict[PeerId, Profile]:
         return {record.owner: profile for record, profile in self.mesh.live(PROFILE, Profile)}
@@ -313,7 +318,12 @@ class Node:
             done = {name: model.version for name, model in self.serving.models().items()}
             for name, (record, task) in newest(self.mesh.live(TASK, TaskRecord)).items():
                 over = task.version <= max(done.get(name, 0), taken.get(name, 0))
-                if not over and task.data in self._datasets and allows(mine, f"train:{name}") and self._may_start(record):
+                if (
+                    not over
+                    and task.data in self._datasets
+                    and allows(mine, f"train:{name}")
+                    and self._may_start(record)
+                ):
                     taken[name] = task.version
                     self._nursery.start_soon(self._learn, name, record.owner, task)
             await changed.wait()
@@ -505,5 +515,3 @@ def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
-
-

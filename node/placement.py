@@ -60,7 +60,11 @@ def place(layer_bytes: Sequence[int], devices: Iterable[Device], *, copies: int)
 
 
 def _splits(layers: int, stages_max: int) -> Iterable[tuple[Run, ...]]:
-    inner = np.unique(np.linspace(1, layers - 1, min(_BOUNDARIES_MAX, layers - 1)).round().astype(int)) if layers > 1 else []
+    inner = (
+        np.unique(np.linspace(1, layers - 1, min(_BOUNDARIES_MAX, layers - 1)).round().astype(int))
+        if layers > 1
+        else []
+    )
     for count in range(1, min(stages_max, layers) + 1):
         for cuts in itertools.combinations([int(cut) for cut in inner], count - 1):
             bounds = (0, *cuts, layers)

@@ -1,11 +1,13 @@
 """Making a mesh and joining one: what a program does once per device, before its node runs."""
 
+import secrets
 import time
 from pathlib import Path
 
 from ..mesh.errors import UsageError
+from ..mesh.grants import authority_of
 from ..mesh.identity import PeerId
-from ..mesh.invites import read_code
+from ..mesh.invites import SECRET_BYTES, read_code
 from .config import load_config
 from .home import Home
 
@@ -13,6 +15,30 @@ from .home import Home
 def create_mesh(home: str | Path, name: str) -> PeerId:
     """Make a mesh whose root key stays in this folder; returns its id. Raises UsageError if the folder is in one."""
     return Home(home).create_mesh(name).root
+
+
+def open_invite(home: str | Path, *, role: str, uses: int, lifetime_s: float) -> str:
+    """Open an invite while no node runs in this folder; it is honoured once one does. Returns the code.
+
+    Raises UsageError when a node runs (ask it instead) or for bad values, Refused when this device may not invite.
+    """
+    folder = Home(home)
+    with folder.locked():
+        credentials, book, now = folder.credentials(), folder.invites(), time.time()
+        me = folder.identity().peer_id
+        held = authority_of(credentials.chain, root=credentials.root, subject=me, now=now).capabilities
+        invite = book.give(
+            credentials.mesh_name,
+            credentials.root,
+            held=held,
+            role=role,
+            uses=uses,
+            now=now,
+            lifetime_s=lifetime_s,
+            secret=secrets.token_bytes(SECRET_BYTES),
+        )
+        folder.save_invites(book)
+    return invite.code()
 
 
 async def join_mesh(home: str | Path, code: str, *, interfaces: tuple[str, ...] = (), timeout_s: float = 20.0) -> str:

@@ -8,7 +8,6 @@ import hashlib
 import logging
 import random
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +19,6 @@ from ...mesh.calls import Answer, Empty, Incoming, Method
 from ...mesh.errors import Busy, LeptonError, LinkError, PeerError, UsageError
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
-from ...mesh.messages import Sha256
 from ...mesh.tensors import Array
 from ..blobs import BlobStore, layer_blob, read_layer_blob
 from ..config import did_you_mean
@@ -159,9 +157,7 @@ class Serving:
     def plans(self) -> dict[str, Plan]:
         """Compute who should load what, for all models in the order of their names, from the picture alone."""
         memory = {record.owner: profile.memory_bytes for record, profile in self._mesh.live(PROFILE, Profile)}
-        stages = {
-            (record.name, record.owner): stage for record, stage in self._mesh.live(STAGE, StageRecord)
-        }
+        stages = {(record.name, record.owner): stage for record, stage in self._mesh.live(STAGE, StageRecord)}
         plans = {}
         for name, model in sorted(self.models().items()):
             sizes = layer_sizes_bytes(model.spec)
@@ -445,7 +441,9 @@ def _samples(x: Array, spec: ModelSpec) -> Array:
     samples = np.asarray(x, dtype=np.float32)
     if samples.size == 0 or samples.shape[1:] != shape:
         expected = " x ".join(str(size) for size in shape)
-        msg = f"Samples of this model have the shape ({expected}); these are {samples.shape[1:]}, {len(samples)} of them."
+        msg = (
+            f"Samples of this model have the shape ({expected}); these are {samples.shape[1:]}, {len(samples)} of them."
+        )
         raise UsageError(msg)
     if not np.isfinite(samples).all():
         raise UsageError("The samples hold values that are not finite numbers (NaN or infinite); clean them first.")

@@ -133,7 +133,11 @@ class Session:
         end = self.started_at + self.config.deadline_s
         if now >= end:
             self.over = True
-            return [Failed(f"No answer within {self.config.deadline_s:g} s and {self.attempt} attempts: {self._last_trouble}.")]
+            return [
+                Failed(
+                    f"No answer within {self.config.deadline_s:g} s and {self.attempt} attempts: {self._last_trouble}."
+                )
+            ]
         found = self._find(self._avoid)
         if found is None:
             self._avoid.clear()  # after a pause anyone may be asked again: a busy peer is not a dead one
@@ -155,4 +159,6 @@ class Session:
         stages = paths.get(self.layers)
         if not stages:
             return None
-        return stages, tuple(self.rng.choice([p for p in sorted(self._serving[stage]) if p not in avoid]) for stage in stages)
+        return stages, tuple(
+            self.rng.choice([p for p in sorted(self._serving[stage]) if p not in avoid]) for stage in stages
+        )

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,25 @@ class Dataset:
     def feature_shape(self) -> tuple[int, ...]:
         """The shape of one sample."""
         return self.x.shape[1:]
+
+
+class DataFile(NamedTuple):
+    """A file to learn from, and for a ``.csv`` which of its columns are labels."""
+
+    path: Path
+    target: str | None
+
+    def load(self, classes: int | None = None) -> Dataset:
+        """Read it as `load_data` does."""
+        return load_data(self.path, target=self.target, classes=classes)
+
+
+def data_file(text: str, folder: Path) -> DataFile:
+    """Read ``FILE`` or ``FILE@TARGET`` as configurations write it, relative to ``folder``."""
+    path, separator, target = text.rpartition("@")
+    if not separator or (folder / text).exists():
+        return DataFile(folder / text, None)
+    return DataFile(folder / path, target)
 
 
 def load_data(path: str | Path, *, target: str | None = None, classes: int | None = None) -> Dataset:
@@ -90,6 +109,44 @@ def digits(seed: int = 0) -> Dataset:
     pixels, labels = load_digits(return_X_y=True)
     x = (pixels / 16).astype(np.float32)  # 16 is the darkest
     return hold_out(Dataset(x=x, y=labels.astype(np.int64), classes=10), TEST_SHARE, seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Samples:
+    """Samples to be answered, and what they really are where the file says it."""
+
+    x: Floats  # (n, *feature_shape)
+    y: Labels | None  # (n,)
+
+
+def load_samples(path: str | Path, *, target: str | None = None) -> Samples:
+    """Read samples to predict: ``x`` and perhaps ``y`` of an ``.npz``, or a ``.csv``.
+
+    A ``.csv`` holds features alone, unless ``target`` names its label columns as in `load_data`.
+    Raises UsageError, naming the file, what is wrong with it and where.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give the path of an .npz or a .csv")
+    try:
+        if path.suffix.lower() == ".csv":
+            if target is not None:
+                dataset = _from_csv(path, target, None)
+                return Samples(x=dataset.x, y=dataset.y)
+            header, first_line, cells = _read_csv(path)
+            return Samples(x=_samples(path, "features", _numbers(path, header, first_line, cells)), y=None)
+        if path.suffix.lower() != ".npz":
+            raise UsageError(f"{path}: Lepton reads .npz and .csv, not {path.suffix or 'a file without an ending'}")
+        arrays = _read_npz(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if "x" not in arrays:
+        raise UsageError(f"{path}: has no array `x`; save with np.savez(path, x=...)")
+    x = _samples(path, "x", arrays["x"])
+    y = _labels(path, "y", arrays["y"], None) if "y" in arrays else None
+    if y is not None:
+        _same_length(path, "x", x, "y", y)
+    return Samples(x=x, y=y)
 
 
 # -- npz ---------------------------------------------------------------------------------------------------------------

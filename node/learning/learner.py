@@ -4,7 +4,6 @@ Nobody coordinates: who takes part follows from the records, who exchanges with 
 """
 
 import logging
-
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -173,7 +172,11 @@ class Learner:
         """Take the model of whoever is furthest, if the others are under way: a random one would pull the mean down."""
         records = self._records()
         ahead = sorted(
-            ((record.round, peer) for peer, record in records.items() if peer != self._mesh.me and record.round > self._round),
+            (
+                (record.round, peer)
+                for peer, record in records.items()
+                if peer != self._mesh.me and record.round > self._round
+            ),
             reverse=True,
         )
         for _, peer in ahead:

@@ -1,0 +1,223 @@
+"""The local control socket: how the command line talks to the node that runs on this machine. For its owner alone.
+
+A Unix socket of mode 0600 in the data folder; frames as between nodes: a request, then any number of progress
+answers, then one result or error.
+"""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+import trio
+
+from ..mesh import limits, tensors
+from ..mesh.errors import Busy, LeptonError, LinkError, PeerError, Refused, UsageError
+from ..mesh.frames import Frame, FrameDecoder, encode
+from ..mesh.messages import Message, Natural, pack, unpack
+from ..mesh.tensors import Array, TensorSpec
+from .node import Node
+
+SOCKET: Final = "control.sock"
+_PATH_BYTES_MAX: Final = 100  # sockaddr_un takes 108
+_READ_BYTES: Final = 65536
+
+_KINDS: Final[dict[str, type[LeptonError]]] = {
+    "usage": UsageError, "refused": Refused, "link": LinkError, "peer": PeerError, "busy": Busy, "error": LeptonError,
+}  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+class NoNode(LinkError):
+    """No node runs with this folder."""
+
+
+class Request(Message, frozen=True, kw_only=True):
+    """One command of the owner. The body holds its arguments as JSON, then its tensors."""
+
+    command: Literal["status", "invite", "train", "predict", "stop"]
+    json_bytes: Natural
+    tensors: tuple[TensorSpec, ...] = ()
+
+
+class Reply(Message, frozen=True, kw_only=True):
+    """Progress, the result, or an error of a kind. The body holds the value as JSON, then the tensors."""
+
+    kind: Literal["progress", "result", "usage", "refused", "link", "peer", "busy", "error"]
+    json_bytes: Natural
+    tensors: tuple[TensorSpec, ...] = ()
+
+
+Arguments = dict[str, Any]
+Progress = Callable[[object], None]
+
+
+def socket_path(home: Path) -> Path:
+    """Return where the socket of this data folder lies; a path too long for the system lies in a private folder."""
+    path = home.resolve() / SOCKET
+    if len(str(path).encode()) <= _PATH_BYTES_MAX:
+        return path
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:24]
+    return Path(tempfile.gettempdir()) / f"lepton-{name}" / SOCKET
+
+
+async def serve_control(node: Node, stop: trio.Event) -> None:
+    """Answer the owner's commands until cancelled; ``stop`` is set when the owner wants the node to end."""
+    path = socket_path(node.home.path)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.unlink(missing_ok=True)  # of a node that was killed; a live one holds the folder's lock
+    listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+    try:
+        await listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(16)
+
+        async def handle(stream: trio.SocketStream) -> None:
+            async with stream:
+                await _answer(node, stop, stream)
+
+        await trio.serve_listeners(handle, [trio.SocketListener(listener)])
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
+
+
+async def _answer(node: Node, stop: trio.Event, stream: trio.SocketStream) -> None:
+    try:
+        try:
+            frame = await _receive(stream)
+            request = unpack(frame.header, Request)
+            arguments, given = _read_body(request, frame)
+            value, arrays = await _perform(node, stop, request.command, arguments, given, stream)
+        except LeptonError as error:
+            kind = next(name for name, cls in _KINDS.items() if isinstance(error, cls))
+            await _reply(stream, kind, str(error))
+        else:
+            await _reply(stream, "result", value, arrays)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        log.debug("the command line went away")
+
+
+async def _perform(
+    node: Node, stop: trio.Event, command: str, arguments: Arguments, arrays: list[Array], stream: trio.SocketStream
+) -> tuple[object, list[Array]]:
+    match command:
+        case "status":
+            return node.status(), []
+        case "invite":
+            return node.invite(**arguments), []
+        case "predict":
+            return None, [await node.predict(arguments["model"], arrays[0])]
+        case "train":
+            return await _train(node, arguments, stream), []
+        case "stop":
+            stop.set()
+            return None, []
+        case _:
+            msg = f"The node does not know the command {command!r}."
+            raise UsageError(msg)
+
+
+async def _train(node: Node, arguments: Arguments, stream: trio.SocketStream) -> object:
+    """Run a task, sending the owner where everybody stands whenever that changes. It goes on if the owner leaves."""
+    send, receive = trio.open_memory_channel[object](1)
+    result: list[object] = []
+
+    def progress(nodes: Mapping[Any, Any]) -> None:
+        try:
+            send.send_nowait({peer: msgspec.to_builtins(trainer) for peer, trainer in nodes.items()})
+        except trio.WouldBlock:
+            return  # the owner is shown the next one
+
+    async def train() -> None:
+        async with send:
+            trained = await node.train(**arguments, on_progress=progress)
+        nodes = {peer: msgspec.to_builtins(trainer) for peer, trainer in trained.nodes.items()}
+        result.append({"task": trained.task, "version": trained.version, "rounds": trained.rounds, "nodes": nodes})
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(train)
+            async for item in receive:
+                await _reply(stream, "progress", item)
+    except* (LeptonError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+    return result[0]
+
+
+class Control:
+    """The command line's side."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    async def ask(
+        self, command: str, arguments: Mapping[str, Any] | None = None, arrays: Sequence[Array] = (), *,
+        on_progress: Progress | None = None,
+    ) -> tuple[Any, list[Array]]:  # fmt: skip
+        """Have the running node do something; returns its result. Raises what it raised, LinkError when none runs."""
+        try:
+            stream = await trio.open_unix_socket(str(socket_path(self._home)))
+        except OSError as error:
+            msg = f"No node runs with the folder {self._home}. Start it with `lepton-node up`."
+            raise NoNode(msg) from error
+        async with stream:
+            try:
+                asked = msgspec.json.encode(dict(arguments or {}))
+                specs = tuple(tensors.describe(array) for array in arrays)
+                request = Request(command=command, json_bytes=len(asked), tensors=specs)  # type: ignore[arg-type]
+                await _send(stream, request, asked, arrays)
+                while True:
+                    frame = await _receive(stream)
+                    reply = unpack(frame.header, Reply)
+                    value, given = _read_body(reply, frame)
+                    if reply.kind == "progress":
+                        if on_progress is not None:
+                            on_progress(value)
+                    elif reply.kind == "result":
+                        return value, given
+                    else:
+                        raise _KINDS[reply.kind](value)
+            except (trio.BrokenResourceError, trio.ClosedResourceError, PeerError) as error:
+                msg = "The node stopped before it answered."
+                raise LinkError(msg) from error
+
+
+async def _reply(stream: trio.SocketStream, kind: str, value: object, arrays: Sequence[Array] = ()) -> None:
+    said = msgspec.json.encode(value)
+    specs = tuple(tensors.describe(array) for array in arrays)
+    reply = Reply(kind=kind, json_bytes=len(said), tensors=specs)  # type: ignore[arg-type]
+    await _send(stream, reply, said, arrays)
+
+
+def _read_body(message: Request | Reply, frame: Frame) -> tuple[Any, list[Array]]:
+    try:
+        value = msgspec.json.decode(frame.body[: message.json_bytes])
+    except msgspec.DecodeError as error:
+        msg = f"A message on the control socket is not valid JSON: {error}."
+        raise PeerError(msg) from error
+    return value, tensors.read(message.tensors, frame.body[message.json_bytes :])
+
+
+async def _send(stream: trio.SocketStream, message: Message, said: bytes, arrays: Sequence[Array]) -> None:
+    for piece in encode(pack(message), [said, *(tensors.buffer_of(array) for array in arrays)]):
+        await stream.send_all(piece)
+
+
+async def _receive(stream: trio.SocketStream) -> Frame:
+    decoder = FrameDecoder(body_bytes_max=limits.BODY_BYTES_MAX)
+    while True:
+        data = await stream.receive_some(min(decoder.bytes_wanted, _READ_BYTES))
+        if not data:
+            decoder.end()
+            msg = "The stream ended before an answer."
+            raise PeerError(msg)
+        if frames := decoder.receive(data):
+            return frames[0]

@@ -1,0 +1,102 @@
+"""Watching a task from a terminal: a live table, plain lines, or JSON lines."""
+
+import json
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+Nodes = Mapping[str, Mapping[str, Any]]
+
+
+class Watch:
+    """Shows where every node stands, as often as that is told."""
+
+    def __init__(self, rounds: int, *, plain: bool, as_json: bool) -> None:
+        self._rounds = rounds
+        self._plain = plain or not sys.stdout.isatty()
+        self._as_json = as_json
+        self._console = Console()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rounds"),
+            TimeElapsedColumn(),
+        )
+        self._bar = self._progress.add_task("training", total=rounds)
+        self._live = Live(console=self._console, refresh_per_second=8)
+        self._last = ""
+
+    def __enter__(self) -> "Watch":
+        if not (self._plain or self._as_json):
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not (self._plain or self._as_json):
+            self._live.stop()
+
+    def show(self, nodes: Nodes) -> None:
+        """Show one state of the task."""
+        if self._as_json:
+            self._print_once(json.dumps({"nodes": nodes}))
+        elif self._plain:
+            self._print_once(_line(nodes, self._rounds))
+        else:
+            self._progress.update(
+                self._bar, completed=min((node.get("round", 0) for node in nodes.values()), default=0)
+            )
+            self._live.update(Group(self._progress, table(nodes)))
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Show what came of it."""
+        if self._as_json:
+            print(json.dumps(result), flush=True)
+            return
+        self.show(result["nodes"])
+        if self._plain:
+            self._console.print(table(result["nodes"]))
+        print(f"{result['task']!r} is trained: version {result['version']}, {result['rounds']} rounds.", flush=True)
+
+    def _print_once(self, line: str) -> None:
+        if line != self._last:
+            print(line, flush=True)
+        self._last = line
+
+
+def table(nodes: Nodes) -> Table:
+    """Return one row per node: what it has, how well its model does, what it sent."""
+    drawn = Table("node", "state", "round", "samples", "alone", "in the mesh", "loss", "sent", "misses")
+    for peer, node in sorted(nodes.items()):
+        drawn.add_row(
+            peer[-8:],
+            node["state"],
+            str(node.get("round", 0)),
+            str(node.get("samples", 0)),
+            _share(node.get("accuracy_alone")),
+            _share(node.get("accuracy")),
+            f"{node['loss']:.3f}" if node.get("loss") is not None else "",
+            f"{node.get('bytes_sent', 0) / 1000:,.0f} kB",
+            str(node.get("deadline_misses", 0)),
+        )
+    return drawn
+
+
+def _line(nodes: Nodes, rounds: int) -> str:
+    parts = [
+        f"{peer[-8:]} {node['state']} {node.get('round', 0)}/{rounds} {_share(node.get('accuracy'))}".rstrip()
+        for peer, node in sorted(nodes.items())
+    ]
+    return "  ".join(parts) or "waiting for nodes"
+
+
+def _share(value: float | None) -> str:
+    return f"{value:.1%}" if value is not None else ""
