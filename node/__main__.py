@@ -328,6 +328,20 @@ def predict(model: str, file: Path, target: str | None, out: Path | None, as_jso
         click.echo(f"{right} of {len(samples.y)} right ({right / len(samples.y):.1%})", err=as_json)
 
 
+@main.command()
+@click.argument("model")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
+@_home_option
+@_friendly
+def export(model: str, out: Path, home: Path) -> None:
+    """Write all of MODEL, gathered from the mesh, to one .safetensors file."""
+    from .export import save_model
+
+    spec, layers = _ask(home, "export", {"model": model})
+    save_model(out, spec, [bytes(layer) for layer in layers])
+    click.echo(f"Wrote {model!r} to {out}.")
+
+
 # -- how it is done ----------------------------------------------------------------------------------------------------
 
 

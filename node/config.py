@@ -89,6 +89,8 @@ def _check_keys(path: Path, found: Mapping[str, Any], kind: type[msgspec.Struct]
 
 def did_you_mean(key: str, valid: Sequence[str], prefix: str = "") -> str:
     """Name the nearest valid spelling, or all of them: the end of an error's sentence."""
+    if not valid:
+        return " There is none yet."
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     if near:
         return f" Did you mean {prefix + near[0]!r}?"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
+import numpy as np
 import trio
 
 from ..mesh import limits, tensors
@@ -39,7 +40,7 @@ class NoNode(LinkError):
 class Request(Message, frozen=True, kw_only=True):
     """One command of the owner. The body holds its arguments as JSON, then its tensors."""
 
-    command: Literal["status", "invite", "train", "predict", "stop"]
+    command: Literal["status", "invite", "train", "predict", "export", "stop"]
     json_bytes: Natural
     tensors: tuple[TensorSpec, ...] = ()
 
@@ -112,6 +113,9 @@ async def _perform(
             return node.invite(**arguments), []
         case "predict":
             return None, [await node.predict(arguments["model"], arrays[0])]
+        case "export":
+            spec, layers = await node.serving.weights(arguments["model"])
+            return msgspec.to_builtins(spec), [np.frombuffer(layer, dtype=np.uint8) for layer in layers]
         case "train":
             return await _train(node, arguments, stream), []
         case "stop":

@@ -440,6 +440,7 @@ class Node:
         profiles = self._profiles()
         return {
             "mesh": self._mesh_name,
+            "mesh_id": self.mesh.root,
             "me": self.mesh.me,
             "addresses": list(self.mesh.addresses),
             "capabilities": list(self.mesh.authority(self.mesh.me).capabilities),

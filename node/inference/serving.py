@@ -239,6 +239,20 @@ class Serving:
         """Put every layer into the blob store, for peers to fetch; returns their hashes."""
         return tuple(self._blobs.put(layer_blob(layer_tensors(chain, index))) for index in range(layer_count(spec)))
 
+    async def weights(self, name: str) -> tuple[ModelSpec, list[bytes]]:
+        """Return a whole model: its description and each layer's safetensors bytes, fetched from whoever has them.
+
+        Raises UsageError when there is no such model, LinkError when nobody has a layer.
+        """
+        model = self._model(name)
+        return model.spec, [await self._fetch(name, digest) for digest in model.layers]
+
+    def _model(self, name: str) -> ModelRecord:
+        models = self.models()
+        if name not in models:
+            raise UsageError(f"No model {name!r} is served in this mesh.{did_you_mean(name, sorted(models))}")
+        return models[name]
+
     async def _fetch(self, model: str, digest: str) -> bytes:
         """Return a blob from the store, or from whichever peer has it. Raises LinkError when nobody has."""
         if self._blobs.has(digest):
@@ -326,10 +340,7 @@ class Serving:
         Raises UsageError for a model that is not there or samples of another shape, LinkError when no route brought
         an answer in time.
         """
-        models = self.models()
-        if name not in models:
-            raise UsageError(f"No model {name!r} is served in this mesh.{did_you_mean(name, sorted(models))}")
-        model = models[name]
+        model = self._model(name)
         samples = _samples(x, model.spec)
         results: dict[int, Array] = {}
         limiter = trio.CapacityLimiter(_REQUESTS_AT_ONCE)
