@@ -14,18 +14,26 @@ import trio
 from .errors import LinkError, PeerError
 from .records_layer import Records
 from .tcp import Socket
-from .yamux import Buffer, Died, GoAway, Opened, Ponged, Readable, WasReset, WentAway, Yamux, YamuxConfig, YamuxStream
+from .yamux import Buffer, Died, GoAway, Opened, Ponged, Readable, WasReset, WentAway, Widened, Yamux, YamuxConfig, YamuxStream
 
 log = logging.getLogger(__name__)
 
 # Plaintext for each write to the socket: 8 full frames. More delays small messages, less costs task switches.
 BATCH_BYTES: Final = 512 * 1024
-# For each read of the socket, the same for all connections of a thread: a read is parsed before anybody else runs.
+# For each read of the socket, one buffer for all connections of a trio run: a read is parsed before anybody else runs.
 READ_BYTES: Final = 256 * 1024
 CLOSE_TIMEOUT_S: Final = 1.0  # for our last frames to leave, and again for the peer's end to come
 RECEIVE_BYTES: Final = 1024 * 1024  # at most, for a ``receive_some`` that names no size
 
-_scratch: Final = memoryview(bytearray(READ_BYTES))
+_scratch: Final[trio.lowlevel.RunVar[memoryview]] = trio.lowlevel.RunVar("scratch")
+
+
+def _read_buffer() -> memoryview:
+    try:
+        return _scratch.get()
+    except LookupError:
+        _scratch.set(memoryview(bytearray(READ_BYTES)))
+        return _scratch.get()
 
 
 class Muxer:
@@ -129,17 +137,17 @@ class Muxer:
     # -- the three tasks ----------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
+        scratch = _read_buffer()
         try:
             if self._early:
                 self._take([self._early])
                 self._early = b""
-            self._take(self._records.open(memoryview(b"")))
             while not self._records.ended:
-                size = self._socket.receive_nowait(_scratch)
+                size = self._socket.receive_nowait(scratch)
                 if size is None:
                     await self._socket.readable()
                 elif size:
-                    self._take(self._records.open(_scratch[:size]))
+                    self._take(self._records.open(scratch[:size]))
                     await trio.lowlevel.checkpoint()
                 else:
                     break
@@ -212,6 +220,9 @@ class Muxer:
             case Opened(state):
                 self._inbound[state] = self._wrap(state)
                 self._arrival.set()
+            case Widened(state):
+                if (stream := self._streams.get(state)) is not None:
+                    stream.notice_drained()
             case WasReset(state):
                 self._inbound.pop(state, None)
                 if (stream := self._streams.pop(state, None)) is not None:
@@ -270,6 +281,7 @@ class MuxedStream(trio.abc.HalfCloseableStream):
         self._state = state
         self._broken = ""
         self._closed = False
+        self._reset_here = False
         self._sending = False
         self._receiving = False
         self._moved_in = trio.Event()
@@ -329,7 +341,8 @@ class MuxedStream(trio.abc.HalfCloseableStream):
         try:
             await trio.lowlevel.checkpoint()
             while not self._state.send_window and not self._broken:
-                await trio.sleep(0.01)  # nobody tells when a window opens for a stream with nothing to send
+                self._moved_out = trio.Event()
+                await self._moved_out.wait()
             self._check()
         finally:
             self._sending = False
@@ -416,6 +429,7 @@ class MuxedStream(trio.abc.HalfCloseableStream):
     def reset(self) -> None:
         """Break the stream in both directions, at once; the remote's reads and writes fail. Never blocks."""
         if not self._broken:
+            self._reset_here = True
             self._yamux.reset(self._state)
             self._muxer._kick()  # noqa: SLF001
             self._muxer._drop_if_gone(self._state)  # noqa: SLF001
@@ -423,8 +437,7 @@ class MuxedStream(trio.abc.HalfCloseableStream):
 
     def break_off(self, reason: str) -> None:
         """The muxer's word that nothing more comes or goes."""
-        if not (self._state.gone and self._state.finished and not self._state.was_reset):
-            self._broken = self._broken or reason
+        self._broken = self._broken or reason
         self.notice_readable()
         self.notice_drained()
 
@@ -438,5 +451,6 @@ class MuxedStream(trio.abc.HalfCloseableStream):
         if self._closed:
             msg = "this stream was closed here"
             raise trio.ClosedResourceError(msg)
-        if self._broken and not (reading and self._state.finished and not self._state.was_reset and not self._state.gone):
+        whole = self._state.finished and not self._state.was_reset and not self._reset_here
+        if self._broken and not (reading and whole):  # all that the remote sent is here, whatever became of the rest
             raise trio.BrokenResourceError(self._broken)

@@ -105,6 +105,13 @@ class Readable:
 
 
 @dataclass(frozen=True, slots=True)
+class Widened:
+    """The window of a stream was shut and is open again."""
+
+    stream: YamuxStream
+
+
+@dataclass(frozen=True, slots=True)
 class WasReset:
     """The remote (or the rule that a closed stream does not linger) broke the stream; unread data is gone."""
 
@@ -130,7 +137,7 @@ class Died:
     """The remote has been silent for ``ping_after_s + dead_after_s``."""
 
 
-Event = Opened | Readable | WasReset | Ponged | WentAway | Died
+Event = Opened | Readable | Widened | WasReset | Ponged | WentAway | Died
 
 
 class Yamux:
@@ -217,7 +224,7 @@ class Yamux:
         if kind == Kind.DATA:
             stream = self._begin_body(stream, length)
         elif stream is not None and length:
-            self._widen(stream, length)
+            self._widen(stream, length, events)
         if flags & Flag.RST:
             self._take_reset(stream, events)
         elif flags & Flag.FIN and stream is not None:
@@ -292,7 +299,9 @@ class Yamux:
         else:
             stream.unread.append(bytearray(piece))
 
-    def _widen(self, stream: YamuxStream, delta: int) -> None:
+    def _widen(self, stream: YamuxStream, delta: int, events: list[Event]) -> None:
+        if not stream.send_window:
+            events.append(Widened(stream))
         stream.send_window += delta
         if stream.send_window > 0xFFFFFFFF:
             msg = f"The peer widened the window of stream {stream.id} past 4 GiB."

@@ -1,0 +1,441 @@
+"""The seam between Lepton and the network: a Transport dials and listens, a Connection carries Streams. libp2p lies below.
+
+It speaks libp2p's protocols (multistream-select, Noise, TLS, yamux) but uses neither its Swarm nor its hosts: those bind ports with
+SO_REUSEPORT, count connections of a lifetime, leak tasks, end the process when a handler raises and know no moment between
+'connected' and 'streams are served'. What is left to do without them is this file. From libp2p come keys, peer ids, Noise
+payloads and certificates (``stock.py``).
+
+Security: Noise first, since it needs no AES in hardware and, measured on a machine that has it, costs no more than TLS; both are
+accepted. See ``open_transport``.
+
+Invariants: at most one open connection for each peer; nothing of a connection is served before its owner's ``on_connection`` has
+returned; a handler's exception costs its stream and nothing else.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import MappingProxyType
+from typing import Final, NewType
+
+import trio
+
+from . import noise, tls
+from .dialler import race
+from .errors import LeptonError, LinkError, PeerError, Refused, UsageError
+from .multistream import Answering, Asking
+from .muxer import Muxer, MuxedStream
+from .tcp import Listener, Socket, connect, parse_address, parse_listen
+from .upgrade import Keys, secure
+from .yamux import Buffer, YamuxConfig
+
+log = logging.getLogger(__name__)
+
+PeerId = NewType("PeerId", str)
+StreamHandler = Callable[["Stream"], Awaitable[None]]
+ConnectionHandler = Callable[["Connection"], Awaitable[None]]
+
+NOISE: Final = noise.PROTOCOL
+TLS: Final = tls.PROTOCOL
+
+HANDSHAKE_TIMEOUT_S: Final = 10.0  # a Pi under load takes 1 to 2 s
+NEGOTIATION_TIMEOUT_S: Final = 10.0  # for a new stream to say its protocol: one round trip
+HANDSHAKES_MAX: Final = 64  # inbound, at once; strangers cost memory and elliptic curves
+PROBE_TIMEOUT_S: Final = 2.0  # for an old connection to prove that it lives, when the peer dials anew
+TWIN_TIMEOUT_S: Final = 1.0  # for the other of two simultaneous connections to come up
+NEGOTIATION_BYTES: Final = 256  # read at once while a stream's protocol is agreed on; the rest is pushed back
+
+
+class Stream(trio.abc.HalfCloseableStream):
+    """One libp2p stream, after its protocol was agreed on."""
+
+    def __init__(self, muxed: MuxedStream, connection: "Connection", protocol: str) -> None:
+        self._muxed = muxed
+        self.connection = connection
+        self.peer_id = connection.peer_id
+        self.protocol = protocol
+        # Bound methods, so that a call costs no frame more than the muxer's own.
+        self.send_parts = muxed.send_parts
+        self.receive_into = muxed.receive_into
+        self.reset = muxed.reset
+
+    async def send_all(self, data: Buffer) -> None:
+        """Send bytes; see MuxedStream.send_all for what a cancellation leaves."""
+        await self._muxed.send_parts((data,))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._muxed.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """The next bytes; ``b""`` only at the remote's explicit end. A remote reset raises trio.BrokenResourceError."""
+        return await self._muxed.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        """Say that nothing more comes from here."""
+        await self._muxed.send_eof()
+
+    async def aclose(self) -> None:
+        """End both directions; never waits for the remote."""
+        await self._muxed.aclose()
+
+
+class Connection:
+    """One sealed connection to one peer."""
+
+    def __init__(self, muxer: Muxer, socket: Socket, peer_id: PeerId, *, initiator: bool, security: str) -> None:
+        self._muxer = muxer
+        self._socket = socket
+        self.peer_id = peer_id
+        self.initiator = initiator  # whether we dialled
+        self.security = security
+        self.remote_address = socket.remote
+        self.closed = muxer.closed
+
+    @property
+    def bytes_sent(self) -> int:
+        """Over TCP, sealing and framing included."""
+        return self._socket.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Over TCP, sealing and framing included."""
+        return self._socket.bytes_received
+
+    @property
+    def reason(self) -> str:
+        """Why it is closed."""
+        return self._muxer.reason
+
+    async def open_stream(self, protocol: str) -> Stream:
+        """Open a stream and agree on its protocol. Raises LinkError when the connection is closed or the peer refuses."""
+        muxed = self._muxer.open_stream()
+        try:
+            with trio.fail_after(NEGOTIATION_TIMEOUT_S):
+                await _ask(muxed, protocol)
+        except BaseException as error:
+            muxed.reset()
+            if isinstance(error, trio.TooSlowError | trio.BrokenResourceError | PeerError | trio.ClosedResourceError):
+                msg = f"No stream for {protocol} to {self.peer_id}: {_why(error)}"
+                raise LinkError(msg) from error
+            raise
+        return Stream(muxed, self, protocol)
+
+    async def accept_stream(self, protocol: str) -> Stream:
+        """The next stream that the peer opens, which must be for ``protocol``. Only for use inside ``on_connection``.
+
+        Raises LinkError when the connection closes or the stream is for something else.
+        """
+        muxed = await self._muxer.accept_stream()
+        stream = await self._negotiate(muxed, (protocol,))
+        if stream is None:
+            msg = f"{self.peer_id} opened a stream, but not for {protocol}."
+            raise LinkError(msg)
+        return stream
+
+    async def ping(self) -> float:
+        """The round trip's time in seconds; bound it with a timeout. Raises LinkError."""
+        return await self._muxer.ping()
+
+    async def aclose(self) -> None:
+        """Close it; what was sent still arrives if the peer reads. Takes 2 s at the very most."""
+        await self._muxer.aclose()
+
+    async def _negotiate(self, muxed: MuxedStream, protocols: Collection[str]) -> Stream | None:
+        try:
+            with trio.fail_after(NEGOTIATION_TIMEOUT_S):
+                protocol = await _answer(muxed, protocols)
+        except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError, PeerError) as error:
+            log.info("A stream of %s came to nothing: %s", self.peer_id, _why(error))
+            muxed.reset()
+            return None
+        except BaseException:
+            muxed.reset()
+            raise
+        return Stream(muxed, self, protocol)
+
+
+async def _ask(muxed: MuxedStream, protocol: str) -> None:
+    asking = Asking((protocol,))
+    await muxed.send_all(asking.start())
+    while asking.chosen is None:
+        data = await muxed.receive_some(NEGOTIATION_BYTES)
+        if not data:
+            msg = "the peer ended it at once."
+            raise PeerError(msg)
+        asking.receive(data)
+    muxed.push_back(asking.rest)
+
+
+async def _answer(muxed: MuxedStream, protocols: Collection[str]) -> str:
+    answering = Answering(protocols)
+    while answering.chosen is None:
+        data = await muxed.receive_some(NEGOTIATION_BYTES)
+        if not data:
+            msg = "the peer ended it before it said what for."
+            raise PeerError(msg)
+        if answer := answering.receive(data):
+            await muxed.send_all(answer)
+    muxed.push_back(answering.rest)
+    return answering.chosen
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, trio.TooSlowError):
+        return f"no answer in {NEGOTIATION_TIMEOUT_S:g} s."
+    return str(error) or type(error).__name__
+
+
+class Transport:
+    """Every connection of one node."""
+
+    def __init__(
+        self,
+        keys: Keys,
+        peer_id: PeerId,
+        nursery: trio.Nursery,
+        handlers: Mapping[str, StreamHandler],
+        on_connection: ConnectionHandler,
+        config: YamuxConfig | None,
+    ) -> None:
+        self.peer_id = peer_id
+        self.addresses: tuple[str, ...] = ()
+        self._keys = keys
+        self._nursery = nursery
+        self._handlers = dict(handlers)
+        self._on_connection = on_connection
+        self._config = config
+        self._table: dict[PeerId, Connection] = {}  # every open connection, one a peer
+        self._ready: dict[PeerId, Connection] = {}  # those that on_connection let in
+        self._changed = trio.Event()
+        self._handshakes = trio.CapacityLimiter(HANDSHAKES_MAX)
+
+    @property
+    def connections(self) -> Mapping[PeerId, Connection]:
+        """The open connections that ``on_connection`` let in."""
+        return MappingProxyType(self._ready)
+
+    async def dial(self, peer_id: PeerId, addresses: Sequence[str], *, timeout_s: float) -> Connection:
+        """Connect to a peer at any of its addresses, or return the connection that there is.
+
+        Raises LinkError naming each address and why it failed, Refused when ``on_connection`` turned the peer away.
+        """
+        if peer_id == self.peer_id:
+            msg = f"{peer_id} is this node itself; dial another."
+            raise UsageError(msg)
+        if (there := self._ready.get(peer_id)) is not None:
+            await trio.lowlevel.checkpoint()
+            return there
+        try:
+            new = await race(
+                addresses, lambda address: self._attempt(peer_id, address), self._discard, timeout_s=timeout_s
+            )
+        except LinkError as error:
+            if peer_id in self._table and (twin := await self._wait_for(peer_id)) is not None:
+                return twin
+            msg = f"Could not reach {peer_id}: {error}."
+            raise LinkError(msg) from error
+        return await self._bring_up(new)
+
+    # -- connecting ---------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, peer_id: PeerId, text: str) -> Connection:
+        address, named = parse_address(text)
+        if named not in (None, peer_id):
+            msg = f"the address is that of {named}."
+            raise UsageError(msg)
+        socket = await connect(address)
+        try:
+            with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+                secured = await secure(socket, self._keys, initiator=True)
+            if secured.peer_id != peer_id:
+                msg = f"{secured.peer_id} lives there now."
+                raise PeerError(msg)
+        except BaseException as error:
+            socket.close()
+            if isinstance(error, trio.TooSlowError):
+                msg = f"no handshake in {HANDSHAKE_TIMEOUT_S:g} s."
+                raise LinkError(msg) from error
+            raise
+        muxer = Muxer(socket, secured.records, initiator=True, early=secured.early, config=self._config)
+        return Connection(muxer, socket, peer_id, initiator=True, security=secured.records.name)
+
+    def _discard(self, connection: Connection) -> None:
+        connection._socket.close()  # noqa: SLF001  it lost the race and was never run
+
+    async def _listen(self, listener: Listener) -> None:
+        while True:
+            socket = await listener.accept()
+            try:
+                self._handshakes.acquire_on_behalf_of_nowait(socket)
+            except trio.WouldBlock:
+                log.warning("%d strangers are shaking hands already; %s is sent away.", HANDSHAKES_MAX, socket.remote)
+                socket.close()
+                continue
+            self._nursery.start_soon(self._welcome, socket)
+
+    async def _welcome(self, socket: Socket) -> None:
+        try:
+            with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+                secured = await secure(socket, self._keys, initiator=False)
+            if secured.peer_id == self.peer_id:
+                msg = "It is this node itself."
+                raise PeerError(msg)
+        except (PeerError, LinkError, trio.TooSlowError) as error:
+            log.info("%s did not get in: %s", socket.remote, _why(error))
+            socket.close()
+            return
+        except BaseException:
+            socket.close()
+            raise
+        finally:
+            self._handshakes.release_on_behalf_of(socket)
+        muxer = Muxer(socket, secured.records, initiator=False, early=secured.early, config=self._config)
+        peer_id = PeerId(secured.peer_id)
+        connection = Connection(muxer, socket, peer_id, initiator=False, security=secured.records.name)
+        try:
+            await self._bring_up(connection)
+        except LeptonError as error:
+            log.info("%s at %s did not stay: %s", peer_id, socket.remote, error)
+
+    # -- one connection a peer ----------------------------------------------------------------------------------------
+
+    async def _bring_up(self, new: Connection) -> Connection:
+        """Run a connection, settle which of two stays, and let its owner admit it. Raises LinkError or Refused."""
+        self._nursery.start_soon(self._run, new)
+        try:
+            if not await self._wins(new):
+                self._nursery.start_soon(new.aclose)
+                return await self._twin_of(new)
+            old, self._table[new.peer_id] = self._table.get(new.peer_id), new
+            if old is not None:
+                self._ready.pop(new.peer_id, None)
+                self._nursery.start_soon(old.aclose)
+            await self._admit(new)
+        except BaseException:
+            new._muxer.abort("it was not let in")  # noqa: SLF001
+            raise
+        return new
+
+    async def _wins(self, new: Connection) -> bool:
+        """Two simultaneous dials: the connection dialled by the smaller id stays. Else the newer, if the older is dead."""
+        old = self._table.get(new.peer_id)
+        if old is None or old.initiator == new.initiator:
+            return True  # the peer would not dial twice unless it lost the first
+        dialler = self.peer_id if new.initiator else new.peer_id
+        if dialler == min(self.peer_id, new.peer_id):
+            return True
+        with trio.move_on_after(PROBE_TIMEOUT_S):
+            try:
+                await old.ping()
+            except LinkError:
+                return True
+            return self._table.get(new.peer_id) is not old
+        return True
+
+    async def _twin_of(self, loser: Connection) -> Connection:
+        twin = await self._wait_for(loser.peer_id)
+        if twin is None:
+            msg = f"Two connections to {loser.peer_id} met, and neither stayed; dial again."
+            raise LinkError(msg)
+        return twin
+
+    async def _wait_for(self, peer_id: PeerId) -> Connection | None:
+        with trio.move_on_after(TWIN_TIMEOUT_S):
+            while peer_id not in self._ready:
+                await self._changed.wait()
+            return self._ready[peer_id]
+        return None
+
+    async def _admit(self, connection: Connection) -> None:
+        try:
+            await self._on_connection(connection)
+        except LeptonError:
+            raise
+        except Exception as error:
+            log.exception("on_connection failed for %s; the connection is closed.", connection.peer_id)
+            msg = f"{connection.peer_id} could not be admitted: {error!r}."
+            raise Refused(msg) from error
+        if connection.closed.is_set() or self._table.get(connection.peer_id) is not connection:
+            if (twin := self._ready.get(connection.peer_id)) is not None and twin is not connection:
+                return
+            msg = f"The connection to {connection.peer_id} closed while it was let in: {connection.reason}."
+            raise LinkError(msg)
+        self._ready[connection.peer_id] = connection
+        self._changed.set()
+        self._changed = trio.Event()
+        self._nursery.start_soon(self._serve, connection)
+
+    async def _run(self, connection: Connection) -> None:
+        try:
+            await connection._muxer.run()  # noqa: SLF001
+        finally:
+            for table in (self._table, self._ready):
+                if table.get(connection.peer_id) is connection:
+                    del table[connection.peer_id]
+
+    # -- streams ------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, connection: Connection) -> None:
+        """Answer the peer's streams until the connection closes; then its handlers are cancelled."""
+        async with trio.open_nursery() as nursery:
+            try:
+                while True:
+                    muxed = await connection._muxer.accept_stream()  # noqa: SLF001
+                    nursery.start_soon(self._handle, connection, muxed)
+            except LinkError:
+                nursery.cancel_scope.cancel()
+
+    async def _handle(self, connection: Connection, muxed: MuxedStream) -> None:
+        stream = await connection._negotiate(muxed, self._handlers)  # noqa: SLF001
+        if stream is None:
+            return
+        try:
+            await self._handlers[stream.protocol](stream)
+        except Exception:
+            log.exception("The handler of %s failed; the stream of %s is reset.", stream.protocol, stream.peer_id)
+            stream.reset()
+        except BaseException:
+            stream.reset()
+            raise
+        else:
+            await stream.aclose()
+
+
+@asynccontextmanager
+async def open_transport(
+    identity: noise.KeyHolder,
+    listen: Sequence[str] = ("127.0.0.1:0",),
+    *,
+    on_connection: ConnectionHandler,
+    handlers: Mapping[str, StreamHandler],
+    security: Sequence[str] | None = None,
+    config: YamuxConfig | None = None,
+) -> AsyncIterator[Transport]:
+    """Listen, and carry connections until the block ends; then all of them are closed.
+
+    ``on_connection`` is awaited for every new connection before any of its streams is served. It turns the peer away by raising Refused
+    (or any other exception), and may use ``open_stream`` and ``accept_stream`` to ask who it is. ``handlers`` maps protocol
+    ids to what serves them; a handler that returns closes its stream.
+
+    Raises UsageError when an address cannot be listened on, naming the port.
+    """
+    listeners: list[Listener] = []
+    try:
+        listeners.extend(Listener(parse_listen(text)) for text in listen)
+        async with trio.open_nursery() as nursery:
+            keys = Keys(identity, tuple(security or (NOISE, TLS)))
+            transport = Transport(keys, PeerId(identity.peer_id), nursery, handlers, on_connection, config)
+            transport.addresses = tuple(str(listener.address) for listener in listeners)
+            for listener in listeners:
+                nursery.start_soon(transport._listen, listener)  # noqa: SLF001
+            try:
+                yield transport
+            finally:
+                with trio.CancelScope(shield=True):
+                    async with trio.open_nursery() as closing:
+                        for connection in list(transport._table.values()):  # noqa: SLF001
+                            closing.start_soon(connection.aclose)
+                nursery.cancel_scope.cancel()
+    finally:
+        for listener in listeners:
+            listener.close()
