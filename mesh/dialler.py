@@ -51,4 +51,4 @@ async def race(
             discard(late)
         return results[0]
     why = "; ".join(f"{address}: {reasons.get(address, f'no answer in {timeout_s:g} s')}" for address in tried)
-    raise LinkError(why or "no address is known")
+    raise LinkError(f"{why or 'no address is known'}.")

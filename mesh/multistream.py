@@ -1,8 +1,8 @@
 """multistream-select as a machine: how two ends agree on a protocol, one message at a time.
 
-Specification: libp2p ``connections/README.md``, protocol ``/multistream/1.0.0``. Every message is a varint length, a text
-and a newline. The asking side sends the header and its first proposal together, which saves a round trip and which every
-implementation accepts.
+Specification: libp2p ``connections/README.md``, protocol ``/multistream/1.0.0``. Every message is a varint length, a
+text and a newline. The asking side sends the header and its first proposal together, which saves a round trip and which
+every implementation accepts.
 """
 
 from collections.abc import Collection, Sequence

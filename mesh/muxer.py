@@ -1,8 +1,9 @@
 """The trio shell around ``Yamux`` and a record layer: one secured connection that carries many streams.
 
-Three tasks own a connection and nobody else touches its socket: the reader parses all that one wake-up decrypted, the writer
-sends whole frames in batches, the clock drives keep-alive. So a task that is cancelled in the middle of ``send_all`` or
-``receive_some`` leaves the connection as it was: at worst its own stream is reset, when a part of what it sent had gone.
+Three tasks own a connection and nobody else touches its socket: the reader parses all that one wake-up decrypted, the
+writer sends whole frames in batches, the clock drives keep-alive. So a task that is cancelled in the middle of
+``send_all`` or ``receive_some`` leaves the connection as it was: at worst its own stream is reset, when a part of what
+it sent had gone.
 """
 
 import logging
@@ -14,7 +15,21 @@ import trio
 from .errors import LinkError, PeerError
 from .records_layer import Records
 from .tcp import Socket
-from .yamux import Buffer, Died, GoAway, Opened, Ponged, Readable, WasReset, WentAway, Widened, Yamux, YamuxConfig, YamuxStream
+from .yamux import (
+    Buffer,
+    Died,
+    Event,
+    GoAway,
+    Opened,
+    Ponged,
+    Readable,
+    WasReset,
+    WentAway,
+    Widened,
+    Yamux,
+    YamuxConfig,
+    YamuxStream,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +55,13 @@ class Muxer:
     """One connection. ``run`` it; its streams work meanwhile and are broken afterwards."""
 
     def __init__(
-        self, socket: Socket, records: Records, *, initiator: bool, early: bytes = b"", config: YamuxConfig | None = None
+        self,
+        socket: Socket,
+        records: Records,
+        *,
+        initiator: bool,
+        early: bytes = b"",
+        config: YamuxConfig | None = None,
     ) -> None:
         """``early`` is plaintext that came behind the handshake."""
         self._socket = socket
@@ -62,7 +83,9 @@ class Muxer:
     # -- the owner's side ---------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Carry the connection until it is closed, from either side. Never raises for what the remote or the link did."""
+        """Carry the connection until it is closed, from either side. Never raises for what the remote or the link
+        did.
+        """
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -211,25 +234,21 @@ class Muxer:
         if self._yamux.has_frames:
             self._kick()
 
-    def _handle(self, event: object) -> None:
+    def _handle(self, event: Event) -> None:
         match event:
             case Readable(state):
-                if (stream := self._streams.get(state)) is not None:
-                    stream.notice_readable()
+                self._streams[state].notice_readable()
                 self._drop_if_gone(state)
             case Opened(state):
                 self._inbound[state] = self._wrap(state)
                 self._arrival.set()
             case Widened(state):
-                if (stream := self._streams.get(state)) is not None:
-                    stream.notice_drained()
+                self._streams[state].notice_drained()
             case WasReset(state):
                 self._inbound.pop(state, None)
-                if (stream := self._streams.pop(state, None)) is not None:
-                    stream.break_off("the peer reset the stream")
-            case Ponged(value):
-                if value in self._pings:
-                    self._pings[value].set()
+                self._streams.pop(state).break_off("the peer reset the stream")
+            case Ponged(value) if value in self._pings:
+                self._pings[value].set()
             case WentAway(code) if code != GoAway.NORMAL:
                 self._fail(f"the peer leaves with code {code}")
             case Died():
@@ -292,9 +311,10 @@ class MuxedStream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: Buffer) -> None:
         """Send bytes. Returns when all of them are in frames, so ``data`` may be reused then.
 
-        Waits without limit while the remote does not read. Cancelled in the middle, the stream is reset, because the remote
-        has a part; cancelled before anything went, it stays as it was. Raises trio.BrokenResourceError when the remote reset the
-        stream or the connection closed, trio.ClosedResourceError after our own ``aclose`` or ``send_eof``.
+        Waits without limit while the remote does not read. Cancelled in the middle, the stream is reset, because the
+        remote has a part; cancelled before anything went, it stays as it was. Raises trio.BrokenResourceError when the
+        remote reset the stream or the connection closed, trio.ClosedResourceError after our own ``aclose`` or
+        ``send_eof``.
         """
         await self.send_parts((data,))
 

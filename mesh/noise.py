@@ -1,14 +1,14 @@
 """The Noise XX handshake of libp2p as a machine: bytes in, bytes out, and at the end who the peer is and two keys.
 
-Sources: libp2p ``noise/README.md``; Noise specification rev 34, ``Noise_XX_25519_ChaChaPoly_SHA256``. The peers sign their
-static keys with their identities. The muxer is agreed on in the same messages when both sides offer it (``stream_muxers``),
-which saves a negotiation; a peer that does not is asked by multistream-select as ever.
+Sources: libp2p ``noise/README.md``; Noise specification rev 34, ``Noise_XX_25519_ChaChaPoly_SHA256``. The peers sign
+their static keys with their identities. The muxer is agreed on in the same messages when both sides offer it
+(``stream_muxers``), which saves a negotiation; a peer that does not is asked by multistream-select as ever.
 """
 
 from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from noise.connection import Keypair, NoiseConnection
+from noise.connection import Keypair, NoiseConnection  # type: ignore[import-untyped]
 
 from .errors import PeerError
 from .records_layer import NoiseRecords
@@ -62,6 +62,7 @@ class NoiseHandshake:
         self._noise.set_keypair_from_private_bytes(Keypair.STATIC, keys.static)
         (self._noise.set_as_initiator if initiator else self._noise.set_as_responder)()
         self._noise.start_handshake()
+        self._state = self._noise.noise_protocol.handshake_state  # the library forgets it after the last message
         self._turn = 0  # messages done
         self.rest = b""  # what came behind the last message
         self.records: NoiseRecords | None = None
@@ -87,7 +88,7 @@ class NoiseHandshake:
     def _take(self, message: bytes) -> bytes:
         try:
             payload = bytes(self._noise.read_message(message))
-        except Exception as error:  # noqa: BLE001  the library raises a dozen kinds, from InvalidTag to AssertionError
+        except Exception as error:  # the library raises a dozen kinds, from InvalidTag to AssertionError
             msg = f"Noise message {self._turn + 1} of the peer is damaged: {type(error).__name__}."
             raise PeerError(msg) from error
         self._turn += 1
@@ -104,12 +105,12 @@ class NoiseHandshake:
         return len(message).to_bytes(2, "big") + message
 
     def _identify(self, data: bytes) -> None:
-        static = self._noise.noise_protocol.handshake_state.rs.public
+        static = self._state.rs.public
         try:
             payload = NoiseHandshakePayload.deserialize(data)
             genuine = verify_handshake_payload_sig(payload, X25519PublicKey(static))
             peer_id = ID.from_pubkey(payload.id_pubkey).to_base58()
-        except Exception as error:  # noqa: BLE001  protobuf, key and multihash errors share no base
+        except Exception as error:  # protobuf, key and multihash errors share no base
             msg = f"The peer's identity cannot be read: {error}."
             raise PeerError(msg) from error
         if not genuine:

@@ -1,13 +1,14 @@
 """Record layers as machines: plaintext pieces in, one block of ciphertext out, and back. They come after a handshake.
 
-Both work on whole batches: every record of a batch leaves as one block for one ``send``, and every record of a wake-up is
-decrypted together. Sources: Noise specification rev 34 section 5 and libp2p ``noise/README.md`` (a 2-byte length, then at
-most 65,535 bytes); libp2p ``tls/tls.md`` over Python's ``ssl.MemoryBIO``.
+Both work on whole batches: every record of a batch leaves as one block for one ``send``, and every record of a wake-up
+is decrypted together. Sources: Noise specification rev 34 section 5 and libp2p ``noise/README.md`` (a 2-byte length,
+then at most 65,535 bytes); libp2p ``tls/tls.md`` over Python's ``ssl.MemoryBIO``.
 """
 
 import ssl
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -21,7 +22,8 @@ TAG_BYTES: Final = 16
 MESSAGE_BYTES_MAX: Final = 65535  # of Noise: what a 2-byte length can say
 PLAINTEXT_BYTES_MAX: Final = MESSAGE_BYTES_MAX - TAG_BYTES
 _LENGTH: Final = struct.Struct("!H")
-_NONCE: Final = struct.Struct("<4xQ")  # Noise section 12.3: ChaChaPoly's nonce is 32 zero bits and a little-endian count
+# Noise section 12.3: the nonce of ChaChaPoly is 32 zero bits and a little-endian count.
+_NONCE: Final = struct.Struct("<4xQ")
 _TLS_RECORD_BYTES: Final = 16384
 
 
@@ -110,7 +112,7 @@ class NoiseRecords:
             self._partial += block[:at]
             if len(self._partial) < _LENGTH.size:
                 return at
-        (length,) = _LENGTH.unpack_from(self._partial)
+        length = int.from_bytes(self._partial[: _LENGTH.size], "big")
         more = min(_LENGTH.size + length - len(self._partial), len(block) - at)
         self._partial += block[at : at + more]
         if len(self._partial) == _LENGTH.size + length:
@@ -167,8 +169,6 @@ class TlsRecords:
 
     def farewell(self) -> bytes:
         """TLS says goodbye with an alert of its own, so that its end is not mistaken for a cut."""
-        try:
+        with suppress(ssl.SSLError):
             self._session.unwrap()
-        except ssl.SSLError:
-            pass
         return self._outgoing.read()

@@ -1,7 +1,7 @@
 """The only file that imports libp2p: every name of it that Lepton uses, all of them public, in one list.
 
-Used are its keys and peer ids, the signed payloads of its Noise handshake and the certificates of its TLS. Its Swarm, its
-hosts, its muxers and its record layers are not: what is built from these parts instead speaks the same protocols
+Used are its keys and peer ids, the signed payloads of its Noise handshake and the certificates of its TLS. Its Swarm,
+its hosts, its muxers and its record layers are not: what is built from these parts instead speaks the same protocols
 (``/multistream/1.0.0``, ``/noise``, ``/tls/1.0.0``, ``/yamux/1.0.0``).
 
 The import takes a second, configures logging and may add handlers to the root logger; the latter is undone here.

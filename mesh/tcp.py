@@ -17,8 +17,8 @@ import trio
 from .errors import LinkError, UsageError
 
 BACKLOG: Final = 128  # connections that the kernel holds for us; Linux's own default limit was this for decades
-# What the kernel may hold of ours that is not yet on its way. trio's value (16 KiB) starves a writer of 512 KiB batches;
-# more than a batch delays a small message behind a large one.
+# What the kernel may hold of ours that is not yet on its way. trio's value (16 KiB) starves a writer of 512 KiB
+# batches; more than a batch delays a small message behind a large one.
 UNSENT_LOW_WATER: Final = 128 * 1024
 _TEXT_BYTES_MAX: Final = 512  # of one address; DNS names have 253 at most
 
@@ -107,7 +107,7 @@ class Socket:
     """A connected TCP socket that counts its bytes. One task reads and one writes."""
 
     def __init__(self, raw: socket.socket) -> None:
-        raw.setblocking(False)
+        raw.settimeout(0)
         with contextlib.suppress(OSError):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(OSError, AttributeError):
@@ -251,7 +251,7 @@ class Listener:
         except OSError as error:
             raw.close()
             raise UsageError(_why_not(address, error)) from error
-        raw.setblocking(False)
+        raw.settimeout(0)
         self._raw = raw
         self.address = _from_socket(raw.getsockname())
 

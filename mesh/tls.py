@@ -96,7 +96,7 @@ class TlsHandshake:
         try:
             key = verify_certificate_chain([x509.load_der_x509_certificate(certificate)])
             self.peer_id = ID.from_pubkey(key).to_base58()
-        except Exception as error:  # noqa: BLE001  ValueError, InvalidSignature, ASN.1, protobuf: no common base
+        except Exception as error:  # ValueError, InvalidSignature, ASN.1, protobuf: no common base
             msg = f"The peer's certificate does not prove an identity: {error}."
             raise PeerError(msg) from error
         agreed = self._session.selected_alpn_protocol()

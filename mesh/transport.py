@@ -1,15 +1,16 @@
-"""The seam between Lepton and the network: a Transport dials and listens, a Connection carries Streams. libp2p lies below.
+"""The seam between Lepton and the network: a Transport dials and listens, a Connection carries Streams. libp2p lies
+below.
 
-It speaks libp2p's protocols (multistream-select, Noise, TLS, yamux) but uses neither its Swarm nor its hosts: those bind ports with
-SO_REUSEPORT, count connections of a lifetime, leak tasks, end the process when a handler raises and know no moment between
-'connected' and 'streams are served'. What is left to do without them is this file. From libp2p come keys, peer ids, Noise
-payloads and certificates (``stock.py``).
+It speaks libp2p's protocols (multistream-select, Noise, TLS, yamux) but uses neither its Swarm nor its hosts: those
+bind ports with SO_REUSEPORT, count connections of a lifetime, leak tasks, end the process when a handler raises and
+know no moment between 'connected' and 'streams are served'. What is left to do without them is this file. From libp2p
+come keys, peer ids, Noise payloads and certificates (``stock.py``).
 
-Security: Noise first, since it needs no AES in hardware and, measured on a machine that has it, costs no more than TLS; both are
-accepted. See ``open_transport``.
+Security: Noise first, since it needs no AES in hardware and, measured on a machine that has it, costs no more than TLS;
+both are accepted. See ``open_transport``.
 
-Invariants: at most one open connection for each peer; nothing of a connection is served before its owner's ``on_connection`` has
-returned; a handler's exception costs its stream and nothing else.
+Invariants: at most one open connection for each peer; nothing of a connection is served before its owner's
+``on_connection`` has returned; a handler's exception costs its stream and nothing else.
 """
 
 import logging
@@ -24,7 +25,7 @@ from . import noise, tls
 from .dialler import race
 from .errors import LeptonError, LinkError, PeerError, Refused, UsageError
 from .multistream import Answering, Asking
-from .muxer import Muxer, MuxedStream
+from .muxer import MuxedStream, Muxer
 from .tcp import Listener, Socket, connect, parse_address, parse_listen
 from .upgrade import Keys, secure
 from .yamux import Buffer, YamuxConfig
@@ -39,6 +40,7 @@ NOISE: Final = noise.PROTOCOL
 TLS: Final = tls.PROTOCOL
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0  # a Pi under load takes 1 to 2 s
+ADMISSION_TIMEOUT_S: Final = 30.0  # for on_connection: a few round trips, and a Pi that checks a chain of grants
 NEGOTIATION_TIMEOUT_S: Final = 10.0  # for a new stream to say its protocol: one round trip
 HANDSHAKES_MAX: Final = 64  # inbound, at once; strangers cost memory and elliptic curves
 PROBE_TIMEOUT_S: Final = 2.0  # for an old connection to prove that it lives, when the peer dials anew
@@ -107,7 +109,9 @@ class Connection:
         return self._muxer.reason
 
     async def open_stream(self, protocol: str) -> Stream:
-        """Open a stream and agree on its protocol. Raises LinkError when the connection is closed or the peer refuses."""
+        """Open a stream and agree on its protocol. Raises LinkError when the connection is closed or the peer
+        refuses.
+        """
         muxed = self._muxer.open_stream()
         try:
             with trio.fail_after(NEGOTIATION_TIMEOUT_S):
@@ -207,6 +211,7 @@ class Transport:
         self._table: dict[PeerId, Connection] = {}  # every open connection, one a peer
         self._ready: dict[PeerId, Connection] = {}  # those that on_connection let in
         self._changed = trio.Event()
+        self._dialling: dict[PeerId, trio.Lock] = {}
         self._handshakes = trio.CapacityLimiter(HANDSHAKES_MAX)
 
     @property
@@ -222,19 +227,25 @@ class Transport:
         if peer_id == self.peer_id:
             msg = f"{peer_id} is this node itself; dial another."
             raise UsageError(msg)
-        if (there := self._ready.get(peer_id)) is not None:
-            await trio.lowlevel.checkpoint()
-            return there
+        lock = self._dialling.setdefault(peer_id, trio.Lock())
+        try:
+            async with lock:  # two dials of ours at once would look like a peer that lost its connection
+                return self._ready.get(peer_id) or await self._dial(peer_id, addresses, timeout_s)
+        finally:
+            if not lock.locked() and self._dialling.get(peer_id) is lock:
+                del self._dialling[peer_id]
+
+    async def _dial(self, peer_id: PeerId, addresses: Sequence[str], timeout_s: float) -> Connection:
         try:
             new = await race(
                 addresses, lambda address: self._attempt(peer_id, address), self._discard, timeout_s=timeout_s
             )
+            return await self._bring_up(new)
         except LinkError as error:
-            if peer_id in self._table and (twin := await self._wait_for(peer_id)) is not None:
+            if (twin := await self._twin_of(peer_id)) is not None:
                 return twin
-            msg = f"Could not reach {peer_id}: {error}."
+            msg = f"Could not reach {peer_id}: {error}"
             raise LinkError(msg) from error
-        return await self._bring_up(new)
 
     # -- connecting ---------------------------------------------------------------------------------------------------
 
@@ -284,6 +295,10 @@ class Transport:
             log.info("%s did not get in: %s", socket.remote, _why(error))
             socket.close()
             return
+        except Exception:
+            log.exception("The handshake with %s failed for a reason of ours; it is closed.", socket.remote)
+            socket.close()
+            return
         except BaseException:
             socket.close()
             raise
@@ -304,20 +319,25 @@ class Transport:
         self._nursery.start_soon(self._run, new)
         try:
             if not await self._wins(new):
-                self._nursery.start_soon(new.aclose)
-                return await self._twin_of(new)
+                msg = f"{new.peer_id} has another connection, which stays."
+                raise LinkError(msg)
             old, self._table[new.peer_id] = self._table.get(new.peer_id), new
             if old is not None:
                 self._ready.pop(new.peer_id, None)
                 self._nursery.start_soon(old.aclose)
             await self._admit(new)
+        except LeptonError:
+            self._nursery.start_soon(new.aclose)  # not at once: it may have been told why
+            raise
         except BaseException:
             new._muxer.abort("it was not let in")  # noqa: SLF001
             raise
         return new
 
     async def _wins(self, new: Connection) -> bool:
-        """Two simultaneous dials: the connection dialled by the smaller id stays. Else the newer, if the older is dead."""
+        """Two simultaneous dials: the connection dialled by the smaller id stays. Else the newer, if the older is
+        dead.
+        """
         old = self._table.get(new.peer_id)
         if old is None or old.initiator == new.initiator:
             return True  # the peer would not dial twice unless it lost the first
@@ -332,15 +352,9 @@ class Transport:
             return self._table.get(new.peer_id) is not old
         return True
 
-    async def _twin_of(self, loser: Connection) -> Connection:
-        twin = await self._wait_for(loser.peer_id)
-        if twin is None:
-            msg = f"Two connections to {loser.peer_id} met, and neither stayed; dial again."
-            raise LinkError(msg)
-        return twin
-
-    async def _wait_for(self, peer_id: PeerId) -> Connection | None:
-        with trio.move_on_after(TWIN_TIMEOUT_S):
+    async def _twin_of(self, peer_id: PeerId) -> Connection | None:
+        """The other one of two simultaneous connections, once it is let in."""
+        with trio.move_on_after(HANDSHAKE_TIMEOUT_S if peer_id in self._table else TWIN_TIMEOUT_S):
             while peer_id not in self._ready:
                 await self._changed.wait()
             return self._ready[peer_id]
@@ -348,16 +362,18 @@ class Transport:
 
     async def _admit(self, connection: Connection) -> None:
         try:
-            await self._on_connection(connection)
+            with trio.fail_after(ADMISSION_TIMEOUT_S):
+                await self._on_connection(connection)
         except LeptonError:
             raise
+        except trio.TooSlowError as error:
+            msg = f"{connection.peer_id} was not admitted within {ADMISSION_TIMEOUT_S:g} s."
+            raise LinkError(msg) from error
         except Exception as error:
             log.exception("on_connection failed for %s; the connection is closed.", connection.peer_id)
             msg = f"{connection.peer_id} could not be admitted: {error!r}."
             raise Refused(msg) from error
         if connection.closed.is_set() or self._table.get(connection.peer_id) is not connection:
-            if (twin := self._ready.get(connection.peer_id)) is not None and twin is not connection:
-                return
             msg = f"The connection to {connection.peer_id} closed while it was let in: {connection.reason}."
             raise LinkError(msg)
         self._ready[connection.peer_id] = connection
@@ -413,9 +429,9 @@ async def open_transport(
 ) -> AsyncIterator[Transport]:
     """Listen, and carry connections until the block ends; then all of them are closed.
 
-    ``on_connection`` is awaited for every new connection before any of its streams is served. It turns the peer away by raising Refused
-    (or any other exception), and may use ``open_stream`` and ``accept_stream`` to ask who it is. ``handlers`` maps protocol
-    ids to what serves them; a handler that returns closes its stream.
+    ``on_connection`` is awaited for every new connection before any of its streams is served. It turns the peer away by
+    raising Refused (or any other exception), and may use ``open_stream`` and ``accept_stream`` to ask who it is.
+    ``handlers`` maps protocol ids to what serves them; a handler that returns closes its stream.
 
     Raises UsageError when an address cannot be listened on, naming the port.
     """

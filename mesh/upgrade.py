@@ -1,7 +1,7 @@
 """From a TCP connection to a sealed one: agree on security, prove identities, agree on the muxer.
 
-Only ``/noise`` and ``/tls/1.0.0`` exist here: a peer that proposes plaintext or secio is answered 'na'. Nothing here has a time
-limit of its own; whoever calls bounds it and closes the socket when it is cut off.
+Only ``/noise`` and ``/tls/1.0.0`` exist here: a peer that proposes plaintext or secio is answered 'na'. Nothing here
+has a time limit of its own; whoever calls bounds it and closes the socket when it is cut off.
 """
 
 from collections.abc import Sequence

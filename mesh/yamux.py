@@ -2,12 +2,14 @@
 
 Specification: hashicorp/yamux ``spec.md`` as libp2p uses it (``/yamux/1.0.0``). Rules of the file:
 
-- Whole frames only leave it, control frames before data, and of the streams that have data each sends one frame in turn.
+- Whole frames only leave it, control frames before data, and of the streams that have data each sends one frame in
+  turn.
 - For each stream, what the remote may still send + what lies here unread + what was read and not yet credited = the
-  stream's ``granted`` bytes, and the sum of ``granted`` over all streams never exceeds ``memory_bytes_max``. That is what
-  bounds the memory of a connection, whatever the remote does.
+  stream's ``granted`` bytes, and the sum of ``granted`` over all streams never exceeds ``memory_bytes_max``. That is
+  what bounds the memory of a connection, whatever the remote does.
 - A reset is not an end: ``finished`` says that the remote closed its side on purpose, ``was_reset`` that it did not.
-- Everything that the remote does against the rules is a PeerError out of ``receive``; after one the machine is of no use.
+- Everything that the remote does against the rules is a PeerError out of ``receive``; after one the machine is of no
+  use.
 """
 
 import struct
@@ -193,23 +195,17 @@ class Yamux:
                     at += size
                     if len(self._header) == HEADER.size:
                         header, self._header = bytes(self._header), bytearray()
-                        self._take_header(*HEADER.unpack(header), events, readable)
+                        self._take_header(HEADER.unpack(header), events, readable)
                 else:
-                    self._take_header(*HEADER.unpack_from(view, at), events, readable)
+                    self._take_header(HEADER.unpack_from(view, at), events, readable)
                     at += HEADER.size
         events.extend(Readable(stream) for stream in readable.values() if not stream.gone or stream.finished)
         return events
 
     def _take_header(
-        self,
-        version: int,
-        kind: int,
-        flags: int,
-        stream_id: int,
-        length: int,
-        events: list[Event],
-        readable: dict[int, YamuxStream],
+        self, header: tuple[int, int, int, int, int], events: list[Event], readable: dict[int, YamuxStream]
     ) -> None:
+        version, kind, flags, stream_id, length = header
         if version != 0 or kind > Kind.GO_AWAY or flags > 15:
             msg = f"The peer sent a frame that is not yamux (version {version}, type {kind}, flags {flags})."
             raise PeerError(msg)
@@ -337,7 +333,7 @@ class Yamux:
             self._counts[False] >= self.config.streams_max
             or self._granted + INITIAL_WINDOW > self.config.memory_bytes_max
         ):
-            msg = f"{self._counts[False]} streams are open on this connection, as many as it takes; wait for one to end."
+            msg = f"{self._counts[False]} streams are open on this connection, all that it takes; wait for one to end."
             raise LinkError(msg)
         stream = self._add(YamuxStream(self._next_id, inbound=False))
         self._next_id += 2
