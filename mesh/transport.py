@@ -1,210 +1,457 @@
-"""libp2p hosts behind three nouns: Transport, Connection, Stream. The only file above which libp2p is unknown.
+"""The seam between Lepton and the network: a Transport dials and listens, a Connection carries Streams. libp2p lies
+below.
 
-Only Noise is offered and accepted: py-libp2p's own defaults also take plaintext, over which anybody can pose as any peer.
+It speaks libp2p's protocols (multistream-select, Noise, TLS, yamux) but uses neither its Swarm nor its hosts: those
+bind ports with SO_REUSEPORT, count connections of a lifetime, leak tasks, end the process when a handler raises and
+know no moment between 'connected' and 'streams are served'. What is left to do without them is this file. From libp2p
+come keys, peer ids, Noise payloads and certificates (``stock.py``).
+
+Security: Noise first, since it needs no AES in hardware and, measured on a machine that has it, costs no more than TLS;
+both are accepted. See ``open_transport``.
+
+Invariants: at most one open connection for each peer; nothing of a connection is served before its owner's
+``on_connection`` has returned; a handler's exception costs its stream and nothing else.
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from types import MappingProxyType
+from typing import Final, NewType
 
 import trio
-from libp2p import new_host
-from libp2p.crypto.ed25519 import Ed25519PrivateKey
-from libp2p.crypto.keys import KeyPair
-from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
-from libp2p.custom_types import TProtocol
-from libp2p.network.stream.exceptions import StreamEOF
-from libp2p.peer.id import ID
-from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
-from libp2p.security.noise.transport import Transport as Noise
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.stream_muxer.yamux.yamux import Yamux
-from multiaddr import Multiaddr
 
-from . import limits
-from .errors import LinkError
-from .identity import Identity, PeerId, short
+from . import noise, tls
+from .dialler import race
+from .errors import LeptonError, LinkError, PeerError, Refused, UsageError
+from .multistream import Answering, Asking
+from .muxer import MuxedStream, Muxer
+from .tcp import Listener, Socket, connect, parse_address, parse_listen
+from .upgrade import Keys, secure
+from .yamux import Buffer, YamuxConfig
 
 log = logging.getLogger(__name__)
-CHUNK = 65536
 
+PeerId = NewType("PeerId", str)
 StreamHandler = Callable[["Stream"], Awaitable[None]]
 ConnectionHandler = Callable[["Connection"], Awaitable[None]]
 
+NOISE: Final = noise.PROTOCOL
+TLS: Final = tls.PROTOCOL
+
+HANDSHAKE_TIMEOUT_S: Final = 10.0  # a Pi under load takes 1 to 2 s
+ADMISSION_TIMEOUT_S: Final = 30.0  # for on_connection: a few round trips, and a Pi that checks a chain of grants
+NEGOTIATION_TIMEOUT_S: Final = 10.0  # for a new stream to say its protocol: one round trip
+HANDSHAKES_MAX: Final = 64  # inbound, at once; strangers cost memory and elliptic curves
+PROBE_TIMEOUT_S: Final = 2.0  # for an old connection to prove that it lives, when the peer dials anew
+TWIN_TIMEOUT_S: Final = 1.0  # for the other of two simultaneous connections to come up
+NEGOTIATION_BYTES: Final = 256  # read at once while a stream's protocol is agreed on; the rest is pushed back
+
 
 class Stream(trio.abc.HalfCloseableStream):
-    def __init__(self, net: Any, peer_id: PeerId, protocol: str) -> None:
-        self._net = net
-        self.peer_id = peer_id
-        self.protocol = protocol
+    """One libp2p stream, after its protocol was agreed on."""
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        view = memoryview(data)
-        try:
-            for i in range(0, len(view), CHUNK):
-                await self._net.write(bytes(view[i : i + CHUNK]))
-        except trio.Cancelled:
-            raise
-        except Exception as error:
-            raise trio.BrokenResourceError(str(error)) from error
+    def __init__(self, muxed: MuxedStream, connection: "Connection", protocol: str) -> None:
+        self._muxed = muxed
+        self.connection = connection
+        self.peer_id = connection.peer_id
+        self.protocol = protocol
+        # Bound methods, so that a call costs no frame more than the muxer's own.
+        self.send_parts = muxed.send_parts
+        self.receive_into = muxed.receive_into
+        self.reset = muxed.reset
+
+    async def send_all(self, data: Buffer) -> None:
+        """Send bytes; see MuxedStream.send_all for what a cancellation leaves."""
+        await self._muxed.send_parts((data,))
 
     async def wait_send_all_might_not_block(self) -> None:
-        await trio.lowlevel.checkpoint()
+        await self._muxed.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        try:
-            return bytes(await self._net.read(max_bytes or CHUNK))
-        except StreamEOF:
-            return b""
-        except trio.Cancelled:
-            raise
-        except Exception as error:
-            raise trio.BrokenResourceError(str(error)) from error
+        """The next bytes; ``b""`` only at the remote's explicit end. A remote reset raises trio.BrokenResourceError."""
+        return await self._muxed.receive_some(max_bytes)
 
     async def send_eof(self) -> None:
-        try:
-            await self._net.close_write()
-        except trio.Cancelled:
-            raise
-        except Exception as error:
-            raise trio.BrokenResourceError(str(error)) from error
+        """Say that nothing more comes from here."""
+        await self._muxed.send_eof()
 
     async def aclose(self) -> None:
-        with trio.move_on_after(1, shield=True):
-            try:
-                await self._net.close()
-            except Exception:
-                log.debug("close failed", exc_info=True)
-
-    def reset(self) -> None:
-        trio.lowlevel.spawn_system_task(self._reset)
-
-    async def _reset(self) -> None:
-        with trio.move_on_after(1):
-            await self._net.reset()
+        """End both directions; never waits for the remote."""
+        await self._muxed.aclose()
 
 
 class Connection:
-    def __init__(self, conn: Any, host: Any) -> None:
-        self._conn = conn
-        self._host = host
-        self.peer_id = PeerId(str(conn.muxed_conn.peer_id))
-        self.initiator: bool = conn.direction.value == "outbound"
-        self.remote_address = "?"
-        self.closed: trio.Event = conn.event_closed
+    """One sealed connection to one peer."""
+
+    def __init__(self, muxer: Muxer, socket: Socket, peer_id: PeerId, *, initiator: bool, security: str) -> None:
+        self._muxer = muxer
+        self._socket = socket
+        self.peer_id = peer_id
+        self.initiator = initiator  # whether we dialled
+        self.security = security
+        self.remote_address = socket.remote
+        self.closed = muxer.closed
+
+    @property
+    def bytes_sent(self) -> int:
+        """Over TCP, sealing and framing included."""
+        return self._socket.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Over TCP, sealing and framing included."""
+        return self._socket.bytes_received
+
+    @property
+    def reason(self) -> str:
+        """Why it is closed."""
+        return self._muxer.reason
 
     async def open_stream(self, protocol: str) -> Stream:
+        """Open a stream and agree on its protocol. Raises LinkError when the connection is closed or the peer
+        refuses.
+        """
+        muxed = self._muxer.open_stream()
         try:
-            with trio.fail_after(limits.HANDSHAKE_TIMEOUT_S):
-                net = await self._conn.new_stream()
-                await self._host.multiselect_client.select_one_of(
-                    [TProtocol(protocol)], MultiselectCommunicator(net), 10
-                )
-        except trio.Cancelled:
+            with trio.fail_after(NEGOTIATION_TIMEOUT_S):
+                await _ask(muxed, protocol)
+        except BaseException as error:
+            muxed.reset()
+            if isinstance(error, trio.TooSlowError | trio.BrokenResourceError | PeerError | trio.ClosedResourceError):
+                msg = f"No stream for {protocol} to {self.peer_id}: {_why(error)}"
+                raise LinkError(msg) from error
             raise
-        except Exception as error:
-            raise LinkError(f"Could not open a stream to {short(self.peer_id)}: {error!r}") from error
-        return Stream(net, self.peer_id, protocol)
+        return Stream(muxed, self, protocol)
+
+    async def accept_stream(self, protocol: str) -> Stream:
+        """The next stream that the peer opens, which must be for ``protocol``. Only for use inside ``on_connection``.
+
+        Raises LinkError when the connection closes or the stream is for something else.
+        """
+        muxed = await self._muxer.accept_stream()
+        stream = await self._negotiate(muxed, (protocol,))
+        if stream is None:
+            msg = f"{self.peer_id} opened a stream, but not for {protocol}."
+            raise LinkError(msg)
+        return stream
+
+    async def ping(self) -> float:
+        """The round trip's time in seconds; bound it with a timeout. Raises LinkError."""
+        return await self._muxer.ping()
 
     async def aclose(self) -> None:
-        with trio.move_on_after(2, shield=True):
-            await self._conn.close()
+        """Close it; what was sent still arrives if the peer reads. Takes 2 s at the very most."""
+        await self._muxer.aclose()
+
+    async def _negotiate(self, muxed: MuxedStream, protocols: Collection[str]) -> Stream | None:
+        try:
+            with trio.fail_after(NEGOTIATION_TIMEOUT_S):
+                protocol = await _answer(muxed, protocols)
+        except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError, PeerError) as error:
+            log.info("A stream of %s came to nothing: %s", self.peer_id, _why(error))
+            muxed.reset()
+            return None
+        except BaseException:
+            muxed.reset()
+            raise
+        return Stream(muxed, self, protocol)
 
 
-class _Notifee:
-    def __init__(self, transport: "Transport") -> None:
-        self._t = transport
+async def _ask(muxed: MuxedStream, protocol: str) -> None:
+    asking = Asking((protocol,))
+    await muxed.send_all(asking.start())
+    while asking.chosen is None:
+        data = await muxed.receive_some(NEGOTIATION_BYTES)
+        if not data:
+            msg = "the peer ended it at once."
+            raise PeerError(msg)
+        asking.receive(data)
+    muxed.push_back(asking.rest)
 
-    async def connected(self, network: Any, conn: Any) -> None:
-        self._t._add(conn)
 
-    async def disconnected(self, network: Any, conn: Any) -> None:
-        self._t._remove(conn)
+async def _answer(muxed: MuxedStream, protocols: Collection[str]) -> str:
+    answering = Answering(protocols)
+    while answering.chosen is None:
+        data = await muxed.receive_some(NEGOTIATION_BYTES)
+        if not data:
+            msg = "the peer ended it before it said what for."
+            raise PeerError(msg)
+        if answer := answering.receive(data):
+            await muxed.send_all(answer)
+    muxed.push_back(answering.rest)
+    return answering.chosen
 
-    async def opened_stream(self, *a: Any) -> None: ...
-    async def closed_stream(self, *a: Any) -> None: ...
-    async def listen(self, *a: Any) -> None: ...
-    async def listen_close(self, *a: Any) -> None: ...
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, trio.TooSlowError):
+        return f"no answer in {NEGOTIATION_TIMEOUT_S:g} s."
+    return str(error) or type(error).__name__
 
 
 class Transport:
-    def __init__(self, host: Any, nursery: trio.Nursery, on_connection: ConnectionHandler) -> None:
-        self._host = host
-        self._nursery = nursery
-        self._on_connection = on_connection
-        self._conns: dict[PeerId, Connection] = {}
+    """Every connection of one node."""
+
+    def __init__(
+        self,
+        keys: Keys,
+        peer_id: PeerId,
+        nursery: trio.Nursery,
+        handlers: Mapping[str, StreamHandler],
+        on_connection: ConnectionHandler,
+        config: YamuxConfig | None,
+    ) -> None:
+        self.peer_id = peer_id
         self.addresses: tuple[str, ...] = ()
+        self._keys = keys
+        self._nursery = nursery
+        self._handlers = dict(handlers)
+        self._on_connection = on_connection
+        self._config = config
+        self._table: dict[PeerId, Connection] = {}  # every open connection, one a peer
+        self._ready: dict[PeerId, Connection] = {}  # those that on_connection let in
+        self._changed = trio.Event()
+        self._dialling: dict[PeerId, trio.Lock] = {}
+        self._handshakes = trio.CapacityLimiter(HANDSHAKES_MAX)
 
     @property
     def connections(self) -> Mapping[PeerId, Connection]:
-        return self._conns
-
-    def _add(self, conn: Any) -> None:
-        c = Connection(conn, self._host)
-        self._conns[c.peer_id] = c
-        self._nursery.start_soon(self._on_connection, c)
-
-    def _remove(self, conn: Any) -> None:
-        p = PeerId(str(conn.muxed_conn.peer_id))
-        if p in self._conns and self._conns[p]._conn is conn:
-            del self._conns[p]
+        """The open connections that ``on_connection`` let in."""
+        return MappingProxyType(self._ready)
 
     async def dial(self, peer_id: PeerId, addresses: Sequence[str], *, timeout_s: float) -> Connection:
-        last: Exception | None = None
-        for a in addresses:
+        """Connect to a peer at any of its addresses, or return the connection that there is.
+
+        Raises LinkError naming each address and why it failed, Refused when ``on_connection`` turned the peer away.
+        """
+        if peer_id == self.peer_id:
+            msg = f"{peer_id} is this node itself; dial another."
+            raise UsageError(msg)
+        lock = self._dialling.setdefault(peer_id, trio.Lock())
+        try:
+            async with lock:  # two dials of ours at once would look like a peer that lost its connection
+                return self._ready.get(peer_id) or await self._dial(peer_id, addresses, timeout_s)
+        finally:
+            if not lock.locked() and self._dialling.get(peer_id) is lock:
+                del self._dialling[peer_id]
+
+    async def _dial(self, peer_id: PeerId, addresses: Sequence[str], timeout_s: float) -> Connection:
+        try:
+            new = await race(
+                addresses, lambda address: self._attempt(peer_id, address), self._discard, timeout_s=timeout_s
+            )
+            return await self._bring_up(new)
+        except LinkError as error:
+            if (twin := await self._twin_of(peer_id)) is not None:
+                return twin
+            msg = f"Could not reach {peer_id}: {error}"
+            raise LinkError(msg) from error
+
+    # -- connecting ---------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, peer_id: PeerId, text: str) -> Connection:
+        address, named = parse_address(text)
+        if named not in (None, peer_id):
+            msg = f"the address is that of {named}."
+            raise UsageError(msg)
+        socket = await connect(address)
+        try:
+            with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+                secured = await secure(socket, self._keys, initiator=True)
+            if secured.peer_id != peer_id:
+                msg = f"{secured.peer_id} lives there now."
+                raise PeerError(msg)
+        except BaseException as error:
+            socket.close()
+            if isinstance(error, trio.TooSlowError):
+                msg = f"no handshake in {HANDSHAKE_TIMEOUT_S:g} s."
+                raise LinkError(msg) from error
+            raise
+        muxer = Muxer(socket, secured.records, initiator=True, early=secured.early, config=self._config)
+        return Connection(muxer, socket, peer_id, initiator=True, security=secured.records.name)
+
+    def _discard(self, connection: Connection) -> None:
+        connection._socket.close()  # noqa: SLF001  it lost the race and was never run
+
+    async def _listen(self, listener: Listener) -> None:
+        while True:
+            socket = await listener.accept()
             try:
-                with trio.fail_after(timeout_s):
-                    conn = await self._host.get_network()._dial_addr_single_attempt(
-                        Multiaddr(f"{a}/p2p/{peer_id}"), ID.from_base58(peer_id)
-                    )
-                if peer_id not in self._conns:
-                    self._add(conn)
-                self._conns[peer_id].initiator = True
-                return self._conns[peer_id]
-            except trio.Cancelled:
-                raise
-            except Exception as error:
-                last = error
-        raise LinkError(f"No address of {short(peer_id)} answered ({', '.join(addresses)}): {last!r}")
+                self._handshakes.acquire_on_behalf_of_nowait(socket)
+            except trio.WouldBlock:
+                log.warning("%d strangers are shaking hands already; %s is sent away.", HANDSHAKES_MAX, socket.remote)
+                socket.close()
+                continue
+            self._nursery.start_soon(self._welcome, socket)
+
+    async def _welcome(self, socket: Socket) -> None:
+        try:
+            with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+                secured = await secure(socket, self._keys, initiator=False)
+            if secured.peer_id == self.peer_id:
+                msg = "It is this node itself."
+                raise PeerError(msg)
+        except (PeerError, LinkError, trio.TooSlowError) as error:
+            log.info("%s did not get in: %s", socket.remote, _why(error))
+            socket.close()
+            return
+        except Exception:
+            log.exception("The handshake with %s failed for a reason of ours; it is closed.", socket.remote)
+            socket.close()
+            return
+        except BaseException:
+            socket.close()
+            raise
+        finally:
+            self._handshakes.release_on_behalf_of(socket)
+        muxer = Muxer(socket, secured.records, initiator=False, early=secured.early, config=self._config)
+        peer_id = PeerId(secured.peer_id)
+        connection = Connection(muxer, socket, peer_id, initiator=False, security=secured.records.name)
+        try:
+            await self._bring_up(connection)
+        except LeptonError as error:
+            log.info("%s at %s did not stay: %s", peer_id, socket.remote, error)
+
+    # -- one connection a peer ----------------------------------------------------------------------------------------
+
+    async def _bring_up(self, new: Connection) -> Connection:
+        """Run a connection, settle which of two stays, and let its owner admit it. Raises LinkError or Refused."""
+        self._nursery.start_soon(self._run, new)
+        try:
+            if not await self._wins(new):
+                msg = f"{new.peer_id} has another connection, which stays."
+                raise LinkError(msg)
+            old, self._table[new.peer_id] = self._table.get(new.peer_id), new
+            if old is not None:
+                self._ready.pop(new.peer_id, None)
+                self._nursery.start_soon(old.aclose)
+            await self._admit(new)
+        except LeptonError:
+            self._nursery.start_soon(new.aclose)  # not at once: it may have been told why
+            raise
+        except BaseException:
+            new._muxer.abort("it was not let in")  # noqa: SLF001
+            raise
+        return new
+
+    async def _wins(self, new: Connection) -> bool:
+        """Two simultaneous dials: the connection dialled by the smaller id stays. Else the newer, if the older is
+        dead.
+        """
+        old = self._table.get(new.peer_id)
+        if old is None or old.initiator == new.initiator:
+            return True  # the peer would not dial twice unless it lost the first
+        dialler = self.peer_id if new.initiator else new.peer_id
+        if dialler == min(self.peer_id, new.peer_id):
+            return True
+        with trio.move_on_after(PROBE_TIMEOUT_S):
+            try:
+                await old.ping()
+            except LinkError:
+                return True
+            return self._table.get(new.peer_id) is not old
+        return True
+
+    async def _twin_of(self, peer_id: PeerId) -> Connection | None:
+        """The other one of two simultaneous connections, once it is let in."""
+        with trio.move_on_after(HANDSHAKE_TIMEOUT_S if peer_id in self._table else TWIN_TIMEOUT_S):
+            while peer_id not in self._ready:
+                await self._changed.wait()
+            return self._ready[peer_id]
+        return None
+
+    async def _admit(self, connection: Connection) -> None:
+        try:
+            with trio.fail_after(ADMISSION_TIMEOUT_S):
+                await self._on_connection(connection)
+        except LeptonError:
+            raise
+        except trio.TooSlowError as error:
+            msg = f"{connection.peer_id} was not admitted within {ADMISSION_TIMEOUT_S:g} s."
+            raise LinkError(msg) from error
+        except Exception as error:
+            log.exception("on_connection failed for %s; the connection is closed.", connection.peer_id)
+            msg = f"{connection.peer_id} could not be admitted: {error!r}."
+            raise Refused(msg) from error
+        if connection.closed.is_set() or self._table.get(connection.peer_id) is not connection:
+            msg = f"The connection to {connection.peer_id} closed while it was let in: {connection.reason}."
+            raise LinkError(msg)
+        self._ready[connection.peer_id] = connection
+        self._changed.set()
+        self._changed = trio.Event()
+        self._nursery.start_soon(self._serve, connection)
+
+    async def _run(self, connection: Connection) -> None:
+        try:
+            await connection._muxer.run()  # noqa: SLF001
+        finally:
+            for table in (self._table, self._ready):
+                if table.get(connection.peer_id) is connection:
+                    del table[connection.peer_id]
+
+    # -- streams ------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, connection: Connection) -> None:
+        """Answer the peer's streams until the connection closes; then its handlers are cancelled."""
+        async with trio.open_nursery() as nursery:
+            try:
+                while True:
+                    muxed = await connection._muxer.accept_stream()  # noqa: SLF001
+                    nursery.start_soon(self._handle, connection, muxed)
+            except LinkError:
+                nursery.cancel_scope.cancel()
+
+    async def _handle(self, connection: Connection, muxed: MuxedStream) -> None:
+        stream = await connection._negotiate(muxed, self._handlers)  # noqa: SLF001
+        if stream is None:
+            return
+        try:
+            await self._handlers[stream.protocol](stream)
+        except Exception:
+            log.exception("The handler of %s failed; the stream of %s is reset.", stream.protocol, stream.peer_id)
+            stream.reset()
+        except BaseException:
+            stream.reset()
+            raise
+        else:
+            await stream.aclose()
 
 
 @asynccontextmanager
 async def open_transport(
-    identity: Identity,
+    identity: noise.KeyHolder,
     listen: Sequence[str] = ("127.0.0.1:0",),
     *,
     on_connection: ConnectionHandler,
     handlers: Mapping[str, StreamHandler],
+    security: Sequence[str] | None = None,
+    config: YamuxConfig | None = None,
 ) -> AsyncIterator[Transport]:
-    key = Ed25519PrivateKey.from_bytes(identity.seed)
-    pair = KeyPair(key, key.get_public_key())
-    noise = Noise(pair, noise_privkey=create_noise_key_pair().private_key)
-    addrs = [Multiaddr("/ip4/{}/tcp/{}".format(*a.rsplit(":", 1))) for a in listen]
-    host: Any = new_host(key_pair=pair, sec_opt={NOISE: noise}, muxer_opt={TProtocol(YAMUX): Yamux}, listen_addrs=addrs)
-    async with trio.open_nursery() as nursery:
-        transport = Transport(host, nursery, on_connection)
-        host.get_network().register_notifee(_Notifee(transport))
+    """Listen, and carry connections until the block ends; then all of them are closed.
 
-        def wrap(protocol: str, handler: StreamHandler) -> Any:
-            async def handle(net: Any) -> None:
-                s = Stream(net, PeerId(str(net.muxed_conn.peer_id)), protocol)
-                try:
-                    await handler(s)
-                except trio.Cancelled:
-                    raise
-                except Exception:
-                    log.warning("a stream handler failed", exc_info=True)
-                    s.reset()
+    ``on_connection`` is awaited for every new connection before any of its streams is served. It turns the peer away by
+    raising Refused (or any other exception), and may use ``open_stream`` and ``accept_stream`` to ask who it is.
+    ``handlers`` maps protocol ids to what serves them; a handler that returns closes its stream.
 
-            return handle
-
-        for protocol, handler in handlers.items():
-            host.set_stream_handler(TProtocol(protocol), wrap(protocol, handler))
-        async with host.run(listen_addrs=addrs):
-            await host.get_network().auto_connector.stop()
-            host.get_network().set_resource_manager(None)
-            transport.addresses = tuple(str(a).split("/p2p/")[0] for a in host.get_addrs())
-            yield transport
-        nursery.cancel_scope.cancel()
+    Raises UsageError when an address cannot be listened on, naming the port.
+    """
+    listeners: list[Listener] = []
+    try:
+        listeners.extend(Listener(parse_listen(text)) for text in listen)
+        async with trio.open_nursery() as nursery:
+            keys = Keys(identity, tuple(security or (NOISE, TLS)))
+            transport = Transport(keys, PeerId(identity.peer_id), nursery, handlers, on_connection, config)
+            transport.addresses = tuple(str(listener.address) for listener in listeners)
+            for listener in listeners:
+                nursery.start_soon(transport._listen, listener)  # noqa: SLF001
+            try:
+                yield transport
+            finally:
+                with trio.CancelScope(shield=True):
+                    async with trio.open_nursery() as closing:
+                        for connection in list(transport._table.values()):  # noqa: SLF001
+                            closing.start_soon(connection.aclose)
+                nursery.cancel_scope.cancel()
+    finally:
+        for listener in listeners:
+            listener.close()
