@@ -33,7 +33,7 @@ async def join_mesh(
 
     Raises Refused when its holder says no, LinkError when nobody of that mesh, or nobody who holds it, is found.
     """
-    async with open_transport(identity, (), on_connection=_leave_alone, handlers={}) as transport:
+    async with open_transport(identity, (), on_connection=_let_in, handlers={}) as transport:
         search = _Search(identity.peer_id, invite, transport)
         with trio.move_on_after(timeout_s):
             for hint in hints:
@@ -46,8 +46,8 @@ async def join_mesh(
     raise LinkError(search.diagnosis(timeout_s))
 
 
-async def _leave_alone(connection: Connection) -> None:
-    await connection.closed.wait()
+async def _let_in(_connection: Connection) -> None:
+    """Take any connection: the search itself checks whom it talks to, before it shows anything."""
 
 
 class _Search:

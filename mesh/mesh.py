@@ -1,7 +1,7 @@
 """The shell of one member: drives membership, records and admission over libp2p connections and mDNS.
 
 Order on every connection: the side that dialled says hello with its grant, the other verifies it and answers with its
-own. Until both hold, only the join protocol is served, and whoever does anything else loses the connection.
+own. Until both hold nothing but the join protocol is served, and whoever does anything else loses the connection.
 """
 
 import logging
@@ -28,11 +28,10 @@ from .invites import Invite, InviteBook
 from .messages import Message, pack, unpack
 from .protocol import HELLO, JOIN, Delta, Hello, HelloAnswer, JoinAsk, JoinGranted, JoinHeld, JoinSecret
 from .records import Digest, Record, RecordStore
-from .transport import Connection, Stream, StreamHandler, Transport, open_transport
+from .transport import Connection, Stream, Transport, open_transport
 
 # Two periods of exchange: a peer that cannot say what it knows within this is missed once.
 _EXCHANGE_TIMEOUT_S = 2.0
-_BYE_S = 0.2  # so that the reason of a refusal can be read before the connection goes
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -65,7 +64,6 @@ class Mesh:
         self._admission = admission
         self._config = config
         self._members = membership.Membership(self.me, random.Random(secrets.randbits(64)), config.pace)
-        self._greeted: dict[PeerId, trio.Event] = {}
         self._changed = trio.Event()
         self._closing = False
         self._transport: Transport
@@ -196,6 +194,7 @@ class Mesh:
         )
 
     async def _serve_join(self, stream: Stream) -> None:
+        """Answer a stranger with an invite on the one connection that it has for that."""
         ask = unpack((await receive_frame(stream, body_bytes_max=0)).header, JoinAsk)
         held = self.invites.holds(ask.hint)
         chain = self._admission.chains([self.me])[self.me] if held else ()
@@ -223,69 +222,60 @@ class Mesh:
     # -- admission --------------------------------------------------------------------------------------------------
 
     async def _on_connection(self, connection: Connection) -> None:
-        """Greet whom we dialled; give whom we did not a while to greet us."""
+        """Let a connection in or raise why not. Nothing of it is served before this returns."""
         peer = connection.peer_id
-        if not connection.initiator:
-            with trio.move_on_after(limits.HANDSHAKE_TIMEOUT_S):
-                await connection.closed.wait()
-            if not connection.closed.is_set() and peer not in self._members.present:
-                self._refuse(peer, f"{short(peer)} connected and showed no grant.")
-                await connection.aclose()
+        try:
+            with trio.fail_after(limits.HANDSHAKE_TIMEOUT_S):
+                if connection.initiator:
+                    await self._greet(connection)
+                else:
+                    await self._be_greeted(connection)
+        except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            msg = f"{short(peer)} broke off the greeting."
+            raise LinkError(msg) from error
+        except (Refused, PeerError) as error:
+            self._refuse(peer, str(error))
+            raise
+        self.refusals.pop(peer, None)
+        self._nursery.start_soon(self._watch, connection)
+
+    async def _greet(self, connection: Connection) -> None:
+        """Say hello on a connection that we dialled. Raises Refused or PeerError."""
+        async with await connection.open_stream(HELLO) as stream:
+            await _say(stream, Hello(chain=self._admission.chains([self.me])[self.me]))
+            answer = unpack((await receive_frame(stream, body_bytes_max=0)).header, HelloAnswer)
+        if answer.refused:
+            raise Refused(answer.refused)
+        self._admission.admit(connection.peer_id, answer.chain, time.time())
+
+    async def _be_greeted(self, connection: Connection) -> None:
+        """Hear a hello, or serve a stranger's attempt to join and then see it off."""
+        async with await connection.accept_stream(HELLO, JOIN) as stream:
+            if stream.protocol == JOIN:
+                await self._serve_join(stream)
+                msg = f"{short(connection.peer_id)} came to join; as a member it will greet on a new connection."
+                raise LinkError(msg)
+            hello = unpack((await receive_frame(stream, body_bytes_max=0)).header, Hello)
+            try:
+                self._admission.admit(connection.peer_id, hello.chain, time.time())
+            except Refused as error:
+                await _say(stream, HelloAnswer(refused=str(error)))
+                raise
+            await _say(stream, HelloAnswer(chain=self._admission.chains([self.me])[self.me]))
+
+    async def _watch(self, connection: Connection) -> None:
+        """Count a peer as present for as long as it has a connection that was let in."""
+        peer = connection.peer_id
+        self._note(membership.Connected(peer))
         await connection.closed.wait()
-        if self._transport.connections.get(peer) in {None, connection} and peer in self._members.present:
+        if self._transport.connections.get(peer) is None:
             self._note(membership.Disconnected(peer))
             for listener in self.on_absent:
                 listener(peer)
 
-    async def _greet(self, connection: Connection) -> None:
-        """Say hello on a connection that we dialled. Raises Refused, PeerError or LinkError."""
-        peer = connection.peer_id
-        greeted = self._greeted.setdefault(peer, trio.Event())
-        try:
-            with trio.fail_after(limits.HANDSHAKE_TIMEOUT_S):
-                stream = await connection.open_stream(HELLO)
-                async with stream:
-                    await _say(stream, Hello(chain=self._admission.chains([self.me])[self.me]))
-                    answer = unpack((await receive_frame(stream, body_bytes_max=0)).header, HelloAnswer)
-            if answer.refused:
-                raise Refused(answer.refused)
-            self._admission.admit(peer, answer.chain, time.time())
-        except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            msg = f"{short(peer)} did not answer the greeting."
-            raise LinkError(msg) from error
-        finally:
-            greeted.set()
-            self._greeted.pop(peer, None)
-        self._welcome(peer)
-
-    async def _serve_hello(self, stream: Stream) -> None:
-        peer = stream.peer_id
-        hello = unpack((await receive_frame(stream, body_bytes_max=0)).header, Hello)
-        try:
-            self._admission.admit(peer, hello.chain, time.time())
-        except Refused as error:
-            self._refuse(peer, str(error))
-            await _say(stream, HelloAnswer(refused=str(error)))
-            await stream.send_eof()
-            await trio.sleep(_BYE_S)
-            await self._hang_up(peer)
-            return
-        await _say(stream, HelloAnswer(chain=self._admission.chains([self.me])[self.me]))
-        self._welcome(peer)
-
     async def _admitted(self, peer: PeerId) -> Authority:
-        """Return a caller's authority. Raises Refused unless its hello was accepted."""
-        if (greeted := self._greeted.get(peer)) is not None:  # its call may overtake its answer to our hello
-            with trio.move_on_after(limits.HANDSHAKE_TIMEOUT_S):
-                await greeted.wait()
-        if peer not in self._members.present:
-            msg = f"{short(peer)} called before it showed a grant of this mesh."
-            raise Refused(msg)
+        """Return a caller's authority: only connections that were let in are served at all."""
         return self._admission.authority(peer)
-
-    def _welcome(self, peer: PeerId) -> None:
-        self.refusals.pop(peer, None)
-        self._note(membership.Connected(peer))
 
     def _refuse(self, peer: PeerId, reason: str) -> None:
         log.warning("refused %s: %s", short(peer), reason)
@@ -334,36 +324,14 @@ class Mesh:
 
     async def _dial(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         try:
-            connection = await self._transport.dial(peer, addresses, timeout_s=limits.DIAL_TIMEOUT_S)
-            if not connection.initiator:  # it dialled us meanwhile, and greets
-                return
-            try:
-                await self._greet(connection)
-            except LeptonError:
-                await connection.aclose()
-                raise
+            await self._transport.dial(peer, addresses, timeout_s=limits.DIAL_TIMEOUT_S)
         except LeptonError as error:
-            refused = isinstance(error, Refused | PeerError)
-            if refused:
-                self._refuse(peer, str(error))
             log.debug("dialling %s: %s", short(peer), error)
-            self._note(membership.DialFailed(peer, refused=refused))
+            self._note(membership.DialFailed(peer, refused=isinstance(error, Refused | PeerError)))
 
     async def _hear(self, hints: trio.MemoryReceiveChannel[Hint]) -> None:
         async for hint in hints:
             self._note(membership.Hinted(hint.peer, hint.addresses))
-
-    def _bounded(self, handler: StreamHandler) -> StreamHandler:
-        """Give a handler of strangers' streams its deadline, and make what they break cost them the connection."""
-
-        async def handle(stream: Stream) -> None:
-            try:
-                with trio.fail_after(limits.HANDSHAKE_TIMEOUT_S):
-                    await handler(stream)
-            except (PeerError, trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                self._offended(stream.peer_id, f"{short(stream.peer_id)} broke off {stream.protocol}: {error}")
-
-        return handle
 
 
 async def _say(stream: Stream, message: Message) -> None:
@@ -385,11 +353,7 @@ async def open_mesh(
     """
     admission = Admission(credentials, identity.peer_id, time.time())
     mesh = Mesh(identity, admission, store, invites, config)
-    handlers = {
-        CALLS: mesh.calls.answer,
-        HELLO: mesh._bounded(mesh._serve_hello),  # noqa: SLF001
-        JOIN: mesh._bounded(mesh._serve_join),  # noqa: SLF001
-    }
+    handlers = {CALLS: mesh.calls.answer}
     async with (
         open_transport(identity, config.listen, on_connection=mesh._on_connection, handlers=handlers) as transport,  # noqa: SLF001
         trio.open_nursery() as nursery,

@@ -237,16 +237,20 @@ class Muxer:
     def _handle(self, event: Event) -> None:
         match event:
             case Readable(state):
-                self._streams[state].notice_readable()
-                self._drop_if_gone(state)
+                if (stream := self._streams.get(state)) is not None:
+                    stream.notice_readable()
+                if not state.was_reset:  # else WasReset follows, and its reader must hear of it
+                    self._drop_if_gone(state)
             case Opened(state):
                 self._inbound[state] = self._wrap(state)
                 self._arrival.set()
             case Widened(state):
-                self._streams[state].notice_drained()
+                if (stream := self._streams.get(state)) is not None:
+                    stream.notice_drained()
             case WasReset(state):
                 self._inbound.pop(state, None)
-                self._streams.pop(state).break_off("the peer reset the stream")
+                if (stream := self._streams.pop(state, None)) is not None:
+                    stream.break_off("the peer reset the stream")
             case Ponged(value) if value in self._pings:
                 self._pings[value].set()
             case WentAway(code) if code != GoAway.NORMAL:

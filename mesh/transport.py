@@ -17,13 +17,14 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
-from typing import Final, NewType
+from typing import Final
 
 import trio
 
 from . import noise, tls
 from .dialler import race
 from .errors import LeptonError, LinkError, PeerError, Refused, UsageError
+from .identity import PeerId
 from .multistream import Answering, Asking
 from .muxer import MuxedStream, Muxer
 from .tcp import Listener, Socket, connect, parse_address, parse_listen
@@ -32,7 +33,6 @@ from .yamux import Buffer, YamuxConfig
 
 log = logging.getLogger(__name__)
 
-PeerId = NewType("PeerId", str)
 StreamHandler = Callable[["Stream"], Awaitable[None]]
 ConnectionHandler = Callable[["Connection"], Awaitable[None]]
 
@@ -124,15 +124,15 @@ class Connection:
             raise
         return Stream(muxed, self, protocol)
 
-    async def accept_stream(self, protocol: str) -> Stream:
-        """The next stream that the peer opens, which must be for ``protocol``. Only for use inside ``on_connection``.
+    async def accept_stream(self, *protocols: str) -> Stream:
+        """The next stream that the peer opens, which must be for one of these. Only for use inside ``on_connection``.
 
         Raises LinkError when the connection closes or the stream is for something else.
         """
         muxed = await self._muxer.accept_stream()
-        stream = await self._negotiate(muxed, (protocol,))
+        stream = await self._negotiate(muxed, protocols)
         if stream is None:
-            msg = f"{self.peer_id} opened a stream, but not for {protocol}."
+            msg = f"{self.peer_id} opened a stream, but not for {' or '.join(protocols)}."
             raise LinkError(msg)
         return stream
 
