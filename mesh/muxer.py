@@ -7,6 +7,7 @@ it sent had gone.
 """
 
 import logging
+import operator
 from collections.abc import Sequence
 from typing import Final
 
@@ -324,7 +325,7 @@ class MuxedStream(trio.abc.HalfCloseableStream):
 
     async def send_parts(self, parts: Sequence[Buffer]) -> None:
         """Send several buffers as one run of bytes, without joining them. Otherwise like ``send_all``."""
-        self._begin_sending()
+        await self._begin_sending()
         try:
             views = [memoryview(part).cast("B") for part in parts]
             size = sum(map(len, views))
@@ -337,7 +338,7 @@ class MuxedStream(trio.abc.HalfCloseableStream):
     async def _wait_until_sent(self, size: int) -> None:
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            while self._state.unsent_bytes and not self._broken:
+            while self._state.unsent_bytes and not (self._broken or self._closed):
                 self._moved_out = trio.Event()
                 await self._moved_out.wait()
         except trio.Cancelled:
@@ -349,22 +350,23 @@ class MuxedStream(trio.abc.HalfCloseableStream):
         self._check()
         await trio.lowlevel.cancel_shielded_checkpoint()
 
-    def _begin_sending(self) -> None:
+    async def _begin_sending(self) -> None:
         if self._sending:
             msg = "another task is sending on this stream"
             raise trio.BusyResourceError(msg)
-        self._check()
-        if self._state.ending:
+        if self._broken or self._closed or self._state.ending:
+            await trio.lowlevel.checkpoint()
+            self._check()
             msg = "the end of this stream was sent already"
             raise trio.ClosedResourceError(msg)
         self._sending = True
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until a send would make progress at once."""
-        self._begin_sending()
+        await self._begin_sending()
         try:
             await trio.lowlevel.checkpoint()
-            while not self._state.send_window and not self._broken:
+            while not (self._state.send_window or self._broken or self._closed):
                 self._moved_out = trio.Event()
                 await self._moved_out.wait()
             self._check()
@@ -385,12 +387,13 @@ class MuxedStream(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes, ``b""`` only when the remote ended its side on purpose. Raises as ``send_all`` does."""
-        if max_bytes is not None and max_bytes < 1:
+        size_bytes_max = RECEIVE_BYTES if max_bytes is None else operator.index(max_bytes)
+        if size_bytes_max < 1:
             msg = "max_bytes must be 1 or more"
             raise ValueError(msg)
         if not await self._wait_until_readable():
             return b""
-        pieces = self._read(max_bytes or RECEIVE_BYTES)
+        pieces = self._read(size_bytes_max)
         return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
 
     async def receive_into(self, into: Buffer) -> int:
@@ -443,7 +446,9 @@ class MuxedStream(trio.abc.HalfCloseableStream):
         if self._closed:
             return
         self._closed = True
-        if not self._broken and not self._state.gone:
+        if self._sending and self._state.unsent_bytes:
+            self.reset()  # a part of what another task is sending must not look like the whole
+        elif not self._broken and not self._state.gone:
             self._yamux.close(self._state, trio.current_time())
             self._muxer._kick()  # noqa: SLF001
             self._muxer._drop_if_gone(self._state)  # noqa: SLF001

@@ -240,12 +240,17 @@ class Transport:
             new = await race(
                 addresses, lambda address: self._attempt(peer_id, address), self._discard, timeout_s=timeout_s
             )
-            return await self._bring_up(new)
         except LinkError as error:
-            if (twin := await self._twin_of(peer_id)) is not None:
+            if peer_id in self._table and (twin := await self._twin_of(peer_id)) is not None:
                 return twin
             msg = f"Could not reach {peer_id}: {error}"
             raise LinkError(msg) from error
+        try:
+            return await self._bring_up(new)
+        except LinkError:
+            if (twin := await self._twin_of(peer_id)) is not None:
+                return twin
+            raise
 
     # -- connecting ---------------------------------------------------------------------------------------------------
 

@@ -373,8 +373,11 @@ class Yamux:
         self.finish(stream)
         stream.deaf = True
         stream.unread.clear()
+        stream.uncredited += stream.unread_bytes
         stream.unread_bytes = 0
         self._forget_if_over(stream)
+        if stream.uncredited and not stream.finished and not stream.gone:
+            self._credit(stream)  # a remote that waits for its window to open is to try, and so to learn of the end
         while self._lingering and self._lingering[0][1].gone:
             self._lingering.popleft()
         if not stream.gone:
