@@ -1,9 +1,10 @@
 """The trio shell around ``Yamux`` and a record layer: one secured connection that carries many streams.
 
-Three tasks own a connection and nobody else touches its socket: the reader parses all that one wake-up decrypted, the
-writer sends whole frames in batches, the clock drives keep-alive. So a task that is cancelled in the middle of
-``send_all`` or ``receive_some`` leaves the connection as it was: at worst its own stream is reset, when a part of what
-it sent had gone.
+Three tasks own a connection: the reader parses all that one wake-up decrypted, the writer sends whole frames in
+batches, the clock drives keep-alive. A task with something to say gives the socket what it takes at once, without
+waiting, and leaves the rest to the writer. So no task that may be cancelled from outside ever waits in the middle of a
+frame: cancelled in ``send_all`` or ``receive_some``, it leaves the connection as it was. At worst its own stream is
+reset, when a part of what it sent had gone.
 """
 
 import logging

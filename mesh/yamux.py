@@ -544,7 +544,8 @@ class Yamux:
         delta = stream.uncredited
         stream.receive_window += delta
         stream.uncredited = 0
-        self._control(Kind.WINDOW, Flag(0), stream.id, delta + self._grow(stream))
+        more = 0 if stream.deaf else self._grow(stream)
+        self._control(Kind.WINDOW, Flag(0), stream.id, delta + more)
 
     def _forget_if_over(self, stream: YamuxStream) -> None:
         if stream.ended and stream.finished and not stream.unread_bytes and not stream.gone:

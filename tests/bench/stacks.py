@@ -1,15 +1,13 @@
 """The channels that the wire's benchmark compares, each as 'listen', 'connect' and 'open a stream'.
 
-Every stack serves the same little protocol on a stream: one letter and an 8-byte size. ``U``: that many bytes come, answer with one.
-``D``: send that many. ``C``: echo blocks of that size until the end.
+Every stack serves the same little protocol on a stream: one letter and an 8-byte size. ``U``: that many bytes come,
+answer with one. ``D``: send that many. ``C``: echo blocks of that size until the end.
 """
 
 import os
 import ssl
 import struct
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,8 +106,8 @@ class Tls(Raw):
     name = "trio.SSLStream"
 
     def __init__(self) -> None:
-        from libp2p.security.tls.certificate import generate_self_signed_cert
         from cryptography.hazmat.primitives import serialization
+        from libp2p.security.tls.certificate import generate_self_signed_cert
 
         folder = Path(os.environ["LEPTON_BENCH_FOLDER"])
         path = folder / "tls.pem"
@@ -159,9 +157,7 @@ class Ours:
     def _transport(self, seed: bytes) -> Any:
         from lepton.mesh.transport import open_transport
 
-        return open_transport(
-            _Me(seed), on_connection=_admit, handlers={PROTOCOL: serve}, security=[self.security]
-        )
+        return open_transport(_Me(seed), on_connection=_admit, handlers={PROTOCOL: serve}, security=[self.security])
 
     @asynccontextmanager
     async def session(self, address: str) -> AsyncIterator["Ours"]:

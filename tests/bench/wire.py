@@ -1,8 +1,10 @@
-"""What the wire costs: raw TCP, trio.SSLStream, stock libp2p and ours, interleaved, in pairs of processes on this machine.
+"""What the wire costs: raw TCP, trio.SSLStream, stock libp2p and ours, interleaved, in pairs of processes on this
+machine.
 
-Run ``python tests/bench/wire.py`` (JSON=FILE writes the ratios as flat JSON, ROUNDS and MIB change the effort). Figures are medians;
-CPU is that of the busier of the two processes, user and system together, because wall time says more about the machine's
-other work. ``connect`` is TCP, security, first stream and one echo; TLS shows certificates on both sides, as libp2p does.
+Run ``python tests/bench/wire.py`` (JSON=FILE writes the ratios as flat JSON, ROUNDS and MIB change the effort). Figures
+are medians; CPU is that of the busier of the two processes, user and system together, because wall time says more about
+the machine's other work. ``connect`` is TCP, security, first stream and one echo; TLS shows certificates on both sides,
+as libp2p does.
 """
 
 import json
@@ -14,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).parent))  # the stacks are no package; this file runs as a script
 
-from stacks import PROTOCOL, REQUEST, STACKS, exactly, pour, swallow  # noqa: E402
+from stacks import REQUEST, STACKS, exactly, pour, swallow
 
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 BULK_BYTES = int(os.environ.get("MIB", "192")) * 1024 * 1024
