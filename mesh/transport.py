@@ -24,7 +24,7 @@ import trio
 
 from . import noise, tls
 from .dialler import race
-from .errors import LeptonError, LinkError, PeerError, Refused, UsageError
+from .errors import Busy, LeptonError, LinkError, PeerError, Refused, UsageError
 from .multistream import Answering, Asking
 from .muxer import MuxedStream, Muxer
 from .tcp import Listener, Socket, connect, parse_address, parse_listen
@@ -413,6 +413,9 @@ class Transport:
             return
         try:
             await self._handlers[stream.protocol](stream)
+        except (trio.BrokenResourceError, LinkError, PeerError, Busy) as error:
+            log.info("A stream of %s for %s broke off: %s", stream.peer_id, stream.protocol, error)
+            stream.reset()
         except Exception:
             log.exception("The handler of %s failed; the stream of %s is reset.", stream.protocol, stream.peer_id)
             stream.reset()

@@ -93,8 +93,8 @@ class Raw:
 
     async def connect(self) -> Stream:
         """A new connection with a stream on it."""
-        stream = self.wrap(await trio.open_tcp_stream("127.0.0.1", self.port), server=False)
-        return stream  # type: ignore[no-any-return]
+        wrapped: Stream = self.wrap(await trio.open_tcp_stream("127.0.0.1", self.port), server=False)
+        return wrapped
 
     async def open(self) -> Stream:
         return await self.connect()

@@ -42,7 +42,8 @@ def cpu() -> float:
 
 
 async def line() -> list[str]:
-    return (await trio.to_thread.run_sync(sys.stdin.readline)).split()
+    text: str = await trio.to_thread.run_sync(sys.stdin.readline)
+    return text.split()
 
 
 def say(*values: Any) -> None:
@@ -132,7 +133,7 @@ class Pair:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.title = STACKS[name].name  # type: ignore[attr-defined]
+        self.title = STACKS[name].name
         self._server = self._start("server", name)
         (address,) = self._hear(self._server)
         self._client = self._start("client", name, address)

@@ -30,7 +30,7 @@ from lepton.mesh.yamux import (
     YamuxStream,
 )
 
-SMALL = YamuxConfig(window_bytes=INITIAL_WINDOW + 64, memory_bytes_max=4 * INITIAL_WINDOW, streams_max=3, pending_max=2)
+SMALL = YamuxConfig(window_bytes=INITIAL_WINDOW + 64, memory_bytes_max=7 * INITIAL_WINDOW, streams_max=3, pending_max=2)
 
 
 def frame(kind: int, flags: int, stream_id: int, length: int, body: bytes = b"") -> bytes:
@@ -228,7 +228,7 @@ def test_streams_are_counted_and_pending_ones_too(server: Yamux) -> None:
 
 
 def test_memory_is_granted_only_while_there_is_some() -> None:
-    config = YamuxConfig(window_bytes=3 * INITIAL_WINDOW, memory_bytes_max=4 * INITIAL_WINDOW)
+    config = YamuxConfig(window_bytes=3 * INITIAL_WINDOW, memory_bytes_max=7 * INITIAL_WINDOW, streams_max=2)
     client = Yamux(initiator=True, now=0, config=config)
     first, second = client.open(), client.open()
     assert (first.granted, second.granted) == (3 * INITIAL_WINDOW, INITIAL_WINDOW)
@@ -280,7 +280,7 @@ class TwoMuxers(RuleBasedStateMachine):
         super().__init__()
         config = YamuxConfig(
             window_bytes=INITIAL_WINDOW + 1000,
-            memory_bytes_max=6 * INITIAL_WINDOW,
+            memory_bytes_max=8 * INITIAL_WINDOW + 3000,
             streams_max=4,
             pending_max=3,
             frame_bytes_max=50_000,
@@ -365,6 +365,7 @@ class TwoMuxers(RuleBasedStateMachine):
                 assert sum(map(len, stream.unread)) == stream.unread_bytes
                 assert sum(map(len, stream.unsent)) == stream.unsent_bytes
                 granted += stream.granted
+            assert machine._extra == granted - INITIAL_WINDOW * len(machine.streams)
             assert granted == machine._granted <= machine.config.memory_bytes_max
             assert machine._counts[True] + machine._counts[False] == len(machine.streams)
 
