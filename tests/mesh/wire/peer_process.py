@@ -24,7 +24,8 @@ async def echo(stream: Stream) -> None:
 
 async def main() -> None:
     async with open_transport(Me(), on_connection=admit, handlers={"/echo": echo}) as transport:
-        print(transport.peer_id, transport.addresses[0], flush=True)
+        sys.stdout.write(f"{transport.peer_id} {transport.addresses[0]}\n")
+        sys.stdout.flush()
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
 
 

@@ -362,7 +362,8 @@ async def test_a_taken_port_is_named(node: Node) -> None:
     port = (await node()).addresses[0].rsplit("/", 1)[1]
     code = (
         "import trio; from lepton.mesh.tcp import Listener, parse_listen\n"
-        f"try: Listener(parse_listen('127.0.0.1:{port}'))\nexcept Exception as error: print(type(error).__name__, error)"
+        f"try: Listener(parse_listen('127.0.0.1:{port}'))\n"
+        "except Exception as error: print(type(error).__name__, error)"
     )
     found = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
     assert found.stdout.decode().startswith(f"UsageError Port {port} on 127.0.0.1 is taken")
