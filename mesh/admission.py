@@ -6,9 +6,10 @@ Invariant: ``authorities`` holds only what a chain from this mesh's root proves 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from . import limits
 from .errors import Refused
 from .grants import Authority, Grant, authority_of
-from .identity import PeerId
+from .identity import PeerId, short
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +34,24 @@ class Admission:
     def admit(self, peer: PeerId, chain: tuple[Grant, ...], now: float) -> Authority:
         """Verify what a peer showed. Raises Refused with the reason; a known better grant is not replaced."""
         authority = authority_of(chain, root=self.root, subject=peer, now=now)
+        authority.require("mesh", now)
         known = self._authorities.get(peer)
+        if known is None:
+            self._make_room(peer, now)
         if known is None or authority.expires >= known.expires:
             self._authorities[peer] = authority
             self._chains[peer] = chain
         return self._authorities[peer]
+
+    def _make_room(self, peer: PeerId, now: float) -> None:
+        if len(self._authorities) < limits.MEMBERS_MAX:
+            return
+        expired = [known for known, its in self._authorities.items() if now >= its.expires and known != self.me.subject]
+        if not expired:
+            msg = f"This mesh has {limits.MEMBERS_MAX} members already; {short(peer)} can come in when a grant expires."
+            raise Refused(msg)
+        for known in expired:
+            del self._authorities[known], self._chains[known]
 
     def learn(self, chains: Mapping[PeerId, tuple[Grant, ...]], now: float) -> None:
         """Take in chains of third parties that came with their records; what does not verify is passed over."""

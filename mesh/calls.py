@@ -5,10 +5,11 @@ before the payload is looked at. What a handler raises becomes the caller's exce
 """
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 import trio
@@ -25,6 +26,7 @@ PROTOCOL = "/lepton/call/1"
 _READ_BYTES = 256 * limits.KIB
 # What an error's text may take of a header.
 _REASON_CHARACTERS_MAX = 1000
+_COURTESY_S = 1.0  # for telling a peer why: who does not read it in time does not get it
 
 log = logging.getLogger(__name__)
 M = TypeVar("M")
@@ -37,18 +39,21 @@ class RequestHeader(Message, frozen=True, kw_only=True):
     """What may be known of a request before it is authorised."""
 
     method: Name
-    scope: Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?$")] = ""  # which model, task or service
+    scope: Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?\Z")] = ""  # which model, task or service
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=limits.CALL_TIMEOUT_S_MAX)]
     payload_bytes: Natural
     tensors: Tensors = ()
 
 
+ErrorKind = Literal["", "usage", "peer", "link", "refused", "busy", "internal"]
+
+
 class AnswerHeader(Message, frozen=True, kw_only=True):
     """How a call ended. ``error`` names the kind of exception, ``reason`` is its message."""
 
-    error: Literal["", "usage", "peer", "link", "refused", "busy", "internal"] = ""
+    error: ErrorKind = ""
     reason: Text = ""
-    retry_after_s: float = 0.0
+    retry_after_s: Annotated[float, msgspec.Meta(ge=0, le=limits.CALL_TIMEOUT_S_MAX)] = 0.0
     payload_bytes: Natural = 0
     tensors: Tensors = ()
 
@@ -102,6 +107,7 @@ class Calls:
         self._offend = offend
         self._methods: dict[str, Method] = {}
         self._in_flight: dict[PeerId, int] = {}
+        self._waiting: dict[Connection, set[trio.CancelScope]] = {}
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -128,18 +134,22 @@ class Calls:
         timeout_s: float = limits.CALL_TIMEOUT_S,
         answer_bytes_max: int = limits.BODY_BYTES_MAX,
     ) -> Answer[R]:
-        """Call a method of a peer. Raises LinkError when no answer comes in time, else what the handler raised."""
+        """Call a method of a peer. Raises LinkError when no answer comes in time, else what the handler raised.
+
+        A peer's unreadable answer raises PeerError and costs it the connection; UsageError means that the call itself
+        is not one that any peer would read.
+        """
         if peer == self._me.subject:
             return await self._call_oneself(method, message, scope, arrays, timeout_s)
         payload = pack(message)
         header = RequestHeader(
             method=method,
             scope=scope,
-            timeout_s=timeout_s,
+            timeout_s=min(timeout_s, limits.CALL_TIMEOUT_S_MAX),
             payload_bytes=len(payload),
             tensors=tuple(tensors.describe(array) for array in arrays),
         )
-        pieces = frames.encode(pack(header), [payload, *(tensors.buffer_of(array) for array in arrays)])
+        pieces = frames.encode(_checked(header), [payload, *(tensors.buffer_of(array) for array in arrays)])
         try:
             with trio.fail_after(timeout_s):
                 frame = await self._exchange(peer, pieces, answer_bytes_max)
@@ -149,23 +159,42 @@ class Calls:
         try:
             return _read_answer(frame, answers, peer)
         except PeerError as error:
+            error.offender = peer
             self._offend(peer, str(error))
             raise
 
     async def _exchange(self, peer: PeerId, pieces: Sequence[Any], answer_bytes_max: int) -> frames.Frame:
-        stream = await self._connection_to(peer).open_stream(PROTOCOL)
+        connection = self._connection_to(peer)
+        waiting = self._waiting.setdefault(connection, set())
+        waiting.add(scope := trio.CancelScope())
+        try:
+            with scope:
+                return await self._exchange_over(await connection.open_stream(PROTOCOL), pieces, answer_bytes_max)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            msg = f"The connection to {short(peer)} broke during a call."
+            raise LinkError(msg) from error
+        finally:
+            waiting.discard(scope)
+            if not waiting:
+                self._waiting.pop(connection, None)
+        msg = f"The connection to {short(peer)} was closed during a call."
+        raise LinkError(msg)
+
+    async def _exchange_over(self, stream: Stream, pieces: Sequence[Any], answer_bytes_max: int) -> frames.Frame:
         try:
             await self._send(stream, pieces)
             await stream.send_eof()
             frame = await self._receive(stream, answer_bytes_max)
-        except BaseException as error:
+        except BaseException:
             stream.reset()
-            if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
-                msg = f"The connection to {short(peer)} broke during a call."
-                raise LinkError(msg) from error
             raise
         await stream.aclose()
         return frame
+
+    def disconnected(self, connection: Connection) -> None:
+        """End the calls that wait for an answer over a connection that is gone: their callers get a LinkError."""
+        for scope in self._waiting.pop(connection, ()):
+            scope.cancel()
 
     async def _call_oneself(
         self, method: str, message: Message, scope: str, arrays: Sequence[Array], timeout_s: float
@@ -182,11 +211,12 @@ class Calls:
     # -- answering --------------------------------------------------------------------------------------------------
 
     async def answer(self, stream: Stream) -> None:
-        """Serve one inbound stream: the handler of ``PROTOCOL``."""
+        """Serve one inbound stream: the handler of ``PROTOCOL``. Whatever happens, only this stream or peer ends."""
         peer = stream.peer_id
         try:
             authority = await self._admit(peer)
         except Refused as error:
+            stream.reset()
             self._offend(peer, str(error))
             return
         if self._in_flight.get(peer, 0) >= limits.CALLS_PER_PEER_MAX:
@@ -196,39 +226,79 @@ class Calls:
         self._in_flight[peer] = self._in_flight.get(peer, 0) + 1
         try:
             await self._answer(stream, authority)
-        except PeerError as error:
-            await self._send_error(stream, error)
-            self._offend(peer, str(error))
         except LeptonError as error:
-            await self._send_error(stream, error)
+            await self._fail(stream, error)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("the caller %s went away", short(peer))
+            stream.reset()
+        except Exception as error:  # our own bug: it must cost no more than this call
+            log.exception("a call by %s failed", short(peer))
+            msg = f"an unexpected {type(error).__name__}; the log of that node has more."
+            await self._send_error(stream, LeptonError(msg))
         finally:
             self._in_flight[peer] -= 1
             if not self._in_flight[peer]:
                 del self._in_flight[peer]
 
+    async def _fail(self, stream: Stream, error: LeptonError) -> None:
+        """Tell the caller why, and hang up on one that broke the protocol."""
+        peer = stream.peer_id
+        if not isinstance(error, PeerError):
+            await self._send_error(stream, error)
+        elif error.offender not in {"", peer}:  # somebody whom the handler called: not the caller's fault
+            await self._send_error(stream, LinkError(str(error)))
+        else:
+            await self._send_error(stream, error)
+            self._offend(peer, str(error))
+
     async def _answer(self, stream: Stream, authority: Authority) -> None:
         with trio.move_on_after(limits.FRAME_TIMEOUT_S) as reading:
-            frame = await self._receive(stream, limits.BODY_BYTES_MAX)
+            header, method, frame = await self._receive_request(stream, authority)
         if reading.cancelled_caught:
             msg = f"A request was not complete after {limits.FRAME_TIMEOUT_S:g} s."
             raise PeerError(msg)
-        header = unpack(frame.header, RequestHeader)
-        method = self._method(header.method)
-        authority.require(_capability(method, header.scope), time.time())
-        if frame.body.nbytes > method.body_bytes_max:
-            msg = f"A request to {method.name!r} has {frame.body.nbytes} B; it takes at most {method.body_bytes_max} B."
-            raise PeerError(msg)
-        message = unpack(frame.body[: header.payload_bytes], method.takes)
-        arrays = tensors.read(header.tensors, frame.body[header.payload_bytes :])
+        payload, buffers = _split(frame.body, header.payload_bytes)
+        message, arrays = unpack(payload, method.takes), tensors.read(header.tensors, buffers)
+        deadline = trio.current_time() + header.timeout_s  # past it nobody waits for the answer
         answer = None
-        with trio.move_on_after(header.timeout_s):  # past its deadline nobody waits for the answer
+        with trio.CancelScope(deadline=deadline):
             answer = await method.handler(Incoming(stream.peer_id, authority, header.scope, message, arrays))
         if answer is None:
             msg = f"{method.name!r} was not done within the {header.timeout_s:g} s that its caller gave."
             raise LinkError(msg)
-        await self._send_answer(stream, answer)
+        with trio.CancelScope(deadline=deadline + _COURTESY_S) as sending:
+            await self._send_answer(stream, answer)
+        if sending.cancelled_caught:
+            log.debug("the caller %s did not read its answer", short(stream.peer_id))
+            stream.reset()
+
+    async def _receive_request(
+        self, stream: Stream, authority: Authority
+    ) -> tuple[RequestHeader, Method, frames.Frame]:
+        """Read one request. What is not allowed is not kept: no memory is spent on its body."""
+        decoder = frames.FrameDecoder()
+        head, frame = await _receive_header(stream, decoder)
+        header = unpack(head, RequestHeader)
+        try:
+            method = self._method(header.method)
+            authority.require(_capability(method, header.scope), time.time())
+        except LeptonError:
+            await self._pass_over(stream, decoder.body_bytes)  # so that the caller is there to read the reason
+            raise
+        most = method.body_bytes_max
+        if decoder.body_bytes > most:
+            msg = f"A request to {method.name!r} has {decoder.body_bytes} B; it takes at most {most} B."
+            raise PeerError(msg)
+        return header, method, self._count(frame or await _receive_rest(stream, decoder))
+
+    async def _pass_over(self, stream: Stream, size_bytes: int) -> None:
+        while size_bytes:
+            data = await stream.receive_some(min(size_bytes, _READ_BYTES))
+            if not data:
+                msg = "The stream ended inside a frame."
+                raise PeerError(msg)
+            size_bytes -= len(data)
+            self.bytes_received += len(data)
 
     def _method(self, name: str) -> Method:
         if name not in self._methods:
@@ -243,20 +313,24 @@ class Calls:
         )
         await self._send(stream, frames.encode(pack(header), [payload, *map(tensors.buffer_of, answer.arrays)]))
         await stream.send_eof()
+        await stream.aclose()
 
     async def _send_error(self, stream: Stream, error: LeptonError) -> None:
-        kind = next((name for name, cls in _KINDS.items() if isinstance(error, cls)), "internal")
         header = AnswerHeader(
-            error=kind,  # type: ignore[arg-type]
+            error=next((name for name, cls in _KINDS.items() if isinstance(error, cls)), "internal"),
             reason=str(error)[:_REASON_CHARACTERS_MAX],
-            retry_after_s=error.retry_after_s if isinstance(error, Busy) else 0.0,
+            retry_after_s=_sane_pause(error.retry_after_s) if isinstance(error, Busy) else 0.0,
         )
-        with trio.move_on_after(1.0):  # a courtesy: who does not read it does not get it
+        with trio.move_on_after(_COURTESY_S):
             try:
                 await self._send(stream, frames.encode(pack(header)))
                 await stream.send_eof()
+                await stream.aclose()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 log.debug("could not tell %s: %s", short(stream.peer_id), error)
+            else:
+                return
+        stream.reset()
 
     # -- frames on streams ------------------------------------------------------------------------------------------
 
@@ -266,12 +340,14 @@ class Calls:
             self.bytes_sent += len(piece)
 
     async def _receive(self, stream: Stream, body_bytes_max: int) -> frames.Frame:
-        frame = await receive_frame(stream, body_bytes_max=body_bytes_max)
+        return self._count(await receive_frame(stream, body_bytes_max=body_bytes_max))
+
+    def _count(self, frame: frames.Frame) -> frames.Frame:
         self.bytes_received += len(frame.header) + frame.body.nbytes
         return frame
 
 
-_KINDS: dict[str, type[LeptonError]] = {
+_KINDS: Final[dict[ErrorKind, type[LeptonError]]] = {
     "usage": UsageError,
     "refused": Refused,
     "busy": Busy,
@@ -282,19 +358,57 @@ _KINDS: dict[str, type[LeptonError]] = {
 
 async def receive_frame(stream: Stream, *, body_bytes_max: int) -> frames.Frame:
     """Read exactly one frame. Raises PeerError when the stream ends before it does."""
-    decoder = frames.FrameDecoder(body_bytes_max=body_bytes_max)
-    while True:
-        data = await stream.receive_some(min(decoder.bytes_wanted, _READ_BYTES))
-        if not data:
-            decoder.end()
-            msg = "The stream ended where a frame was expected."
-            raise PeerError(msg)
-        if got := decoder.receive(data):
-            return got[0]
+    return await _receive_rest(stream, frames.FrameDecoder(body_bytes_max=body_bytes_max))
+
+
+async def _receive_header(stream: Stream, decoder: frames.FrameDecoder) -> tuple[bytes, frames.Frame | None]:
+    """Read until the header is complete, and none of the body. Returns the whole frame too if it has no body."""
+    while (header := decoder.header) is None:
+        if got := decoder.receive(await _read(stream, decoder)):
+            return got[0].header, got[0]
+    return header, None
+
+
+async def _receive_rest(stream: Stream, decoder: frames.FrameDecoder) -> frames.Frame:
+    while not (got := decoder.receive(await _read(stream, decoder))):
+        pass
+    return got[0]
+
+
+async def _read(stream: Stream, decoder: frames.FrameDecoder) -> bytes:
+    data = await stream.receive_some(min(decoder.bytes_wanted, _READ_BYTES))
+    if not data:
+        decoder.end()
+        msg = "The stream ended where a frame was expected."
+        raise PeerError(msg)
+    return data
 
 
 def _capability(method: Method, scope: str) -> str:
     return f"{method.needs}:{scope}" if scope else method.needs
+
+
+def _checked(header: RequestHeader) -> bytes:
+    """Encode a header that any peer will read. Raises UsageError: a wrong one would cost us the connection."""
+    data = pack(header)
+    try:
+        unpack(data, RequestHeader)
+    except PeerError as error:
+        msg = f"{header.method!r} cannot be called like this: {error}"
+        raise UsageError(msg) from error
+    return data
+
+
+def _split(body: memoryview, payload_bytes: int) -> tuple[memoryview, memoryview]:
+    """Cut a body into its message and its tensors. Raises PeerError when it is shorter than announced."""
+    if payload_bytes > body.nbytes:
+        msg = f"A message of {payload_bytes} B was announced in a body of {body.nbytes} B."
+        raise PeerError(msg)
+    return body[:payload_bytes], body[payload_bytes:]
+
+
+def _sane_pause(pause_s: float) -> float:
+    return min(max(pause_s, 0.0), limits.CALL_TIMEOUT_S_MAX) if math.isfinite(pause_s) else 1.0
 
 
 def _read_answer(frame: frames.Frame, answers: type[R], peer: PeerId) -> Answer[R]:
@@ -309,5 +423,5 @@ def _read_answer(frame: frames.Frame, answers: type[R], peer: PeerId) -> Answer[
         raise LinkError(msg)
     if header.error:
         raise _KINDS[header.error](header.reason)
-    message = unpack(frame.body[: header.payload_bytes], answers)
-    return Answer(message, tensors.read(header.tensors, frame.body[header.payload_bytes :]))
+    payload, buffers = _split(frame.body, header.payload_bytes)
+    return Answer(unpack(payload, answers), tensors.read(header.tensors, buffers))

@@ -103,7 +103,8 @@ def _start(interfaces: Sequence[str]) -> Zeroconf:
         return Zeroconf(interfaces=list(interfaces))
     except (OSError, RuntimeError) as error:
         if interfaces:
-            msg = f"Cannot use the interface {', '.join(interfaces)} for discovery: {error}. Name one of this machine's addresses."
+            named = ", ".join(interfaces)
+            msg = f"Cannot use the interface {named} for discovery: {error}. Name one of this machine's addresses."
             raise UsageError(msg) from error
         msg = f"This machine gives no multicast, so peers cannot be found by mDNS: {error}."
         raise LinkError(msg) from error

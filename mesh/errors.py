@@ -12,6 +12,8 @@ class UsageError(LeptonError):
 class PeerError(LeptonError):
     """The remote broke the protocol. It loses its connection; nothing of what it sent is used."""
 
+    offender: str = ""  # who, where that is not plainly the peer at the other end
+
 
 class LinkError(LeptonError):
     """The network failed: nobody answered in time, or the connection is gone. Try elsewhere or later."""

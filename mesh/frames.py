@@ -48,9 +48,11 @@ class FrameDecoder:
         self._body_bytes_max = body_bytes_max
         self._header_bytes_max = header_bytes_max
         self._prefix = bytearray()
-        self._header: bytearray | None = None
-        self._body = bytearray()
+        self._header = bytearray()
+        self._header_bytes: int | None = None  # None until the prefix is complete
+        self._body: bytearray | None = None  # made at its first byte, so that its header can be judged before
         self._filled = 0
+        self.body_bytes = 0  # what the frame that has begun announces
 
     @property
     def mid_frame(self) -> bool:
@@ -59,38 +61,49 @@ class FrameDecoder:
 
     @property
     def bytes_wanted(self) -> int:
-        """How many bytes complete the current part: read no more than this to stay inside one frame."""
-        if self._header is None:
+        """How many bytes complete the current part (prefix, header or body). Who reads no more stays inside a frame."""
+        if self._header_bytes is None:
             return _PREFIX.size - len(self._prefix)
-        return len(self._header) + len(self._body) - self._filled
+        return self._header_bytes - len(self._header) or self.body_bytes - self._filled
+
+    @property
+    def header(self) -> bytes | None:
+        """The header of the frame that has begun, once it is complete, so that it can be judged before the body."""
+        return bytes(self._header) if len(self._header) == self._header_bytes else None
 
     def receive(self, data: bytes | bytearray | memoryview) -> list[Frame]:
         """Add bytes. Raises PeerError when a frame announces more than the limits allow."""
         frames = []
         view = memoryview(data)
         while view.nbytes:
-            view = self._take(view)
-            if self._header is not None and self.bytes_wanted == 0:
-                frames.append(Frame(bytes(self._header), memoryview(self._body)))
-                self._prefix, self._header, self._body, self._filled = bytearray(), None, bytearray(), 0
+            n = min(self.bytes_wanted, view.nbytes)
+            self._take(view[:n])
+            view = view[n:]
+            if self._header_bytes is not None and self.bytes_wanted == 0:
+                frames.append(Frame(bytes(self._header), memoryview(self._body or bytearray())))
+                self._prefix, self._header, self._body = bytearray(), bytearray(), None
+                self._header_bytes, self.body_bytes, self._filled = None, 0, 0
         return frames
 
     def end(self) -> None:
         """Note the end of the stream. Raises PeerError when it comes inside a frame."""
         if self.mid_frame:
-            msg = f"The stream ended inside a frame, {self.bytes_wanted} B short; nothing of that frame was used."
+            msg = f"The stream ended inside a frame, at least {self.bytes_wanted} B short; nothing of it was used."
             raise PeerError(msg)
 
-    def _take(self, view: memoryview) -> memoryview:
-        if self._header is None:
-            n = min(self.bytes_wanted, view.nbytes)
-            self._prefix += view[:n]
+    def _take(self, part: memoryview) -> None:
+        """Add bytes that are all of the current part."""
+        if self._header_bytes is None:
+            self._prefix += part
             if len(self._prefix) == _PREFIX.size:
                 self._begin()
-            return view[n:]
-        n = min(self.bytes_wanted, view.nbytes)
-        self._fill(view[:n], self._header)
-        return view[n:]
+        elif len(self._header) < self._header_bytes:
+            self._header += part
+        else:
+            if self._body is None:
+                self._body = bytearray(self.body_bytes)
+            self._body[self._filled : self._filled + part.nbytes] = part
+            self._filled += part.nbytes
 
     def _begin(self) -> None:
         header_bytes, body_bytes = _PREFIX.unpack(self._prefix)
@@ -101,14 +114,4 @@ class FrameDecoder:
             if size > most:
                 msg = f"A frame announces a {part} of {size} B; at most {most} B are accepted here."
                 raise PeerError(msg)
-        self._header, self._body, self._filled = bytearray(header_bytes), bytearray(body_bytes), 0
-
-    def _fill(self, view: memoryview, header: bytearray) -> None:
-        in_header = min(max(len(header) - self._filled, 0), view.nbytes)
-        if in_header:
-            header[self._filled : self._filled + in_header] = view[:in_header]
-        rest = view[in_header:]
-        if rest.nbytes:
-            start = self._filled + in_header - len(header)
-            self._body[start : start + rest.nbytes] = rest
-        self._filled += view.nbytes
+        self._header_bytes, self.body_bytes = header_bytes, body_bytes

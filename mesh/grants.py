@@ -18,7 +18,7 @@ _PURPOSE = "grant"
 _SERIAL_BYTES = 16
 
 # exact ('mesh'), of a kind ('infer:digits') or all of a kind ('infer:*')
-Capability = Annotated[str, msgspec.Meta(pattern=r"^[a-z]+(:(\*|[a-z0-9][a-z0-9._-]{0,63}))?$")]
+Capability = Annotated[str, msgspec.Meta(pattern=r"^[a-z]+(:(\*|[a-z0-9][a-z0-9._-]{0,63}))?\Z")]
 
 ROLES: dict[str, tuple[str, ...]] = {
     "client": ("mesh", "infer:*", "service:*"),
@@ -111,7 +111,8 @@ def _follow(authority: Authority, grant: Grant, now: float) -> Authority:
         verify(authority.subject, _PURPOSE, grant.statement, grant.signature)
         statement = unpack(grant.statement, Statement)
     except PeerError as error:
-        msg = f"A grant is not signed by {short(authority.subject)}, as its chain demands: it is of another mesh or forged."
+        signer = short(authority.subject)
+        msg = f"A grant is not signed by {signer}, as its chain demands: it is of another mesh or forged."
         raise Refused(msg) from error
     if statement.issuer != authority.subject or statement.version != 1:
         msg = "A grant names another issuer, or a version that this release does not know."

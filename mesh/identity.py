@@ -66,10 +66,12 @@ def public_key_of(peer_id: str) -> bytes:
         raw = base58.b58decode(peer_id) if len(peer_id) <= _PEER_ID_CHARACTERS_MAX else b""
     except ValueError:
         raw = b""
-    if len(raw) != len(_PEER_ID_PREFIX) + PUBLIC_KEY_BYTES or not raw.startswith(_PEER_ID_PREFIX):
+    key = raw[len(_PEER_ID_PREFIX) :]
+    # Only the one text that `peer_id_of` writes: base58 passes over spaces at the end, and a peer has one name.
+    if len(key) != PUBLIC_KEY_BYTES or peer_id_of(key) != peer_id:
         msg = f"{peer_id[:_PEER_ID_CHARACTERS_MAX]!r} is not the peer id of an Ed25519 key."
         raise PeerError(msg)
-    return raw[len(_PEER_ID_PREFIX) :]
+    return key
 
 
 def short(peer_id: str) -> str:

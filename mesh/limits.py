@@ -22,6 +22,8 @@ BODY_BYTES_MAX: Final = 64 * MIB
 TENSOR_DIMENSIONS_MAX: Final = 8  # numpy itself stops at 64; no layer of ours sees more than 5
 
 # -- one peer ---------------------------------------------------------------------------------------------------------
+HINTED_PEERS_MAX: Final = 256  # peers that somebody on the network says exist; anybody may say it
+HINTED_ADDRESSES_MAX: Final = 8  # of one peer: two interfaces, IPv4 and IPv6, before and after it moved
 CONNECTIONS_PER_PEER_MAX: Final = 4  # simultaneous dials make two; more is a leak or an attack
 STREAMS_PER_PEER_MAX: Final = 32
 CALLS_PER_PEER_MAX: Final = 8  # in flight at once towards us
@@ -47,7 +49,6 @@ INVITES_MAX: Final = 256  # open invites of one issuer
 RECORD_BYTES_MAX: Final = 16 * KIB  # a manifest of 100 layers takes 10 KiB
 RECORDS_PER_OWNER_MAX: Final = 128
 RECORDS_MAX: Final = 8192  # 50 owners with room to spare
-# Records in one message; the rest comes with the next. With 32 chains of 400 B and signatures it stays under
-# HEADER_BYTES_MAX.
-RECORDS_PER_DELTA_MAX: Final = 32
-DELTA_BYTES_MAX: Final = 40 * KIB
+# One digest names every owner, and has to be one message: a mesh has 50 members, and many more only over years.
+MEMBERS_MAX: Final = MAP_ITEMS_MAX
+RECORDS_PER_DELTA_MAX: Final = 32  # records in one message; the rest comes with the next

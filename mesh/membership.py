@@ -1,16 +1,19 @@
-"""Who is here: a machine that turns hints and connections into dials, exchanges of records, and a view of who is present.
+"""Who is here: a machine that turns hints and connections into dials, exchanges of records, and a view of the present.
 
 mDNS and profile records give *hints*; presence comes from admitted connections alone. A member that is known and not
-connected is dialled with growing pauses. Once a period each node exchanges records with one random present peer
-(push-pull anti-entropy, Demers 1987); what changes is pushed to everyone at once. A peer that misses
-``misses_max`` exchanges in a row is frozen: its connection is closed, which makes it absent.
+connected is dialled with pauses that grow until an exchange with it succeeds. Anybody on the network can forge hints:
+they only ever add addresses, and they never push out a peer that was here. Once a period each node exchanges records
+with one random present peer (push-pull anti-entropy, Demers 1987); what changes is pushed to everyone at once. A peer
+that misses ``misses_max`` exchanges in a row is frozen: its connection is closed, which makes it absent.
 
 Invariant: ``present`` holds exactly the peers with an admitted connection; at most one dial per peer is under way.
 """
 
+import math
 import random
 from dataclasses import dataclass, field
 
+from . import limits
 from .identity import PeerId
 
 
@@ -31,6 +34,7 @@ class Hinted:
 
     peer: PeerId
     addresses: tuple[str, ...]
+    lasting: bool = False  # from the user: it holds however long the peer is away
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,9 @@ class _Known:
     dial_at: float
     pause_s: float
     dialling: bool = False
+    dialled_at: float = -math.inf
+    lasting: bool = False
+    proven: bool = False  # was here once
 
 
 @dataclass(slots=True)
@@ -119,13 +126,13 @@ class Membership:
         """Take one event; ``now`` is monotonic seconds. Sets ``deadline``, when ``Expired`` is due."""
         effects: list[Effect] = []
         match event:
-            case Hinted(peer, addresses):
-                self._hint(peer, addresses, now)
+            case Hinted(peer, addresses, lasting):
+                self._hint(peer, addresses, now, lasting=lasting)
             case Connected(peer):
                 self.present.add(peer)
                 self._misses[peer] = 0
                 if (known := self._known.get(peer)) is not None:
-                    known.dialling, known.pause_s = False, self.config.redial_first_s
+                    known.dialling, known.proven = False, True
                 effects.append(Exchange(peer))
             case Disconnected(peer):
                 self._absent(peer, now)
@@ -139,28 +146,44 @@ class Membership:
         self.deadline = min([self._exchange_at, *(k.dial_at for k in self._waiting().values())])
         return effects
 
-    def _hint(self, peer: PeerId, addresses: tuple[str, ...], now: float) -> None:
+    def _hint(self, peer: PeerId, addresses: tuple[str, ...], now: float, *, lasting: bool) -> None:
         if peer == self.me or not addresses:
             return
         known = self._known.get(peer)
-        if known is None or known.addresses != addresses:  # a new address is worth a dial at once
-            dialling = known is not None and known.dialling
-            self._known[peer] = _Known(addresses, now, now, self.config.redial_first_s, dialling)
-        else:
-            known.hinted_at = now
+        if known is None:
+            if not self._room_for_one():
+                return
+            known = self._known[peer] = _Known((), now, now, self.config.redial_first_s)
+        known.hinted_at = now
+        known.lasting |= lasting
+        new = [address for address in addresses if address not in known.addresses]
+        if new:  # worth a dial at once, but not one for each of a flood of them
+            known.dial_at = min(known.dial_at, max(now, known.dialled_at + self.config.redial_first_s))
+            known.addresses = (*new, *known.addresses)[: limits.HINTED_ADDRESSES_MAX]
+
+    def _room_for_one(self) -> bool:
+        """Whether one more peer may be remembered, if need be in place of the stalest that never was here."""
+        if len(self._known) < limits.HINTED_PEERS_MAX:
+            return True
+        fresh = {peer: k for peer, k in self._known.items() if not (k.proven or k.lasting or k.dialling)}
+        if not fresh:
+            return False
+        del self._known[min(fresh, key=lambda peer: fresh[peer].hinted_at)]
+        return True
 
     def _absent(self, peer: PeerId, now: float) -> None:
         self.present.discard(peer)
         self._misses.pop(peer, None)
         if (known := self._known.get(peer)) is not None:
-            known.hinted_at = known.dial_at = now
-            known.pause_s = self.config.redial_first_s
+            known.hinted_at = now
+            self._pause(known, known.pause_s, now)
 
     def _back_off(self, peer: PeerId, now: float, *, refused: bool) -> None:
-        if (known := self._known.get(peer)) is None:
-            return
-        known.dialling = False
-        pause_s = self.config.redial_most_s if refused else known.pause_s
+        if (known := self._known.get(peer)) is not None:
+            known.dialling = False
+            self._pause(known, self.config.redial_most_s if refused else known.pause_s, now)
+
+    def _pause(self, known: _Known, pause_s: float, now: float) -> None:
         known.dial_at = now + pause_s * self.rng.uniform(0.5, 1.5)  # jitter: peers of one outage must not dial in step
         known.pause_s = min(2 * known.pause_s, self.config.redial_most_s)
 
@@ -168,6 +191,8 @@ class Membership:
         if peer not in self.present:
             return []
         self._misses[peer] = 0 if ok else self._misses.get(peer, 0) + 1
+        if ok and (known := self._known.get(peer)) is not None:
+            known.pause_s = self.config.redial_first_s
         if self._misses[peer] < self.config.misses_max:
             return []
         return [Drop(peer, f"missed {self._misses[peer]} exchanges in a row")]
@@ -186,9 +211,9 @@ class Membership:
     def _dials(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for peer, known in self._waiting().items():
-            if now - known.hinted_at > self.config.hint_lifetime_s:
+            if now - known.hinted_at > self.config.hint_lifetime_s and not known.lasting:
                 del self._known[peer]
             elif now >= known.dial_at:
-                known.dialling = True
+                known.dialling, known.dialled_at = True, now
                 effects.append(Dial(peer, known.addresses))
         return effects

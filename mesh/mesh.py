@@ -8,7 +8,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -20,13 +20,13 @@ from .admission import Admission, Credentials
 from .calls import PROTOCOL as CALLS
 from .calls import Answer, Calls, Empty, Incoming, Method, receive_frame
 from .discovery import Announcement, Hint, local_addresses, open_discovery
-from .errors import LeptonError, LinkError, PeerError, Refused
+from .errors import Busy, LeptonError, LinkError, PeerError, Refused
 from .frames import encode
-from .grants import Authority
+from .grants import Authority, Chain
 from .identity import Identity, PeerId, short
 from .invites import Invite, InviteBook
 from .messages import Message, pack, unpack
-from .protocol import HELLO, JOIN, Delta, Hello, HelloAnswer, JoinAsk, JoinGranted, JoinHeld, JoinSecret
+from .protocol import HELLO, JOIN, Delta, Hello, HelloAnswer, JoinAsk, JoinGranted, JoinHeld, JoinSecret, delta_of
 from .records import Digest, Record, RecordStore
 from .transport import Connection, Stream, Transport, open_transport
 
@@ -63,8 +63,13 @@ class Mesh:
         self.on_invite_used: Callable[[], None] = lambda: None
         self._admission = admission
         self._config = config
-        self._members = membership.Membership(self.me, random.Random(secrets.randbits(64)), config.pace)
+        self._rng = random.Random(secrets.randbits(64))
+        self._members = membership.Membership(self.me, self._rng, config.pace)
+        self._strangers = 0  # connections of those who have shown nothing yet
+        self._unsaid: dict[PeerId, Digest | None] = {}  # to whom this node is pushing, and from where it has to go on
+        self._behind: set[PeerId] = set()  # peers of whom something was missed and is about to be asked for
         self._changed = trio.Event()
+        self._running = trio.Event()
         self._closing = False
         self._transport: Transport
         self._nursery: trio.Nursery
@@ -87,21 +92,52 @@ class Mesh:
     def addresses(self) -> tuple[str, ...]:
         return self._transport.addresses
 
+    @property
+    def _own_chain(self) -> Chain:
+        return self._admission.chains([self.me])[self.me]
+
     def authority(self, peer: PeerId) -> Authority:
         return self._admission.authority(peer)
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Be a member until the block ends."""
+        config, root = self._config, self._admission.root
+        handlers = {CALLS: self.calls.answer}
+        async with (
+            open_transport(
+                self.identity, config.listen, on_connection=self._on_connection, handlers=handlers
+            ) as self._transport,
+            trio.open_nursery() as self._nursery,
+        ):
+            port = int(self._transport.addresses[0].rpartition("/")[2])
+            said = Announcement(self.me, port, config.interfaces or local_addresses())
+            async with open_discovery(root, interfaces=config.interfaces, announce=said) as hints:
+                self._running.set()
+                self._nursery.start_soon(self._hear, hints)
+                self._nursery.start_soon(self._tick)
+                for peer, addresses in config.bootstrap.items():
+                    self._note(membership.Hinted(peer, tuple(addresses), lasting=True))
+                try:
+                    yield
+                finally:
+                    self._closing = True
+                    self._nursery.cancel_scope.cancel()
 
     # -- the picture ------------------------------------------------------------------------------------------------
 
     def publish(self, kind: str, name: str, value: Message, *, durable: bool = False) -> Record:
-        """State something about this node to all."""
+        """State something about this node to all. Raises UsageError when it is too large or one too many."""
+        since = self.store.digest(self.me)
         record = self.store.publish(kind, name, value, durable=durable)
-        self._push([record])
+        self._push(since)
         return record
 
     def withdraw(self, kind: str, name: str) -> None:
         """Take a statement back."""
-        if (record := self.store.withdraw(kind, name)) is not None:
-            self._push([record])
+        since = self.store.digest(self.me)
+        if self.store.withdraw(kind, name) is not None:
+            self._push(since)
 
     def live(self, kind: str, value: type[T]) -> list[tuple[Record, T]]:
         """Return what members that are here say of one kind; a record whose value does not parse is passed over."""
@@ -122,40 +158,65 @@ class Mesh:
         self._changed.set()
         self._changed = trio.Event()
 
-    def _push(self, records: Sequence[Record]) -> None:
+    def _push(self, since: Digest) -> None:
+        """Tell all who are here what this node has said since these heads. What waits for one peer goes together."""
         self._notify()
-        delta = self._delta(records)
+        if self._closing:
+            return
         for peer in sorted(self._members.present):
-            self._nursery.start_soon(self._push_to, peer, delta)
+            if peer not in self._unsaid:
+                self._unsaid[peer] = None
+                self._nursery.start_soon(self._push_to, peer)
+            if self._unsaid[peer] is None:
+                self._unsaid[peer] = since
 
-    async def _push_to(self, peer: PeerId, delta: Delta) -> None:
+    async def _push_to(self, peer: PeerId) -> None:
+        """Push one after the other: of two at once the later one might arrive first."""
         try:
-            await self.calls.call(peer, "mesh.push", delta, Empty, timeout_s=_EXCHANGE_TIMEOUT_S)
+            while (since := self._unsaid[peer]) is not None:
+                self._unsaid[peer] = None
+                delta = self._delta(self.store.newer_than(since, self.me), since)
+                await self.calls.call(peer, "mesh.push", delta, Empty, timeout_s=_EXCHANGE_TIMEOUT_S)
         except LeptonError as error:  # the next exchange repeats it
             log.debug("push to %s: %s", short(peer), error)
+        finally:
+            del self._unsaid[peer]
 
-    def _delta(self, records: Sequence[Record], digest: Digest | None = None) -> Delta:
-        return Delta(
-            records=tuple(record.signed for record in records),
-            chains=self._admission.chains({record.owner for record in records}),
-            digest=digest,
-        )
+    def _delta(self, records: list[Record], since: Digest, digest: Digest | None = None) -> Delta:
+        chains = self._admission.chains({record.owner for record in records})
+        return delta_of(records, chains, since=since, digest=digest)
+
+    def _lacking(self, digest: Digest) -> list[Record]:
+        return self.store.newer_than(digest, turn=self._rng.randrange(limits.MEMBERS_MAX))
 
     async def _answer_exchange(self, call: Incoming[Digest]) -> Answer[Delta]:
-        return Answer(self._delta(self.store.newer_than(call.message), self.store.digest()))
+        return Answer(self._delta(self._lacking(call.message), call.message, self.store.digest()))
 
     async def _answer_push(self, call: Incoming[Delta]) -> Answer[Empty]:
+        behind = not self.store.follows_on(call.message.since)
         self._merge(call.message)
+        if behind:
+            self._catch_up(call.caller)
         return Answer(Empty())
 
+    def _catch_up(self, peer: PeerId) -> None:
+        """Ask a peer for all that it said since; at most one such exchange waits to begin."""
+        if peer not in self._behind:
+            self._behind.add(peer)
+            self._nursery.start_soon(self._exchange, peer)
+
     def _merge(self, delta: Delta) -> int:
+        """Take in a delta. Raises PeerError when a record in it is forged."""
         self._admission.learn(delta.chains, time.time())
-        new = self.store.merge(delta.records, known=self._admission.knows)
-        if new:
-            self._notify()
-        return len(new)
+        revision = self.store.revision
+        try:
+            return len(self.store.merge(delta.records, since=delta.since, known=self._admission.knows))
+        finally:
+            if self.store.revision != revision:
+                self._notify()
 
     async def _exchange(self, peer: PeerId) -> None:
+        self._behind.discard(peer)
         ok = True
         try:
             with trio.fail_after(_EXCHANGE_TIMEOUT_S):
@@ -164,24 +225,32 @@ class Mesh:
         except (LeptonError, trio.TooSlowError) as error:
             log.debug("exchange with %s: %s", short(peer), error)
             ok = False
+            if isinstance(error, PeerError):
+                self._offended(peer, str(error))
         self._note(membership.Exchanged(peer, ok))
 
     async def _exchange_once(self, peer: PeerId) -> bool:
-        """Reconcile one message each way; true while either side got something and may lack more."""
+        """Reconcile one message each way; true when something was new here, for there may be more of it."""
         got = (await self.calls.call(peer, "mesh.exchange", self.store.digest(), Delta)).message
         merged = self._merge(got)
         if got.digest is None:
             msg = f"{short(peer)} answered an exchange without a digest."
             raise PeerError(msg)
-        lacking = self.store.newer_than(got.digest)
-        if lacking:
-            await self.calls.call(peer, "mesh.push", self._delta(lacking), Empty)
-        return merged > 0 and len(got.records) == limits.RECORDS_PER_DELTA_MAX
+        delta = self._delta(self._lacking(got.digest), got.digest)
+        if delta.records:
+            await self.calls.call(peer, "mesh.push", delta, Empty)
+        return merged > 0
 
     # -- invites ----------------------------------------------------------------------------------------------------
 
     def invite(self, mesh_name: str, *, role: str, uses: int, lifetime_s: float) -> Invite:
         """Open an invite that this node will honour. Raises Refused or UsageError with the reason."""
+        if len(self._own_chain) >= limits.GRANT_CHAIN_MAX:
+            msg = (
+                f"This node's own grant is a chain of {limits.GRANT_CHAIN_MAX} links, and longer ones are refused; "
+                "let the node that invited it give the invite."
+            )
+            raise Refused(msg)
         return self.invites.give(
             mesh_name,
             self._admission.root,
@@ -197,7 +266,7 @@ class Mesh:
         """Answer a stranger with an invite on the one connection that it has for that."""
         ask = unpack((await receive_frame(stream, body_bytes_max=0)).header, JoinAsk)
         held = self.invites.holds(ask.hint)
-        chain = self._admission.chains([self.me])[self.me] if held else ()
+        chain = self._own_chain if held else ()
         await _say(stream, JoinHeld(held=held, chain=chain))
         if not held:
             return
@@ -223,6 +292,7 @@ class Mesh:
 
     async def _on_connection(self, connection: Connection) -> None:
         """Let a connection in or raise why not. Nothing of it is served before this returns."""
+        await self._running.wait()
         peer = connection.peer_id
         try:
             with trio.fail_after(limits.HANDSHAKE_TIMEOUT_S):
@@ -242,7 +312,7 @@ class Mesh:
     async def _greet(self, connection: Connection) -> None:
         """Say hello on a connection that we dialled. Raises Refused or PeerError."""
         async with await connection.open_stream(HELLO) as stream:
-            await _say(stream, Hello(chain=self._admission.chains([self.me])[self.me]))
+            await _say(stream, Hello(chain=self._own_chain))
             answer = unpack((await receive_frame(stream, body_bytes_max=0)).header, HelloAnswer)
         if answer.refused:
             raise Refused(answer.refused)
@@ -250,6 +320,16 @@ class Mesh:
 
     async def _be_greeted(self, connection: Connection) -> None:
         """Hear a hello, or serve a stranger's attempt to join and then see it off."""
+        if self._strangers >= limits.STRANGERS_MAX:
+            msg = f"{self._strangers} strangers are here already; try again in a while."
+            raise Busy(msg)
+        self._strangers += 1
+        try:
+            await self._hear_a_stranger(connection)
+        finally:
+            self._strangers -= 1
+
+    async def _hear_a_stranger(self, connection: Connection) -> None:
         async with await connection.accept_stream(HELLO, JOIN) as stream:
             if stream.protocol == JOIN:
                 await self._serve_join(stream)
@@ -261,13 +341,14 @@ class Mesh:
             except Refused as error:
                 await _say(stream, HelloAnswer(refused=str(error)))
                 raise
-            await _say(stream, HelloAnswer(chain=self._admission.chains([self.me])[self.me]))
+            await _say(stream, HelloAnswer(chain=self._own_chain))
 
     async def _watch(self, connection: Connection) -> None:
         """Count a peer as present for as long as it has a connection that was let in."""
         peer = connection.peer_id
         self._note(membership.Connected(peer))
         await connection.closed.wait()
+        self.calls.disconnected(connection)
         if self._transport.connections.get(peer) is None:
             self._note(membership.Disconnected(peer))
             for listener in self.on_absent:
@@ -279,13 +360,15 @@ class Mesh:
 
     def _refuse(self, peer: PeerId, reason: str) -> None:
         log.warning("refused %s: %s", short(peer), reason)
+        self.refusals.pop(peer, None)  # the latest comes last
         if len(self.refusals) >= limits.STRANGERS_MAX:
             self.refusals.pop(next(iter(self.refusals)))
         self.refusals[peer] = reason
 
     def _offended(self, peer: PeerId, reason: str) -> None:
         self._refuse(peer, reason)
-        self._nursery.start_soon(self._hang_up, peer)
+        if not self._closing:
+            self._nursery.start_soon(self._hang_up, peer)
 
     async def _hang_up(self, peer: PeerId) -> None:
         if (connection := self._transport.connections.get(peer)) is not None:
@@ -353,21 +436,5 @@ async def open_mesh(
     """
     admission = Admission(credentials, identity.peer_id, time.time())
     mesh = Mesh(identity, admission, store, invites, config)
-    handlers = {CALLS: mesh.calls.answer}
-    async with (
-        open_transport(identity, config.listen, on_connection=mesh._on_connection, handlers=handlers) as transport,  # noqa: SLF001
-        trio.open_nursery() as nursery,
-    ):
-        mesh._transport, mesh._nursery = transport, nursery  # noqa: SLF001
-        port = int(transport.addresses[0].rpartition("/")[2])
-        said = Announcement(identity.peer_id, port, config.interfaces or local_addresses())
-        async with open_discovery(credentials.root, interfaces=config.interfaces, announce=said) as hints:
-            nursery.start_soon(mesh._hear, hints)  # noqa: SLF001
-            nursery.start_soon(mesh._tick)  # noqa: SLF001
-            for peer, addresses in config.bootstrap.items():
-                mesh._note(membership.Hinted(peer, tuple(addresses)))  # noqa: SLF001
-            try:
-                yield mesh
-            finally:
-                mesh._closing = True  # noqa: SLF001
-                nursery.cancel_scope.cancel()
+    async with mesh.run():
+        yield mesh

@@ -19,18 +19,25 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 # Names of models, tasks, services, methods, record kinds: safe as a file name and in a URL (trust.md).
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+# `\Z` and not `$`, which would let a newline follow.
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}\Z"
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=limits.STRING_BYTES_MAX)]
 Natural = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 M = TypeVar("M")
 
 
-def pack(message: object) -> bytes:
-    """Encode one message. Raises PeerError never; an oversized one is our own bug and fails an assertion."""
+def encoded(message: object) -> bytes:
+    """Encode one message of any size."""
     data: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)), use_bin_type=True)
+    return data
+
+
+def pack(message: object) -> bytes:
+    """Encode one message to send. An oversized one is our own bug and fails an assertion."""
+    data = encoded(message)
     assert len(data) <= limits.HEADER_BYTES_MAX, f"our own {type(message).__name__} takes {len(data)} B"
     return data
 

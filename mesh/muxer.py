@@ -255,26 +255,31 @@ class Muxer:
     def _handle(self, event: Event) -> None:
         match event:
             case Readable(state):
-                if (stream := self._streams.get(state)) is not None:
-                    stream.notice_readable()
-                if not state.was_reset:  # else WasReset follows, and its reader must hear of it
-                    self._drop_if_gone(state)
+                self._note_readable(state)
             case Opened(state):
                 self._inbound[state] = self._wrap(state)
                 self._arrival.set()
-            case Widened(state):
-                if (stream := self._streams.get(state)) is not None:
-                    stream.notice_drained()
+            case Widened(state) if state in self._streams:
+                self._streams[state].notice_drained()
             case WasReset(state):
-                self._inbound.pop(state, None)
-                if (stream := self._streams.pop(state, None)) is not None:
-                    stream.break_off("the peer reset the stream")
+                self._note_reset(state)
             case Ponged(value) if value in self._pings:
                 self._pings[value].set()
             case WentAway(code) if code != GoAway.NORMAL:
                 self._fail(f"the peer leaves with code {code}")
             case Died():
                 self._fail("the peer has been silent for too long")
+
+    def _note_readable(self, state: YamuxStream) -> None:
+        if (stream := self._streams.get(state)) is not None:
+            stream.notice_readable()
+        if not state.was_reset:  # else WasReset follows in the same batch, and the reader must hear of it
+            self._drop_if_gone(state)
+
+    def _note_reset(self, state: YamuxStream) -> None:
+        self._inbound.pop(state, None)
+        if (stream := self._streams.pop(state, None)) is not None:
+            stream.break_off("the peer reset the stream")
 
     def _wrap(self, state: YamuxStream) -> "MuxedStream":
         stream = self._streams[state] = MuxedStream(self, self._yamux, state)

@@ -1,18 +1,17 @@
 """The replicated picture: signed, versioned statements by each node about itself, merged by version. Nobody owns it.
 
-A record has one writer. All records of one owner share one line of versions ``(incarnation, sequence)``, which only
-grows, so a digest is one version per owner and a delta is 'everything of that owner since' (Scuttlebutt
-reconciliation, van Renesse 2008). No clock is read and no peer's clock is trusted.
+A record has one writer. It is *durable* (a deployment, a task: it outlives its owner's absence) or *passing* (a
+profile, a loaded shard: it counts only while its owner is here and has not restarted since). What one owner says has
+versions ``(incarnation, sequence)`` that only grow. Its durable records are one *line*, its passing ones another: so a
+digest is one version per line, a delta is 'everything of that line since' (Scuttlebutt reconciliation, van Renesse
+2008), and a node that kept only what is durable knows which line it has to read anew. No clock is read and no peer's
+clock is trusted.
 
-Invariants: a record is kept only if its signature is its owner's; per (owner, kind, name) the highest version wins; per
-owner everything up to the head version is held, so heads never skip; memory is bounded by ``limits``.
-
-A record is *durable* (a deployment, a task: it outlives its owner's absence) or not (a profile, a loaded shard: it
-counts only while its owner is here and has not restarted since).
+Invariants: a record is kept only if its signature is its owner's; per (owner, kind, name) the highest version wins; of
+each line everything up to its head is held, so heads never skip; memory is bounded by ``limits``.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from itertools import accumulate
+from collections.abc import Callable, Collection, Iterable
 from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
@@ -20,7 +19,7 @@ import msgspec
 from . import limits
 from .errors import UsageError
 from .identity import SIGNATURE_BYTES, Identity, PeerId, verify
-from .messages import Message, Name, Natural, pack, unpack
+from .messages import Message, Name, Natural, encoded, pack, unpack
 
 _PURPOSE = "record"
 
@@ -32,6 +31,16 @@ class Version(NamedTuple):
 
     incarnation: int
     sequence: int
+
+
+class Line(NamedTuple):
+    """Either the durable or the passing statements of one owner."""
+
+    owner: PeerId
+    durable: bool
+
+
+_NOTHING = Version(-1, 0)  # the head of a line of which nothing was read
 
 
 class Content(Message, frozen=True, kw_only=True):
@@ -73,6 +82,10 @@ class Record(NamedTuple):
         return (self.content.owner, self.content.kind, self.content.name)
 
     @property
+    def line(self) -> Line:
+        return Line(self.content.owner, self.content.durable)
+
+    @property
     def version(self) -> Version:
         return Version(self.content.incarnation, self.content.sequence)
 
@@ -81,10 +94,18 @@ class Record(NamedTuple):
         return unpack(self.content.value, kind)
 
 
-class Digest(Message, frozen=True, kw_only=True):
-    """How far a node has read each owner."""
+Heads = Annotated[dict[PeerId, tuple[Natural, Natural]], msgspec.Meta(max_length=limits.MEMBERS_MAX)]
 
-    heads: Annotated[dict[PeerId, tuple[Natural, Natural]], msgspec.Meta(max_length=limits.MAP_ITEMS_MAX)]
+
+class Digest(Message, frozen=True, kw_only=True):
+    """How far a node has read each owner's lines."""
+
+    durable: Heads = {}  # noqa: RUF012 - msgspec gives each its own
+    passing: Heads = {}  # noqa: RUF012
+
+    def head(self, line: Line) -> Version:
+        found = (self.durable if line.durable else self.passing).get(line.owner)
+        return _NOTHING if found is None else Version(*found)
 
 
 def open_record(signed: SignedRecord) -> Record:
@@ -102,20 +123,34 @@ class RecordStore:
         self._identity = identity
         self._me = identity.peer_id
         self._records: dict[tuple[str, str, str], Record] = {}
-        self._heads: dict[PeerId, Version] = {}
+        self._heads: dict[Line, Version] = {}
+        self._said: set[tuple[str, str, str]] = set()  # keys of what this node stated since it started
         self._version = Version(incarnation, 0)
         self.revision = 0  # grows with every change, so that readers can tell whether to look again
-        for signed in kept:
-            record = open_record(signed)
-            self._records[record.key] = record
-            self._heads[record.owner] = max(self._heads.get(record.owner, record.version), record.version)
-        self._outdo(self._heads.get(self._me, self._version))
+        for record in map(open_record, kept):
+            if record.content.durable:
+                self._keep(record)
+        self._outdo(self._head(Line(self._me, durable=True)))
 
     # -- writing one's own ----------------------------------------------------------------------------------------
 
     def publish(self, kind: str, name: str, value: object, *, durable: bool = False) -> Record:
-        """State something about oneself, under a new version. Raises UsageError when it is too large."""
-        return self._write(kind, name, pack(value), durable=durable, deleted=False)
+        """State something about oneself, under a new version. Raises UsageError when it is too large or one too many.
+
+        A kind is durable or not: once stated, a record stays what it was.
+        """
+        data = encoded(value)
+        if len(data) > limits.RECORD_BYTES_MAX:
+            msg = f"The {kind} record {name!r} takes {len(data)} B; at most {limits.RECORD_BYTES_MAX} B travel."
+            raise UsageError(msg)
+        old = self._records.get((self._me, kind, name))
+        if old is None and not self._room_for(self._me):
+            msg = f"No room for the {kind} record {name!r}: {limits.RECORDS_PER_OWNER_MAX} of this node's are out."
+            raise UsageError(msg)
+        if old is not None and old.content.durable != durable:
+            msg = f"The {kind} record {name!r} cannot become {'durable' if durable else 'passing'} any more."
+            raise UsageError(msg)
+        return self._write(kind, name, data, durable=durable, deleted=False)
 
     def withdraw(self, kind: str, name: str) -> Record | None:
         """Take a statement back; the tombstone spreads like any record."""
@@ -125,9 +160,6 @@ class RecordStore:
         return self._write(kind, name, b"", durable=old.content.durable, deleted=True)
 
     def _write(self, kind: str, name: str, value: bytes, *, durable: bool, deleted: bool) -> Record:
-        if len(value) > limits.RECORD_BYTES_MAX:
-            msg = f"The {kind} record {name!r} takes {len(value)} B; at most {limits.RECORD_BYTES_MAX} B travel."
-            raise UsageError(msg)
         self._version = Version(self._version.incarnation, self._version.sequence + 1)
         content = Content(
             owner=self._me,
@@ -141,8 +173,22 @@ class RecordStore:
         )
         payload = pack(content)
         record = Record(content, SignedRecord(content=payload, signature=self._identity.sign(_PURPOSE, payload)))
+        self._said.add(record.key)
         self._keep(record)
         return record
+
+    def _outdo(self, seen: Version) -> None:
+        """Speak from now on above a version of one's own that one did not know, as a node must whose disk forgot some.
+
+        What was stated since the start is stated again: under its old version others would not look at it.
+        """
+        if seen < self._version:
+            return
+        said = sorted((self._records[key] for key in self._said), key=lambda record: record.version)
+        self._version = Version(seen.incarnation + 1, 0)
+        for record in said:
+            it = record.content
+            self._write(it.kind, it.name, it.value, durable=it.durable, deleted=it.deleted)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -169,7 +215,7 @@ class RecordStore:
         return min(found, key=lambda record: record.key, default=None)
 
     def owners(self) -> set[PeerId]:
-        return set(self._heads)
+        return {line.owner for line in self._heads}
 
     def durable(self) -> list[SignedRecord]:
         """Return what has to be kept across a restart, tombstones included."""
@@ -177,75 +223,95 @@ class RecordStore:
 
     # -- reconciling ----------------------------------------------------------------------------------------------
 
-    def digest(self) -> Digest:
-        return Digest(heads={owner: tuple(head) for owner, head in sorted(self._heads.items())})
+    def digest(self, owner: PeerId | None = None) -> Digest:
+        """Return how far every line has been read, or the lines of one owner."""
+        lines = [(line, head) for line, head in sorted(self._heads.items()) if owner in {None, line.owner}]
+        return Digest(
+            durable={line.owner: (head.incarnation, head.sequence) for line, head in lines if line.durable},
+            passing={line.owner: (head.incarnation, head.sequence) for line, head in lines if not line.durable},
+        )
 
-    def newer_than(self, digest: Digest) -> list[Record]:
-        """Return what the writer of this digest lacks, per owner in the order of versions, as much as one message holds.
+    def newer_than(self, digest: Digest, owner: PeerId | None = None, *, turn: int = 0) -> list[Record]:
+        """Return what the writer of this digest lacks (of one owner, or of all), each line in the order of versions.
 
-        At most ``limits.RECORDS_PER_DELTA_MAX`` records and ``limits.DELTA_BYTES_MAX`` bytes.
+        A message holds only so many; a random ``turn`` lets every owner be first at times, so that one whose records
+        are never taken does not hold up the others.
         """
-        heads: Mapping[PeerId, tuple[int, int]] = digest.heads
-        lacking = [record for record in self._records.values() if record.version > heads.get(record.owner, (-1, 0))]
-        lacking.sort(key=lambda record: (record.owner, record.version))
-        sizes = accumulate(len(record.signed.content) for record in lacking[: limits.RECORDS_PER_DELTA_MAX])
-        fitting = sum(1 for size in sizes if size <= limits.DELTA_BYTES_MAX)
-        return lacking[:fitting]
+        owners = sorted(self.owners()) if owner is None else [owner]
+        place = {name: (index - turn) % len(owners) for index, name in enumerate(owners)}
+        lacking = [
+            record
+            for record in self._records.values()
+            if record.owner in place and record.version > digest.head(record.line)
+        ]
+        return sorted(lacking, key=lambda record: (place[record.owner], record.version))
 
-    def merge(self, signed: Iterable[SignedRecord], *, known: Callable[[PeerId], bool]) -> list[Record]:
+    def follows_on(self, since: Digest) -> bool:
+        """Whether records said since these heads follow on what is known here."""
+        lines = [Line(owner, durable=True) for owner in since.durable]
+        lines += [Line(owner, durable=False) for owner in since.passing]
+        return all(self._head(line) >= since.head(line) for line in lines)
+
+    def merge(self, signed: Iterable[SignedRecord], *, since: Digest, known: Callable[[PeerId], bool]) -> list[Record]:
         """Take in what a peer sent and return what was new. ``known`` says whether an owner is of this mesh.
 
-        Records of unknown owners are passed over (they come again once the grant is known). Raises PeerError at the
-        first forged one; what came before it stays.
+        The records are all that the peer has of their lines after the heads in ``since``, or the first of these. A line
+        read less far is passed over, for its head would skip what was said in between; so are unknown owners (both
+        come again). Raises PeerError at the first forged record; what came before it stays.
         """
         new = []
-        full: set[PeerId] = set()  # owners with more records than fit: a head must not skip what was not kept
+        passed_over: set[Line] = set()
         for item in signed:
             content = unpack(item.content, Content)
-            if (
-                content.owner in full
-                or not known(content.owner)
-                or Version(content.incarnation, content.sequence) <= self._head(content.owner)
-            ):
+            line, version = Line(content.owner, content.durable), Version(content.incarnation, content.sequence)
+            if line in passed_over or not known(line.owner) or version <= self._head(line):
+                continue
+            if self._head(line) < since.head(line):
+                passed_over.add(line)
                 continue
             record = open_record(item)
             if record.owner == self._me:
                 self._outdo(record.version)
                 if not record.content.durable:
-                    continue  # said before a restart that lost the disk: no longer true
-            if not self._room_for(record):
-                full.add(record.owner)
-                continue
-            self._keep(record)
-            new.append(record)
+                    continue  # said before a restart: no longer true
+            if record.key not in self._records and not self._room_for(record.owner):
+                passed_over.add(line)
+            elif self._keep(record):
+                new.append(record)
         return new
 
     def forget(self, owner: PeerId) -> None:
         """Drop everything of one owner, as after a revocation."""
         self._records = {key: record for key, record in self._records.items() if record.owner != owner}
-        self._heads.pop(owner, None)
+        self._heads = {line: head for line, head in self._heads.items() if line.owner != owner}
         self.revision += 1
 
-    def _head(self, owner: PeerId) -> Version:
-        return self._heads.get(owner, Version(-1, 0))
+    def _head(self, line: Line) -> Version:
+        return self._heads.get(line, _NOTHING)
 
-    def _outdo(self, seen: Version) -> None:
-        """Speak from now on with a version above one that was seen, as a node must whose disk forgot some."""
-        if seen >= self._version:
-            self._version = Version(seen.incarnation + 1, 0)
+    def _incarnation(self, owner: PeerId) -> int:
+        return max(self._head(Line(owner, durable)).incarnation for durable in (True, False))
 
-    def _room_for(self, record: Record) -> bool:
-        if record.key in self._records:
-            return True
-        of_owner = sum(1 for owner, _, _ in self._records if owner == record.owner)
-        return of_owner < limits.RECORDS_PER_OWNER_MAX and len(self._records) < limits.RECORDS_MAX
+    def _room_for(self, owner: PeerId) -> bool:
+        """Whether one more record of this owner fits."""
+        of_owner = sum(1 for who, _, _ in self._records if who == owner)
+        return (
+            of_owner < limits.RECORDS_PER_OWNER_MAX
+            and len(self._records) < limits.RECORDS_MAX
+            and len(self.owners() | {self._me, owner}) <= limits.MEMBERS_MAX
+        )
 
-    def _keep(self, record: Record) -> None:
-        head = self._head(record.owner)
-        if record.version.incarnation > head.incarnation:
-            self._records = {
-                key: old for key, old in self._records.items() if old.owner != record.owner or old.content.durable
-            }
+    def _keep(self, record: Record) -> bool:
+        """Hold a record that follows on its line's head; false when it no longer counts."""
+        before = self._incarnation(record.owner)
+        self._heads[record.line] = max(self._head(record.line), record.version)
+        now = self._incarnation(record.owner)
+        old = self._records.get(record.key)
+        if (record.version.incarnation < now and not record.content.durable) or (old and old.version > record.version):
+            return False
+        if now > before:  # a restart: what was passing has passed
+            void = Line(record.owner, durable=False)
+            self._records = {key: known for key, known in self._records.items() if known.line != void}
         self._records[record.key] = record
-        self._heads[record.owner] = max(head, record.version)
         self.revision += 1
+        return True

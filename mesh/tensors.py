@@ -38,7 +38,7 @@ def describe(array: Array) -> TensorSpec:
 def buffer_of(array: Array) -> memoryview:
     """Return the array's bytes in wire order, without a copy where it is contiguous and little-endian already."""
     wire = np.ascontiguousarray(array, dtype=DTYPES[array.dtype.name])
-    return memoryview(wire.reshape(-1).view(np.uint8))
+    return wire.reshape(-1).view(np.uint8).data
 
 
 def size_bytes(spec: TensorSpec) -> int:
@@ -61,10 +61,21 @@ def read(specs: Sequence[TensorSpec], body: memoryview) -> list[Array]:
     arrays: list[Array] = []
     start = 0
     for spec, size in zip(specs, sizes, strict=True):
-        flat = np.frombuffer(body[start : start + size], dtype=DTYPES[spec.dtype])
-        arrays.append(flat.reshape(spec.shape))
+        arrays.append(_cut(spec, body[start : start + size]))
         start += size
     return arrays
+
+
+def _cut(spec: TensorSpec, buffer: memoryview) -> Array:
+    flat: Array = np.frombuffer(buffer, dtype=DTYPES[spec.dtype])
+    if spec.dtype == "bool" and (flat.view(np.uint8) > 1).any():
+        msg = "A tensor of bool has bytes that are neither 0 nor 1."
+        raise PeerError(msg)
+    try:
+        return flat.reshape(spec.shape)
+    except ValueError as error:  # empty, but with other dimensions that no array can have
+        msg = f"No tensor can have the shape {spec.shape}: {error}"
+        raise PeerError(msg) from error
 
 
 def require(array: Array, *, dtype: str, shape: Sequence[int | None], what: str) -> Array:

@@ -3,8 +3,12 @@
 import functools
 import json
 import logging
+import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
@@ -19,6 +23,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _INTERRUPTED: Final = 130  # the shell's convention for Ctrl-C
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]+)?)([smhd])")
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -47,14 +52,55 @@ def _friendly(command: Callable[_P, _R]) -> Callable[_P, _R]:
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return command(*args, **kwargs)
-        except LeptonError as error:
-            click.echo(f"lepton-node: {error}", err=True)
-            sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED)
-        except KeyboardInterrupt:
-            click.echo("lepton-node: interrupted", err=True)
-            sys.exit(_INTERRUPTED)
+        except (LeptonError, KeyboardInterrupt, BaseExceptionGroup) as error:
+            cause = _cause(error)
+            if isinstance(cause, KeyboardInterrupt):
+                _say_interrupted()
+                sys.exit(_INTERRUPTED)
+            if not isinstance(cause, LeptonError):
+                raise
+            click.echo(f"lepton-node: {cause}", err=True)
+            sys.exit(EXIT_USAGE if isinstance(cause, UsageError) else EXIT_FAILED)
 
     return run
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what the owner has to hear of: an interrupt first, then our own error if there is nothing but ours."""
+    leaves = list(_leaves(error))
+    interrupts = [leaf for leaf in leaves if isinstance(leaf, KeyboardInterrupt)]
+    foreign = [leaf for leaf in leaves if not isinstance(leaf, LeptonError)]
+    return [*interrupts, *foreign, *leaves][0]
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for inner in error.exceptions:
+        yield from _leaves(inner)
+
+
+def _say_interrupted() -> None:
+    os.write(sys.stderr.fileno(), b"lepton-node: interrupted\n")
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Import what is heavy. An interrupt here ends the process at once: nothing is done yet that wants an orderly end.
+
+    Inside a half-made module it would come out as anything, a traceback of somebody else's among it.
+    """
+
+    def leave(_signal: int, _frame: object) -> None:
+        _say_interrupted()
+        os._exit(_INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @click.group(
@@ -86,7 +132,8 @@ def mesh() -> None:
 @_friendly
 def mesh_create(name: str, home: Path) -> None:
     """Make a mesh called NAME. Its root key stays in this device's folder."""
-    from .setup import create_mesh
+    with _loading():
+        from .setup import create_mesh
 
     root = create_mesh(home, name)
     click.echo(f"Made the mesh {name!r}. This device is its first admin; the root key stays in {home.expanduser()}.")
@@ -102,11 +149,11 @@ def mesh_create(name: str, home: Path) -> None:
 @_friendly
 def invite(role: str, uses: int, expires: str, home: Path) -> None:
     """Print a code with which another device can join, once and for a while."""
-    arguments = {"role": role, "uses": uses, "lifetime_s": _duration_s(expires)}
+    lifetime_s = _duration_s(expires)
     try:
-        code, _ = _ask(home, "invite", arguments)
+        code, _ = _ask(home, "invite", {"role": role, "uses": uses, "lifetime_s": lifetime_s})
     except _no_node_runs():
-        code = _invite_offline(home, **arguments)
+        code = _invite_offline(home, role=role, uses=uses, lifetime_s=lifetime_s)
         click.echo("No node runs here: start it with `lepton-node up` before the code is used.", err=True)
     click.echo(code)
 
@@ -119,9 +166,10 @@ def invite(role: str, uses: int, expires: str, home: Path) -> None:
 @_friendly
 def join(code: str, timeout_s: float, home: Path, interfaces: tuple[str, ...]) -> None:
     """Join a mesh with the CODE that `lepton-node invite` printed on one of its devices."""
-    import trio
+    with _loading():
+        import trio
 
-    from .setup import join_mesh
+        from .setup import join_mesh
 
     name = trio.run(functools.partial(join_mesh, home, code, interfaces=interfaces, timeout_s=timeout_s))
     click.echo(f"Joined the mesh {name!r}. Next: `lepton-node up`.")
@@ -155,7 +203,10 @@ def up(
     interfaces: tuple[str, ...],
 ) -> None:
     """Run this device's node until Ctrl-C. Settings come from node.toml in the folder; options override them."""
-    import trio
+    with _loading():
+        import trio
+
+        from . import control, node  # noqa: F401 - loaded here, used below
 
     _log_to_stderr(verbose=verbose)
     overrides: dict[str, Any] = {}
@@ -174,33 +225,31 @@ def up(
 
 
 async def _run_node(home: Path, overrides: Mapping[str, Any], files: Mapping[str, str]) -> None:
-    import signal
-
     import trio
 
     from .control import serve_control
     from .node import Node
 
+    up, stop = trio.Event(), trio.Event()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        stop = trio.Event()
-
-        async def wait_for_signal() -> None:
-            async for _ in signals:
-                stop.set()
-                return
-
         async with trio.open_nursery() as outer:
-            outer.start_soon(wait_for_signal)
-            try:
-                async with Node(home, data=files, **overrides) as node, trio.open_nursery() as nursery:
-                    nursery.start_soon(serve_control, node, stop)
-                    status = node.status()
-                    click.echo(f"{node.device} is up in the mesh {status['mesh']!r} as {status['me']}.")
-                    click.echo(f"Listening on {', '.join(status['addresses'])}. Ctrl-C stops it.")
-                    await stop.wait()
-                    nursery.cancel_scope.cancel()
-            finally:
-                outer.cancel_scope.cancel()
+
+            async def wait_for_signals() -> None:
+                async for _ in signals:
+                    if stop.is_set() or not up.is_set():  # in the middle of starting, or asked again while it stops
+                        outer.cancel_scope.cancel()
+                    stop.set()
+
+            outer.start_soon(wait_for_signals)
+            async with Node(home, data=files, **overrides) as node, trio.open_nursery() as nursery:
+                await nursery.start(serve_control, node, stop)
+                status = node.status()
+                click.echo(f"{node.device} is up in the mesh {status['mesh']!r} as {status['me']}.")
+                click.echo(f"Listening on {', '.join(status['addresses'])}. Ctrl-C stops it.")
+                up.set()
+                await stop.wait()
+                nursery.cancel_scope.cancel()
+            outer.cancel_scope.cancel()
     click.echo("Stopped.")
 
 
@@ -290,7 +339,8 @@ def train(
         "baseline": baseline,
         "seed": seed,
     }
-    from .watch import Watch
+    with _loading():
+        from .watch import Watch
 
     with Watch(rounds, plain=plain, as_json=as_json) as watch:
         result, _ = _ask(home, "train", arguments, on_progress=watch.show)
@@ -309,15 +359,19 @@ def train(
 @_friendly
 def predict(model: str, file: Path, target: str | None, out: Path | None, as_json: bool, home: Path) -> None:  # noqa: FBT001
     """Have the mesh answer the samples in a file with MODEL."""
-    import numpy as np
+    with _loading():
+        import numpy as np
 
-    from .learning.data import load_samples
+        from .learning.data import load_samples
 
     samples = load_samples(file, target=target)
     _, (probabilities,) = _ask(home, "predict", {"model": model}, arrays=[samples.x])
     classes = probabilities.argmax(axis=1)
     if out is not None:
-        np.save(out, probabilities)
+        try:
+            np.save(out, probabilities)
+        except OSError as error:
+            raise UsageError(f"{out}: cannot be written: {error.strerror or error}; name another file.") from error
     if as_json:
         click.echo(json.dumps([int(c) for c in classes]))
     else:
@@ -335,7 +389,8 @@ def predict(model: str, file: Path, target: str | None, out: Path | None, as_jso
 @_friendly
 def export(model: str, out: Path, home: Path) -> None:
     """Write all of MODEL, gathered from the mesh, to one .safetensors file."""
-    from .export import save_model
+    with _loading():
+        from .export import save_model
 
     spec, layers = _ask(home, "export", {"model": model})
     save_model(out, spec, [bytes(layer) for layer in layers])
@@ -352,9 +407,10 @@ def _ask(
     arrays: Any = (),  # noqa: ANN401 - numpy arrays, whose type would import numpy
     on_progress: Callable[[Any], None] | None = None,
 ) -> tuple[Any, Any]:
-    import trio
+    with _loading():
+        import trio
 
-    from .control import Control
+        from .control import Control
 
     return trio.run(
         functools.partial(Control(home.expanduser()).ask, command, arguments, arrays, on_progress=on_progress)
@@ -369,17 +425,18 @@ def _no_node_runs() -> type[LeptonError]:
 
 def _invite_offline(home: Path, *, role: str, uses: int, lifetime_s: float) -> str:
     """Open an invite while no node runs, for the node to honour once it does."""
-    from .setup import open_invite
+    with _loading():
+        from .setup import open_invite
 
     return open_invite(home, role=role, uses=uses, lifetime_s=lifetime_s)
 
 
 def _duration_s(text: str) -> float:
-    number, unit = text[:-1], text[-1:]
-    if unit not in _UNITS or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+    match = _DURATION.fullmatch(text)
+    if match is None or float(match[1]) <= 0:
         msg = f"{text!r} is not a time; write a number and s, m, h or d, as in 30m."
         raise UsageError(msg)
-    return float(number) * _UNITS[unit]
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def _data_option(item: str) -> tuple[str, str]:

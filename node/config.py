@@ -1,6 +1,7 @@
-"""What a node's owner decides: where it listens, what it may use, which data it learns from. Parsed once, at the edge."""
+"""What a node's owner decides: where it listens, what it may use, what it learns from. Parsed once, at the edge."""
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     listen: tuple[str, ...] = ("0.0.0.0:0", "[::]:0")  # every address, any free port
     interfaces: tuple[str, ...] = ()  # addresses of the interfaces for mDNS, and to announce; empty: all
     serve: ServeConfig = ServeConfig()
-    data: dict[DataName, str] = {}  # noqa: RUF012 - msgspec copies it; data set name to file, relative to the folder
+    data: dict[DataName, str] = {}  # data set name to file, relative to the folder
 
     @property
     def memory_bytes(self) -> int:
@@ -98,6 +99,4 @@ def did_you_mean(key: str, valid: Sequence[str], prefix: str = "") -> str:
 
 
 def _half_of_memory() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().total // 2)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -9,7 +9,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -20,7 +20,9 @@ from ..mesh.errors import Busy, LeptonError, LinkError, PeerError, Refused, Usag
 from ..mesh.frames import Frame, FrameDecoder, encode
 from ..mesh.messages import Message, Natural, pack, unpack
 from ..mesh.tensors import Array, TensorSpec
-from .node import Node
+
+if TYPE_CHECKING:  # the command line asks without loading what a node needs: seconds
+    from .node import Node
 
 SOCKET: Final = "control.sock"
 _PATH_BYTES_MAX: Final = 100  # sockaddr_un takes 108
@@ -66,28 +68,37 @@ def socket_path(home: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"lepton-{name}" / SOCKET
 
 
-async def serve_control(node: Node, stop: trio.Event) -> None:
-    """Answer the owner's commands until cancelled; ``stop`` is set when the owner wants the node to end."""
+async def serve_control(
+    node: "Node", stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Answer the owner's commands until cancelled; ``stop`` is set when the owner wants the node to end.
+
+    Started once the socket answers. Raises LeptonError when the system gives none.
+    """
     path = socket_path(node.home.path)
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    path.unlink(missing_ok=True)  # of a node that was killed; a live one holds the folder's lock
     listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     try:
-        await listener.bind(str(path))
-        path.chmod(0o600)
-        listener.listen(16)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            path.unlink(missing_ok=True)  # of a node that was killed; a live one holds the folder's lock
+            await listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen(16)
+        except OSError as error:
+            msg = f"{path}: cannot be a control socket: {error.strerror or error}; use another folder with --home."
+            raise LeptonError(msg) from error
 
         async def handle(stream: trio.SocketStream) -> None:
             async with stream:
                 await _answer(node, stop, stream)
 
-        await trio.serve_listeners(handle, [trio.SocketListener(listener)])
+        await trio.serve_listeners(handle, [trio.SocketListener(listener)], task_status=task_status)  # type: ignore[arg-type]
     finally:
         listener.close()
         path.unlink(missing_ok=True)
 
 
-async def _answer(node: Node, stop: trio.Event, stream: trio.SocketStream) -> None:
+async def _answer(node: "Node", stop: trio.Event, stream: trio.SocketStream) -> None:
     try:
         try:
             frame = await _receive(stream)
@@ -97,6 +108,9 @@ async def _answer(node: Node, stop: trio.Event, stream: trio.SocketStream) -> No
         except LeptonError as error:
             kind = next(name for name, cls in _KINDS.items() if isinstance(error, cls))
             await _reply(stream, kind, str(error))
+        except (KeyError, IndexError, TypeError, ValueError) as error:  # of another release, or our mistake
+            log.exception("a command failed")
+            await _reply(stream, "error", f"The node could not do this ({error!r}); its log says more.")
         else:
             await _reply(stream, "result", value, arrays)
     except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -104,7 +118,7 @@ async def _answer(node: Node, stop: trio.Event, stream: trio.SocketStream) -> No
 
 
 async def _perform(
-    node: Node, stop: trio.Event, command: str, arguments: Arguments, arrays: list[Array], stream: trio.SocketStream
+    node: "Node", stop: trio.Event, command: str, arguments: Arguments, arrays: list[Array], stream: trio.SocketStream
 ) -> tuple[object, list[Array]]:
     match command:
         case "status":
@@ -126,7 +140,7 @@ async def _perform(
             raise UsageError(msg)
 
 
-async def _train(node: Node, arguments: Arguments, stream: trio.SocketStream) -> object:
+async def _train(node: "Node", arguments: Arguments, stream: trio.SocketStream) -> object:
     """Run a task, sending the owner where everybody stands whenever that changes. It goes on if the owner leaves."""
     send, receive = trio.open_memory_channel[object](1)
     result: list[object] = []

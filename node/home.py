@@ -8,6 +8,7 @@ node.toml       the configuration                      lock           held while
 """
 
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -29,6 +30,7 @@ from ..mesh.messages import NAME_PATTERN
 from ..mesh.records import SignedRecord, open_record
 from .files import write_whole
 
+log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _KEY_PREFIX = "lepton-ed25519-1:"
 
@@ -124,8 +126,8 @@ class Home:
         """Return what makes this node a member. Raises UsageError when it is none."""
         if not self.in_mesh:
             msg = (
-                f"The node in {self.path} belongs to no mesh yet. Make one (`lepton-node mesh create NAME`) or join one "
-                "(`lepton-node join CODE`)."
+                f"The node in {self.path} belongs to no mesh yet. Make one (`lepton-node mesh create NAME`) or join "
+                "one (`lepton-node join CODE`)."
             )
             raise UsageError(msg)
         saved = self._read_json("mesh.json", _SavedMesh)
@@ -170,9 +172,12 @@ class Home:
             kept = msgspec.msgpack.decode(path.read_bytes(), type=list[SignedRecord])
             for signed in kept:
                 open_record(signed)
-        except (msgspec.MsgspecError, LeptonError):
+        except (msgspec.MsgspecError, LeptonError) as error:
+            log.warning("%s is damaged (%s): moved aside; the peers tell it again", path, error)
             path.rename(path.with_suffix(".damaged"))
             return []
+        except OSError as error:
+            raise self._damaged("records.msgpack", error) from error
         return kept
 
     def save_records(self, records: list[SignedRecord]) -> None:
@@ -181,14 +186,21 @@ class Home:
     def folder(self, *names: str) -> Path:
         """Return a folder inside this one, made if it is missing. Names are checked by whoever took them in."""
         path = self.path.joinpath(*names)
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise LeptonError(f"Cannot make the folder {path}: {error.strerror}. Move away what is there.") from error
         return path
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder: two nodes with one identity would contradict each other. Raises UsageError if it is held."""
         self.make()
-        descriptor = os.open(self._file("lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            descriptor = os.open(self._file("lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            msg = f"Cannot hold the data folder {self.path}: {error.strerror}. Mend its permissions, or use another."
+            raise UsageError(msg) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

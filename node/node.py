@@ -5,6 +5,7 @@ async with Node("~/.lepton") as node:
     probabilities = await node.predict("digits", x)
 """
 
+import functools
 import logging
 import platform
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -12,28 +13,28 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 import numpy as np
 import trio
 
 from ..gossip.codecs import codec
-from ..gossip.errors import UnknownCodec
+from ..gossip.errors import GossipError, UnknownCodec
 from ..mesh.calls import Answer, Empty, Incoming, Method
 from ..mesh.errors import LeptonError, LinkError, UsageError
 from ..mesh.grants import allows
-from ..mesh.identity import PeerId
+from ..mesh.identity import PeerId, short
 from ..mesh.mesh import Mesh, MeshConfig, open_mesh
 from ..mesh.messages import Name
-from ..mesh.records import Record, RecordStore
+from ..mesh.records import RecordStore
 from .blobs import BlobStore
 from .config import Config, did_you_mean, load_config
 from .home import Home
 from .inference.serving import Serving
 from .inference.session import Config as SessionConfig
 from .learning.checkpoint import CheckpointStore
-from .learning.data import DataFile, Dataset, data_file
+from .learning.data import TEST_SEED, TEST_SHARE, DataFile, Dataset, data_file, hold_out
 from .learning.learner import Learner, Progress
 from .learning.messages import RoundMessage, State, StateWanted
 from .learning.trainer import Trainer, TrainSettings, settings_for
@@ -85,13 +86,14 @@ class Node:
             _require_name(name, "data set")
             self._datasets[name] = given if isinstance(given, Dataset) else data_file(str(given), Path())
         self._learners: dict[str, Learner] = {}
+        self._learning: dict[str, trio.CancelScope] = {}
         self._stack = AsyncExitStack()
         self.mesh: Mesh
         self.serving: Serving
         self._nursery: trio.Nursery
         self._mesh_name = ""
 
-    async def __aenter__(self) -> "Node":
+    async def __aenter__(self) -> Self:
         await self._stack.__aenter__()
         try:
             await self._stack.enter_async_context(self._running())
@@ -178,7 +180,7 @@ class Node:
         ``model`` is an architecture ("mlp", "cnn") or a whole description. Raises UsageError for bad values, Refused
         without the grant, LeptonError when this node's own part failed.
         """
-        task = self._task(
+        task = await self._task(
             name,
             data=data,
             model=model,
@@ -199,7 +201,10 @@ class Node:
     async def wait_trained(
         self, name: str, version: int, on_progress: Callable[[Mapping[PeerId, TrainerRecord]], None] | None = None
     ) -> TrainResult:
-        """Wait until this version's model is in the picture and everyone who is here is done with the task."""
+        """Wait until this version's model is in the picture and everyone who is here is done with the task.
+
+        Raises LeptonError when this node, or everyone who took part, had to give up.
+        """
         while True:
             changed = self.mesh.changed
             nodes = self.trainers(name, version)
@@ -209,13 +214,13 @@ class Node:
             if own is not None and own.state == "failed":
                 raise LeptonError(f"This node could not go on with {name!r}: {own.reason}")
             model = self.serving.models().get(name)
-            if (
-                model is not None
-                and model.version >= version
-                and all(node.state in {"done", "failed"} for node in nodes.values())
-            ):
+            trained = model is not None and model.version >= version
+            if trained and all(node.state in {"done", "failed"} for node in nodes.values()):
                 rounds = max((node.round for node in nodes.values()), default=0)
                 return TrainResult(task=name, version=version, rounds=rounds, nodes=nodes)
+            if nodes and not trained and all(node.state == "failed" for node in nodes.values()):
+                reasons = "; ".join(f"{short(peer)}: {node.reason}" for peer, node in sorted(nodes.items()))
+                raise LeptonError(f"No node could go on with {name!r}: {reasons}")
             await changed.wait()
 
     def trainers(self, name: str, version: int) -> dict[PeerId, TrainerRecord]:
@@ -226,7 +231,7 @@ class Node:
             if record.name == name and trainer.version == version
         }
 
-    def _task(  # noqa: PLR0913 - every setting of a task, by name
+    async def _task(
         self,
         name: str,
         *,
@@ -249,11 +254,14 @@ class Node:
         if not have:
             known = sorted({other for profile in self._profiles().values() for other in profile.data})
             raise UsageError(f"No node that is here has a data set {data!r}.{did_you_mean(data, known)}")
-        spec = (
-            model
-            if isinstance(model, ModelSpec)
-            else self._spec(data, model, hidden=hidden, hidden_activation=hidden_activation, classes=classes, seed=seed)
-        )
+        learners = [peer for peer in have if self._may(peer, f"train:{name}")]
+        if isinstance(model, ModelSpec):
+            spec = model
+        else:
+            described = functools.partial(
+                self._spec, data, model, hidden=hidden, hidden_activation=hidden_activation, classes=classes, seed=seed
+            )
+            spec = await trio.to_thread.run_sync(described)  # it reads the data file
         check_spec(spec)
         try:
             codec(codec_name)
@@ -266,7 +274,7 @@ class Node:
             data=data,
             rounds=rounds,
             codec=codec_name,
-            members_min=members_min if members_min is not None else len(have),
+            members_min=members_min if members_min is not None else max(1, len(learners)),
             baseline=baseline,
             copies=copies,
             version=max(versions, default=0) + 1,
@@ -299,9 +307,9 @@ class Node:
 
     def _dataset(self, name: str, classes: int | None) -> Dataset:
         source = self._datasets[name]
-        if isinstance(source, Dataset):
-            return source
-        return source.load(classes)
+        if isinstance(source, DataFile):
+            return source.load(classes)
+        return source if source.x_test is not None else hold_out(source, TEST_SHARE, TEST_SEED)
 
     def _profiles(self) -> dict[PeerId, Profile]:
         return {record.owner: profile for record, profile in self.mesh.live(PROFILE, Profile)}
@@ -322,36 +330,40 @@ class Node:
                     not over
                     and task.data in self._datasets
                     and allows(mine, f"train:{name}")
-                    and self._may_start(record)
+                    and self._may(record.owner, f"train:{name}")  # whoever started it
                 ):
                     taken[name] = task.version
-                    self._nursery.start_soon(self._learn, name, record.owner, task)
+                    if name in self._learning:
+                        self._learning[name].cancel()  # a newer version of the task takes the place of the older
+                    self._learning[name] = scope = trio.CancelScope()
+                    self._nursery.start_soon(self._learn, scope, name, record.owner, task)
             await changed.wait()
 
-    def _may_start(self, record: Record) -> bool:
-        """Whether whoever started a task had the grant for it."""
+    def _may(self, peer: PeerId, capability: str) -> bool:
+        """Whether a peer has the grant for something; false for one that is not known."""
         try:
-            return self.mesh.authority(record.owner).allows(f"train:{record.name}")
+            return self.mesh.authority(peer).allows(capability)
         except KeyError:
             return False
 
-    async def _learn(self, name: str, owner: PeerId, task: TaskRecord) -> None:
+    async def _learn(self, scope: trio.CancelScope, name: str, owner: PeerId, task: TaskRecord) -> None:
         async def trained(trainer: Trainer) -> None:
             await self._publish(name, owner, task, trainer)
 
-        try:
-            dataset = await trio.to_thread.run_sync(self._dataset, task.data, task.spec.classes)
-            checkpoints = CheckpointStore(self.home.folder("tasks", name, str(task.version)))
-            learner = Learner(self.mesh, name, task, dataset, checkpoints, on_trained=trained)
-            self._learners[name] = learner
-            await learner.run()
-        except BaseExceptionGroup as group:
-            error = _single(group)
-            if not isinstance(error, LeptonError):
-                raise
-            self._give_up(name, task, error)
-        except LeptonError as error:
-            self._give_up(name, task, error)
+        with scope:
+            try:
+                dataset = await trio.to_thread.run_sync(self._dataset, task.data, task.spec.classes)
+                checkpoints = CheckpointStore(self.home.folder("tasks", name, str(task.version)))
+                learner = Learner(self.mesh, name, task, dataset, checkpoints, on_trained=trained)
+                self._learners[name] = learner
+                await learner.run()
+            except BaseExceptionGroup as group:
+                error = _single(group)
+                if not isinstance(error, LeptonError | GossipError):
+                    raise
+                self._give_up(name, task, error)
+            except (LeptonError, GossipError) as error:
+                self._give_up(name, task, error)
 
     def _give_up(self, name: str, task: TaskRecord, error: BaseException) -> None:
         log.error("task %s: %s", name, error)

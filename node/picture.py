@@ -1,4 +1,4 @@
-"""What nodes say in their records, and how to read a whole picture out of them. Pure: records in, decisions' inputs out."""
+"""What nodes say in their records, and how to read a picture out of them. Pure: records in, decisions' inputs out."""
 
 from collections.abc import Iterable
 from typing import Annotated, Final, Literal, TypeVar

@@ -3,7 +3,8 @@
 Among contiguous splits in which every stage fits the memory of the devices that hold it, the best is, in this order:
 the most copies of the least copied stage (up to what was asked: a copy is what makes a death invisible), the fewest
 stages (a hop costs more than it brings), the fewest bytes to move from what is loaded now, the smallest largest stage.
-Equal pictures give equal plans on every node.
+Copies and stages are exact; who takes which stage is chosen greedily, so now and then a few more bytes move than need.
+Equal pictures give equal plans on every node, and a plan that was followed stays the plan.
 """
 
 import itertools
@@ -60,52 +61,54 @@ def place(layer_bytes: Sequence[int], devices: Iterable[Device], *, copies: int)
 
 
 def _splits(layers: int, stages_max: int) -> Iterable[tuple[Run, ...]]:
-    inner = (
-        np.unique(np.linspace(1, layers - 1, min(_BOUNDARIES_MAX, layers - 1)).round().astype(int))
-        if layers > 1
-        else []
-    )
+    tried = min(_BOUNDARIES_MAX, layers - 1)
+    inner = sorted({round(float(cut)) for cut in np.linspace(1, layers - 1, tried)}) if layers > 1 else []
     for count in range(1, min(stages_max, layers) + 1):
-        for cuts in itertools.combinations([int(cut) for cut in inner], count - 1):
+        for cuts in itertools.combinations(inner, count - 1):
             bounds = (0, *cuts, layers)
             yield tuple(itertools.pairwise(bounds))
 
 
 def _assign(sizes: Mapping[Run, int], devices: Sequence[Device], copies: int) -> dict[str, Run] | None:
-    """Give every stage a device, then every stage its copies, then use who is left; None when a stage gets nobody.
+    """Give every stage as many devices as all can have, then those more that can, then use who is left.
 
-    Largest stage first is exact here: whoever can hold a larger stage can hold every smaller one.
+    Returns None when a stage gets nobody.
     """
-    free = {device.peer: device for device in devices}
-    assigned: dict[str, Run] = {}
     by_size = sorted(sizes, key=lambda stage: (-sizes[stage], stage))
-    for wanted in range(1, copies + 1):
+    for least in range(copies, 0, -1):
+        assigned: dict[str, Run] = {}
+        # Largest stage first is exact: whoever can hold it can hold every smaller one, so it matters not who is taken.
+        if all(_take(stage, assigned, sizes, devices) for stage in by_size for _ in range(least)):
+            break
+    else:
+        return None
+    for _ in range(least, copies):
         for stage in by_size:
-            have = sum(1 for run in assigned.values() if run == stage)
-            if have >= wanted:
-                continue
-            peer = _pick(stage, sizes, free.values(), by_size)
-            if peer is None and wanted == 1:
-                return None
-            if peer is not None:
-                assigned[peer] = stage
-                del free[peer]
-    for device in list(free.values()):  # whoever is left keeps what it holds, or helps the least copied stage
+            _take(stage, assigned, sizes, devices)
+    for device in devices:  # whoever is left keeps what it holds, or helps the least copied stage
         fitting = [stage for stage in by_size if sizes[stage] <= device.memory_bytes]
-        if fitting:
+        if fitting and device.peer not in assigned:
             counts = {stage: sum(1 for run in assigned.values() if run == stage) for stage in fitting}
             keep = device.holds if device.holds in counts else None
             assigned[device.peer] = keep or min(fitting, key=lambda stage: (counts[stage], stage))
     return assigned
 
 
-def _pick(stage: Run, sizes: Mapping[Run, int], free: Iterable[Device], stages: Sequence[Run]) -> str | None:
+def _take(stage: Run, assigned: dict[str, Run], sizes: Mapping[Run, int], devices: Sequence[Device]) -> bool:
+    """Give a stage one more device, if one is free that has the room."""
+    peer = _pick(stage, sizes, [device for device in devices if device.peer not in assigned])
+    if peer is not None:
+        assigned[peer] = stage
+    return peer is not None
+
+
+def _pick(stage: Run, sizes: Mapping[Run, int], free: Iterable[Device]) -> str | None:
     """Choose who takes a stage: who holds it, else who holds nothing of this plan, else anyone with the room."""
 
     def preference(device: Device) -> tuple[int, str]:
         if device.holds == stage:
             return (0, device.peer)
-        return (2 if device.holds in stages else 1, device.peer)
+        return (2 if device.holds in sizes else 1, device.peer)
 
     fitting = [device for device in free if device.memory_bytes >= sizes[stage]]
     return min(fitting, key=preference).peer if fitting else None

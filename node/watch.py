@@ -4,8 +4,9 @@ import json
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
+import click
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -33,7 +34,7 @@ class Watch:
         self._live = Live(console=self._console, refresh_per_second=8)
         self._last = ""
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> Self:
         if not (self._plain or self._as_json):
             self._live.start()
         return self
@@ -59,16 +60,16 @@ class Watch:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Show what came of it."""
         if self._as_json:
-            print(json.dumps(result), flush=True)
+            click.echo(json.dumps(result))
             return
         self.show(result["nodes"])
         if self._plain:
             self._console.print(table(result["nodes"]))
-        print(f"{result['task']!r} is trained: version {result['version']}, {result['rounds']} rounds.", flush=True)
+        click.echo(f"{result['task']!r} is trained: version {result['version']}, {result['rounds']} rounds.")
 
     def _print_once(self, line: str) -> None:
         if line != self._last:
-            print(line, flush=True)
+            click.echo(line)
         self._last = line
 
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import random
 import secrets
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,7 +45,9 @@ from .session import Absent, Arrived, Ask, Broke, Config, Done, Expired, Failed,
 _QUEUE_MAX = 64  # pieces of work that wait at one stage; beyond, whoever sends is told to go elsewhere
 BATCH_MAX = 256  # samples of one request that travel together
 _REQUESTS_AT_ONCE = 4  # of one `predict`: keeps two stages busy without filling their queues
-_FETCH_TIMEOUT_S = 60.0
+# A layer that does not come at a megabyte a second, poor Wi-Fi, is asked of another peer, after this long at least.
+_FETCH_TIMEOUT_S = 5.0
+_FETCH_BYTES_PER_S = 1e6
 _RETRY_S = 1.0
 
 log = logging.getLogger(__name__)
@@ -122,12 +125,20 @@ class Serving:
         """Follow the picture for ever: load what the plan gives this node, drop what it takes away."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._keep_telling)
             while True:
                 changed = self._mesh.changed
                 pause_s = _RETRY_S if not await self._follow_plan() else float("inf")
-                self._tell_waiting()
                 with trio.move_on_after(pause_s):
                     await changed.wait()
+
+    async def _keep_telling(self) -> None:
+        """Let requests that wait for a route look at every new picture, also while weights are being fetched."""
+        while True:
+            changed = self._mesh.changed
+            for token in list(self._waiting):
+                self._event(token, Picture({}))
+            await changed.wait()
 
     # -- what is served -----------------------------------------------------------------------------------------------
 
@@ -137,6 +148,7 @@ class Serving:
         for name, (record, model) in newest(self._mesh.live(MODEL, ModelRecord)).items():
             try:
                 check_spec(model.spec)
+                _check_layers(model)
                 found[name] = model
             except UsageError as error:
                 log.warning("%s published a model %r out of bounds: %s", short(record.owner), name, error)
@@ -156,20 +168,21 @@ class Serving:
 
     def plans(self) -> dict[str, Plan]:
         """Compute who should load what, for all models in the order of their names, from the picture alone."""
-        memory = {record.owner: profile.memory_bytes for record, profile in self._mesh.live(PROFILE, Profile)}
+        offers = {record.owner: profile.memory_bytes for record, profile in self._mesh.live(PROFILE, Profile)}
         stages = {(record.name, record.owner): stage for record, stage in self._mesh.live(STAGE, StageRecord)}
         plans = {}
         for name, model in sorted(self.models().items()):
             sizes = layer_sizes_bytes(model.spec)
             devices = []
-            for peer, memory_bytes in memory.items():
+            for peer, memory_bytes in offers.items():
+                if not self._mesh.authority(peer).allows(f"infer:{name}"):
+                    continue  # it could neither fetch the weights nor pass its results on
                 held = stages.get((name, peer))
-                devices.append(
-                    Device(peer=peer, memory_bytes=memory_bytes, holds=(held.first, held.end) if held else None)
-                )
+                holds = (held.first, held.end) if held else None
+                devices.append(Device(peer=peer, memory_bytes=memory_bytes, holds=holds))
             plans[name] = plan = place(sizes, devices, copies=model.copies)
-            for peer, (first, end) in plan.assigned.items():
-                memory[PeerId(peer)] -= sum(sizes[first:end])
+            for owner, (first, end) in plan.assigned.items():
+                offers[PeerId(owner)] -= sum(sizes[first:end])
         return plans
 
     async def _follow_plan(self) -> bool:
@@ -215,14 +228,11 @@ class Serving:
             stage.inbox.close()  # what waits is still done
 
     async def _load(self, name: str, model: ModelRecord, run: Run) -> Chain:
-        if len(model.layers) != layer_count(model.spec):
-            msg = f"The record of {name!r} names {len(model.layers)} layers; its architecture has {layer_count(model.spec)}."
-            raise PeerError(msg)
         size = sum(layer_sizes_bytes(model.spec)[run[0] : run[1]])
         assert size <= self._memory_bytes, "the plan never gives more than a device offers"
         chain = build_layers(model.spec, *run)
         for index in range(*run):
-            data = await self._fetch(name, model.layers[index])
+            data = await self._fetch(name, model, index)
             load_layer(chain, index, read_layer_blob(data, layer_schema(model.spec, index)))
         return chain
 
@@ -245,7 +255,7 @@ class Serving:
         Raises UsageError when there is no such model, LinkError when nobody has a layer.
         """
         model = self._model(name)
-        return model.spec, [await self._fetch(name, digest) for digest in model.layers]
+        return model.spec, [await self._fetch(name, model, index) for index in range(len(model.layers))]
 
     def _model(self, name: str) -> ModelRecord:
         models = self.models()
@@ -253,14 +263,16 @@ class Serving:
             raise UsageError(f"No model {name!r} is served in this mesh.{did_you_mean(name, sorted(models))}")
         return models[name]
 
-    async def _fetch(self, model: str, digest: str) -> bytes:
-        """Return a blob from the store, or from whichever peer has it. Raises LinkError when nobody has."""
+    async def _fetch(self, name: str, model: ModelRecord, index: int) -> bytes:
+        """Return a layer from the store, or from whichever peer has it. Raises LinkError when nobody has."""
+        digest = model.layers[index]
         if self._blobs.has(digest):
             return self._blobs.get(digest)
+        timeout_s = _FETCH_TIMEOUT_S + layer_sizes_bytes(model.spec)[index] / _FETCH_BYTES_PER_S
         for peer in self._rng.sample(sorted(self._mesh.present), len(self._mesh.present)):
             try:
                 answer = await self._mesh.calls.call(
-                    peer, "blob.get", BlobWanted(digest=digest), Empty, scope=model, timeout_s=_FETCH_TIMEOUT_S
+                    peer, "blob.get", BlobWanted(digest=digest), Empty, scope=name, timeout_s=timeout_s
                 )
             except LeptonError as error:
                 log.debug("%s gives no blob %s: %s", short(peer), digest[:8], error)
@@ -270,7 +282,7 @@ class Serving:
                 self._blobs.put(data)
                 return data
             log.warning("%s sent something else for the blob %s", short(peer), digest[:8])
-        msg = f"Nobody who is here has the weights {digest[:8]}… of {model!r}."
+        msg = f"Nobody who is here has the weights {digest[:8]}… of {name!r}, layer {index}."
         raise LinkError(msg)
 
     async def _give_blob(self, call: Incoming[BlobWanted]) -> Answer[Empty]:
@@ -337,10 +349,11 @@ class Serving:
     async def predict(self, name: str, x: Array) -> Array:
         """Run samples ``x``, float32 (B, *inputs), through the mesh; returns float32 (B, classes).
 
-        Raises UsageError for a model that is not there or samples of another shape, LinkError when no route brought
-        an answer in time.
+        Raises UsageError for a model that is not there or samples of another shape, Refused without the grant,
+        LinkError when no route brought an answer in time.
         """
         model = self._model(name)
+        self._mesh.authority(self._mesh.me).require(f"infer:{name}", time.time())
         samples = _samples(x, model.spec)
         results: dict[int, Array] = {}
         limiter = trio.CapacityLimiter(_REQUESTS_AT_ONCE)
@@ -427,11 +440,6 @@ class Serving:
         for token in list(self._waiting):
             self._event(token, Absent(peer))
 
-    def _tell_waiting(self) -> None:
-        """Let requests that wait for a route look at the picture again."""
-        for token in list(self._waiting):
-            self._event(token, Picture({}))
-
     def _event(self, token: str, event: object) -> None:
         waiting = self._waiting.get(token)
         if waiting is not None:
@@ -439,6 +447,12 @@ class Serving:
                 waiting.events.send_nowait(event)
             except trio.WouldBlock:  # the session is far behind; its deadline repeats the work
                 log.debug("an event of a request was dropped")
+
+
+def _check_layers(model: ModelRecord) -> None:
+    if len(model.layers) != (count := layer_count(model.spec)):
+        msg = f"it names {len(model.layers)} layers where its architecture has {count}"
+        raise UsageError(msg)
 
 
 def _compute(stage: _Stage, x: Array) -> Array:

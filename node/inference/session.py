@@ -94,7 +94,7 @@ class Session:
     _serving: Mapping[Run, Sequence[str]] = field(default_factory=dict)
     _route: Route = ()
     _avoid: set[str] = field(default_factory=set)
-    _last_trouble: str = "nobody serves this model"
+    _last_trouble: str = ""
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event; ``now`` in monotonic seconds. Sets ``deadline``, when ``Expired`` is due."""
@@ -103,8 +103,6 @@ class Session:
         match event:
             case Picture(serving):
                 self._serving = serving
-                if self._route:
-                    return []
             case Arrived():
                 self.over = True
                 return [Done()]
@@ -113,15 +111,18 @@ class Session:
                     return []  # of an attempt that was given up already
                 self._give_up(peer, reason)
             case Absent(peer):
-                if peer not in self._route:
-                    return []
-                self._give_up(peer, "left the mesh")
-            case Expired():
-                if now < self.deadline:
-                    return []
-                if self._route:
-                    self._give_up(None, f"brought no answer within {self.config.attempt_timeout_s:g} s")
-        return self._try(now)
+                self._forget(peer)
+            case Expired() if now < self.deadline:
+                return []
+            case Expired() if self._route:
+                self._give_up(None, f"brought no answer within {self.config.attempt_timeout_s:g} s")
+        return [] if self._route else self._try(now)
+
+    def _forget(self, peer: str) -> None:
+        """Take a peer that is gone out of the picture, which may be older than the news."""
+        self._serving = {run: [p for p in peers if p != peer] for run, peers in self._serving.items()}
+        if peer in self._route:
+            self._give_up(peer, "left the mesh")
 
     def _give_up(self, peer: str | None, reason: str) -> None:
         """Leave this route. When nobody is to blame in particular, all of it is avoided while there is another."""
@@ -133,15 +134,10 @@ class Session:
         end = self.started_at + self.config.deadline_s
         if now >= end:
             self.over = True
-            return [
-                Failed(
-                    f"No answer within {self.config.deadline_s:g} s and {self.attempt} attempts: {self._last_trouble}."
-                )
-            ]
+            return [Failed(f"No answer within {self.config.deadline_s:g} s: {self._diagnosis()}.")]
         found = self._find(self._avoid)
         if found is None:
             self._avoid.clear()  # after a pause anyone may be asked again: a busy peer is not a dead one
-            self._last_trouble = f"no peers serve all {self.layers} layers just now ({self._last_trouble})"
             self.deadline = min(now + self.config.retry_pause_s, end)
             return []
         self.attempt += 1
@@ -149,16 +145,27 @@ class Session:
         self.deadline = min(now + self.config.attempt_timeout_s, end)
         return [Ask(self._route, stages, self.attempt)]
 
+    def _diagnosis(self) -> str:
+        reached = max(self._reach(set()))
+        if reached < self.layers:
+            lacking = f"nobody who is here serves layer {reached} of {self.layers}"
+            return f"{lacking}; {self._last_trouble}" if self._last_trouble else lacking
+        return f"{self.attempt} attempts, the last failed: {self._last_trouble}"
+
     def _find(self, avoid: set[str]) -> tuple[tuple[Run, ...], Route] | None:
         """Find the fewest stages that follow one another from the first layer to the last, and a peer for each."""
-        paths: dict[int, tuple[Run, ...]] = {0: ()}
-        for first, end in sorted(self._serving):
-            usable = any(peer not in avoid for peer in self._serving[first, end])
-            if usable and first in paths and (end not in paths or len(paths[end]) > len(paths[first]) + 1):
-                paths[end] = (*paths[first], (first, end))
-        stages = paths.get(self.layers)
+        stages = self._reach(avoid).get(self.layers)
         if not stages:
             return None
         return stages, tuple(
             self.rng.choice([p for p in sorted(self._serving[stage]) if p not in avoid]) for stage in stages
         )
+
+    def _reach(self, avoid: set[str]) -> dict[int, tuple[Run, ...]]:
+        """How far one gets from the first layer without these peers, and by which stages."""
+        paths: dict[int, tuple[Run, ...]] = {0: ()}
+        for first, end in sorted(self._serving):
+            usable = any(peer not in avoid for peer in self._serving[first, end])
+            if usable and first in paths and (end not in paths or len(paths[end]) > len(paths[first]) + 1):
+                paths[end] = (*paths[first], (first, end))
+        return paths

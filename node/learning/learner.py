@@ -190,22 +190,22 @@ class Learner:
             )
             if len(answer.arrays) != 1:
                 return False
+            if answer.message.round <= self._round:
+                return False
             shape = (parameter_count(self.task.spec),)
             vector = tensors.require(answer.arrays[0], dtype="float32", shape=shape, what="the model of a peer")
+            self._trainer.adopt(np.array(vector, dtype=np.float32))
         except LeptonError as error:
             log.info("task %s: no model from %s: %s", self.name, short(peer), error)
             return False
-        if answer.message.round <= self._round:
-            return False
-        self._trainer.adopt(np.array(vector, dtype=np.float32))
-        self._round = answer.message.round
+        self._round = min(answer.message.round, self.task.rounds)
         log.info("task %s: took the model of %s, round %d", self.name, short(peer), self._round)
         return True
 
     def _new_averager(self) -> Averager:
         return Averager(
             self._mesh.me,
-            self.name,
+            f"{self.name}/{self.task.version}",  # what is left of an older version's rounds is of another task
             mesh=self._mesh.root.encode(),
             dimension=parameter_count(self.task.spec),
             codec_name=self.task.codec,
@@ -224,13 +224,16 @@ class Learner:
         self.progress.members = len(members)
         ready = Ready(self._round, self._trainer.vector(), float(self._trainer.samples), members)
         behind = await self._apply(self._averager.handle(ready, trio.current_time()))
-        while self._averager.running and behind is None:
+        while True:
+            if behind is not None and await self._adopt_from(PeerId(behind.peer)):
+                self._averager = self._new_averager()
+                return
+            if not self._averager.running:
+                return
             event: object = RoundExpired()
             with trio.move_on_at(self._averager.deadline):
                 event = await self._events.receive()
             behind = await self._apply(self._averager.handle(event, trio.current_time()))  # type: ignore[arg-type]
-        if behind is not None and await self._adopt_from(PeerId(behind.peer)):
-            self._averager = self._new_averager()
 
     async def _apply(self, effects: list[Send | Finished | Behind]) -> Behind | None:
         behind = None
