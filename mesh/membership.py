@@ -159,7 +159,7 @@ class Membership:
         new = [address for address in addresses if address not in known.addresses]
         if new:  # worth a dial at once, but not one for each of a flood of them
             known.dial_at = min(known.dial_at, max(now, known.dialled_at + self.config.redial_first_s))
-            known.addresses = (*new, *known.addresses)[: limits.HINTED_ADDRESSES_MAX]
+            known.addresses = _bounded((*new, *known.addresses))
 
     def _room_for_one(self) -> bool:
         """Whether one more peer may be remembered, if need be in place of the stalest that never was here."""
@@ -217,3 +217,9 @@ class Membership:
                 known.dialling, known.dialled_at = True, now
                 effects.append(Dial(peer, known.addresses))
         return effects
+
+
+def _bounded(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    """Keep the newest and the oldest addresses: a peer may have moved, or the new ones may be forged."""
+    half = limits.HINTED_ADDRESSES_MAX // 2
+    return addresses if len(addresses) <= 2 * half else addresses[:half] + addresses[-half:]

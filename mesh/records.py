@@ -124,7 +124,7 @@ class RecordStore:
         self._me = identity.peer_id
         self._records: dict[tuple[str, str, str], Record] = {}
         self._heads: dict[Line, Version] = {}
-        self._said: set[tuple[str, str, str]] = set()  # keys of what this node stated since it started
+        self._said: dict[tuple[str, str, str], Record] = {}  # what this node stated since it started
         self._version = Version(incarnation, 0)
         self.revision = 0  # grows with every change, so that readers can tell whether to look again
         for record in map(open_record, kept):
@@ -173,7 +173,7 @@ class RecordStore:
         )
         payload = pack(content)
         record = Record(content, SignedRecord(content=payload, signature=self._identity.sign(_PURPOSE, payload)))
-        self._said.add(record.key)
+        self._said[record.key] = record
         self._keep(record)
         return record
 
@@ -184,7 +184,7 @@ class RecordStore:
         """
         if seen < self._version:
             return
-        said = sorted((self._records[key] for key in self._said), key=lambda record: record.version)
+        said = sorted(self._said.values(), key=lambda record: record.version)
         self._version = Version(seen.incarnation + 1, 0)
         for record in said:
             it = record.content
@@ -258,9 +258,13 @@ class RecordStore:
         The records are all that the peer has of their lines after the heads in ``since``, or the first of these. A line
         read less far is passed over, for its head would skip what was said in between; so are unknown owners (both
         come again). Raises PeerError at the first forged record; what came before it stays.
+
+        What this node stated durably before its disk forgot it comes back like this, unless it has stated something
+        durable again before it heard of it.
         """
         new = []
         passed_over: set[Line] = set()
+        own = _NOTHING  # the latest of one's own words that one did not know
         for item in signed:
             content = unpack(item.content, Content)
             line, version = Line(content.owner, content.durable), Version(content.incarnation, content.sequence)
@@ -271,13 +275,14 @@ class RecordStore:
                 continue
             record = open_record(item)
             if record.owner == self._me:
-                self._outdo(record.version)
+                own = max(own, record.version)
                 if not record.content.durable:
                     continue  # said before a restart: no longer true
             if record.key not in self._records and not self._room_for(record.owner):
                 passed_over.add(line)
             elif self._keep(record):
                 new.append(record)
+        self._outdo(own)
         return new
 
     def forget(self, owner: PeerId) -> None:

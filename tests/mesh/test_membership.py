@@ -1,0 +1,310 @@
+"""Who is here: stories of hints, dials, connections and silences, each a few events and what comes of them."""
+
+import itertools
+import math
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lepton.mesh import limits
+from lepton.mesh.identity import PeerId
+from lepton.mesh.membership import (
+    Config,
+    Connected,
+    Dial,
+    DialFailed,
+    Disconnected,
+    Drop,
+    Effect,
+    Event,
+    Exchange,
+    Exchanged,
+    Expired,
+    Hinted,
+    Membership,
+)
+
+ME, A, B = PeerId("me"), PeerId("a"), PeerId("b")
+AT_A, AT_B, ELSEWHERE = ("/ip4/10.0.0.1/tcp/1",), ("/ip4/10.0.0.2/tcp/1",), ("/ip4/10.0.0.3/tcp/1",)
+CONFIG = Config()
+
+
+def machine(seed: int = 1) -> Membership:
+    members = Membership(ME, random.Random(seed))
+    members.handle(Expired(), 0.0)
+    return members
+
+
+STORIES: dict[str, list[tuple[float, Event, list[Effect]]]] = {
+    "a hint is worth a dial at once, and only one": [
+        (0.0, Hinted(A, AT_A), [Dial(A, AT_A)]),
+        (0.1, Hinted(A, AT_A), []),
+        (0.1, Hinted(A, ELSEWHERE), []),
+    ],
+    "who was dialled and greeted is present and told what is known": [
+        (0.0, Hinted(A, AT_A), [Dial(A, AT_A)]),
+        (0.1, Connected(A), [Exchange(A)]),
+        (0.2, Hinted(A, AT_A), []),
+        (0.2, Hinted(A, ELSEWHERE), []),
+    ],
+    "who connects unknown is present too, and not dialled when it goes": [
+        (0.0, Connected(A), [Exchange(A)]),
+        (0.1, Disconnected(A), []),
+    ],
+    "two connections of one peer are one peer": [
+        (0.0, Connected(A), [Exchange(A)]),
+        (0.0, Connected(A), [Exchange(A)]),
+        (0.1, Disconnected(A), []),
+    ],
+    "a dial that fails while the peer connects by itself changes nothing": [
+        (0.0, Hinted(A, AT_A), [Dial(A, AT_A)]),
+        (0.1, Connected(A), [Exchange(A)]),
+        (0.2, DialFailed(A), []),
+        (0.2, DialFailed(A, refused=True), []),
+    ],
+    "I do not dial myself, nor peers at no address": [
+        (0.0, Hinted(ME, AT_A), []),
+        (0.0, Hinted(A, ()), []),
+    ],
+    "a new address is dialled together with the old ones": [
+        (0.0, Hinted(A, AT_A), [Dial(A, AT_A)]),
+        (0.1, DialFailed(A, refused=True), []),
+        (0.3, Hinted(A, ELSEWHERE), [Dial(A, (*ELSEWHERE, *AT_A))]),
+    ],
+    "but a flood of new addresses is not a flood of dials": [
+        (0.0, Hinted(A, AT_A), [Dial(A, AT_A)]),
+        (0.01, DialFailed(A, refused=True), []),
+        (0.02, Hinted(A, ELSEWHERE), []),
+        (0.03, Hinted(A, AT_B), []),
+        (CONFIG.redial_first_s, Expired(), [Dial(A, (*AT_B, *ELSEWHERE, *AT_A))]),
+    ],
+    "who misses three exchanges in a row is dropped": [
+        (0.0, Connected(A), [Exchange(A)]),
+        (0.1, Exchanged(A, ok=False), []),
+        (0.2, Exchanged(A, ok=False), []),
+        (0.3, Exchanged(A, ok=True), []),
+        (0.4, Exchanged(A, ok=False), []),
+        (0.5, Exchanged(A, ok=False), []),
+        (0.6, Exchanged(A, ok=False), [Drop(A, "missed 3 exchanges in a row")]),
+        (0.7, Disconnected(A), []),
+        (0.8, Exchanged(A, ok=False), []),
+    ],
+    "a new connection begins without misses": [
+        (0.0, Connected(A), [Exchange(A)]),
+        (0.1, Exchanged(A, ok=False), []),
+        (0.2, Exchanged(A, ok=False), []),
+        (0.3, Disconnected(A), []),
+        (0.4, Connected(A), [Exchange(A)]),
+        (0.5, Exchanged(A, ok=False), []),
+    ],
+    "what is said of peers that nobody knows is passed over": [
+        (0.0, DialFailed(A), []),
+        (0.0, Disconnected(A), []),
+        (0.0, Exchanged(A, ok=True), []),
+        (0.0, Exchanged(A, ok=False), []),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_story(name: str) -> None:
+    members = machine()
+    for now, event, expected in STORIES[name]:
+        assert members.handle(event, now) == expected, event
+
+
+def next_dial(members: Membership) -> tuple[float, Dial]:
+    """Let time pass until the machine dials."""
+    while True:
+        now = members.deadline
+        for effect in members.handle(Expired(), now):
+            if isinstance(effect, Dial):
+                return now, effect
+
+
+def pauses(members: Membership, now: float, count: int) -> list[float]:
+    found = []
+    for _ in range(count):
+        members.handle(DialFailed(A), now)
+        then, _ = next_dial(members)
+        found.append(then - now)
+        now = then
+    return found
+
+
+def test_pauses_grow_with_jitter_up_to_a_bound() -> None:
+    runs = []
+    for seed in range(30):
+        members = machine(seed)
+        members.handle(Hinted(A, AT_A, lasting=True), 0.0)
+        runs.append(pauses(members, 0.0, 10))
+    for nth, each in enumerate(zip(*runs, strict=True)):
+        pause_s = min(CONFIG.redial_first_s * 2**nth, CONFIG.redial_most_s)
+        assert all(0.5 * pause_s <= got <= 1.5 * pause_s + 1e-6 for got in each)
+        assert len(set(each)) > 20  # peers of one outage do not dial in step
+
+
+def test_who_refuses_is_left_alone_for_longest_at_once() -> None:
+    members = machine()
+    members.handle(Hinted(A, AT_A), 0.0)
+    members.handle(DialFailed(A, refused=True), 0.0)
+    assert next_dial(members)[0] >= 0.5 * CONFIG.redial_most_s
+
+
+def test_a_connection_that_breaks_is_dialled_again_soon() -> None:
+    members = machine()
+    members.handle(Hinted(A, AT_A), 0.0)
+    members.handle(Connected(A), 0.0)
+    members.handle(Exchanged(A, ok=True), 0.1)
+    members.handle(Disconnected(A), 100.0)
+    then, dial = next_dial(members)
+    assert dial == Dial(A, AT_A)
+    assert 100.0 < then <= 100.0 + 1.5 * CONFIG.redial_first_s
+
+
+def test_connections_that_never_come_to_an_exchange_are_no_busy_loop() -> None:
+    """A peer of another release, say: it greets, breaks the protocol, loses its connection, and all over again."""
+    members, now, gaps = machine(), 0.0, []
+    members.handle(Hinted(A, AT_A, lasting=True), now)
+    for _ in range(12):
+        members.handle(Connected(A), now)
+        members.handle(Exchanged(A, ok=False), now)
+        members.handle(Disconnected(A), now)
+        then, _ = next_dial(members)
+        gaps.append(then - now)
+        now = then
+    assert gaps[-1] >= 0.5 * CONFIG.redial_most_s
+    members.handle(Connected(A), now)
+    members.handle(Exchanged(A, ok=True), now)
+    members.handle(Disconnected(A), now)
+    assert next_dial(members)[0] - now <= 1.5 * CONFIG.redial_first_s
+
+
+def test_a_hint_that_comes_to_nothing_is_forgotten_unless_the_user_gave_it() -> None:
+    members = machine()
+    members.handle(Hinted(A, AT_A), 0.0)
+    members.handle(Hinted(B, AT_B, lasting=True), 0.0)
+    dialled = Counter[PeerId]()
+    for peer in (A, B):
+        members.handle(DialFailed(peer), 0.0)
+    while members.deadline < 3 * CONFIG.hint_lifetime_s:
+        now = members.deadline
+        for effect in members.handle(Expired(), now):
+            assert isinstance(effect, Dial)
+            dialled[effect.peer] += now > 1.5 * CONFIG.hint_lifetime_s
+            members.handle(DialFailed(effect.peer), now)
+    assert dialled[A] == 0
+    assert dialled[B] > 5
+
+
+def test_a_fresh_hint_or_a_visit_keeps_a_peer_in_mind() -> None:
+    members = machine()
+    members.handle(Hinted(A, AT_A), 0.0)
+    members.handle(Connected(A), 0.0)
+    members.handle(Disconnected(A), 10 * CONFIG.hint_lifetime_s)  # a day later
+    assert next_dial(members)[1] == Dial(A, AT_A)
+
+
+def test_forged_hints_are_bounded_and_push_out_nobody_who_was_here() -> None:
+    members = machine()
+    members.handle(Hinted(A, AT_A), 0.0)
+    members.handle(Connected(A), 0.0)
+    members.handle(Hinted(B, AT_B, lasting=True), 0.0)
+    members.handle(DialFailed(B), 0.0)
+    for n in range(2 * limits.HINTED_PEERS_MAX):
+        now = 1.0 + n * 1e-3
+        members.handle(Hinted(PeerId(f"forged {n}"), ELSEWHERE), now)
+        members.handle(DialFailed(PeerId(f"forged {n}")), now)
+        members.handle(Hinted(A, (f"/ip4/10.9.9.9/tcp/{n}",)), now)
+    assert len(members._known) == limits.HINTED_PEERS_MAX
+    assert {A, B} < set(members._known)
+    assert len(members._known[A].addresses) == limits.HINTED_ADDRESSES_MAX
+    assert set(AT_A) < set(members._known[A].addresses)
+
+
+def test_when_all_whom_one_knows_matter_a_new_hint_has_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HINTED_PEERS_MAX", 1)
+    members = machine()
+    members.handle(Hinted(A, AT_A), 0.0)
+    assert members.handle(Hinted(B, AT_B), 0.0) == []  # A's dial is under way
+    members.handle(DialFailed(A), 0.0)
+    assert members.handle(Hinted(B, AT_B), 0.0) == [Dial(B, AT_B)]
+
+
+def test_once_a_period_one_present_peer_is_asked() -> None:
+    members = machine()
+    peers = {PeerId(f"peer {n}") for n in range(5)}
+    for peer in sorted(peers):
+        members.handle(Connected(peer), 0.0)
+    asked, times = [], []
+    for _ in range(100):
+        now = members.deadline
+        [effect] = members.handle(Expired(), now)
+        assert isinstance(effect, Exchange)
+        asked.append(effect.peer)
+        times.append(now)
+    assert set(asked) == peers
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert all(0.8 * CONFIG.exchange_interval_s <= gap <= 1.2 * CONFIG.exchange_interval_s + 1e-6 for gap in gaps)
+
+
+PEERS = [PeerId(f"peer {n}") for n in range(4)]
+EVENTS = st.one_of(
+    st.builds(Hinted, st.sampled_from([ME, *PEERS]), st.sampled_from([AT_A, AT_B, ()]), st.booleans()),
+    st.builds(Connected, st.sampled_from(PEERS)),
+    st.builds(Disconnected, st.sampled_from(PEERS)),
+    st.builds(DialFailed, st.sampled_from(PEERS), st.booleans()),
+    st.builds(Exchanged, st.sampled_from(PEERS), st.booleans()),
+    st.just(Expired()),
+)
+
+
+@given(st.integers(0, 99), st.lists(st.tuples(EVENTS, st.floats(0, 400)), max_size=80))
+def test_any_story_keeps_the_invariant(seed: int, story: list[tuple[Event, float]]) -> None:
+    """`present` holds exactly the peers with an admitted connection; at most one dial per peer is under way."""
+    members, now = machine(seed), 0.0
+    connected: set[PeerId] = set()
+    under_way = Counter[PeerId]()
+    for event, pause_s in story:
+        now += pause_s
+        if isinstance(event, DialFailed) and not under_way[event.peer]:
+            continue  # the shell reports the end of dials that it began
+        match event:
+            case Connected(peer):
+                connected.add(peer)
+                under_way[peer] = 0
+            case Disconnected(peer):
+                connected.discard(peer)
+            case DialFailed(peer):
+                under_way[peer] = 0
+        for effect in members.handle(event, now):
+            match effect:
+                case Dial(peer, addresses):
+                    under_way[peer] += 1
+                    assert addresses
+                    assert peer not in connected | {ME}
+                case Exchange(peer) | Drop(peer):
+                    assert peer in connected
+        assert members.present == connected
+        assert all(count <= 1 for count in under_way.values())
+        assert now < members.deadline < math.inf or not isinstance(event, Expired)
+
+
+@given(st.integers(0, 99), st.lists(st.tuples(EVENTS, st.floats(0, 2)), max_size=30))
+def test_time_alone_is_no_busy_loop(seed: int, story: list[tuple[Event, float]]) -> None:
+    members, now = machine(seed), 0.0
+    for event, pause_s in story:
+        now += pause_s
+        members.handle(event, now)
+    effects, wakes, end = 0, 0, now + 60.0
+    while members.deadline < end:
+        now = max(now, members.deadline)
+        for effect in members.handle(Expired(), now):
+            effects += 1
+            if isinstance(effect, Dial):
+                members.handle(DialFailed(effect.peer), now)
+        wakes += 1
+    assert effects <= 60 / 0.8 + len(PEERS) * 20  # an exchange a period, and dials that grow rare
+    assert wakes <= effects + 60 / 0.8 + len(PEERS) + 1
