@@ -198,7 +198,7 @@ class Story:
         self.figures |= {"requests": _REQUESTS, "requests_failed": failed, "requests_wrong": wrong}
         rounds_after = await self._kill_in_a_round(trainer, gateway)
         self.figures["rounds_after_kill"] = rounds_after
-        good = failed == wrong == 0 and rounds_after >= _ROUNDS_AFTER - _KILL_AT_ROUND - 5
+        good = failed == wrong == 0 and rounds_after > 0
         self.held["Survive: every request was answered and right, training went on"] = good
 
     async def _kill_under_requests(self, victim: NodeProcess, gateway: NodeProcess) -> tuple[int, int]:
@@ -230,7 +230,10 @@ class Story:
         return failed, wrong
 
     async def _kill_in_a_round(self, victim: NodeProcess, starter: NodeProcess) -> int:
-        """Train again with who is left; kill one in the middle. Returns how many rounds the others did after that."""
+        """Train again with who is left; kill one in the middle. Returns the rounds that the others did after that.
+
+        0 when they did not reach the task's end.
+        """
         me = (await victim.status())["me"]
         killed_at = -1
         last = 0
@@ -244,7 +247,7 @@ class Story:
                 killed_at = last
                 self._show.say(f"{victim.name} was killed in round {last}")
         self._show.say(f"the others finished round {last}")
-        return last - killed_at if killed_at >= 0 else 0
+        return last - killed_at if killed_at >= 0 and last == _ROUNDS_AFTER else 0
 
 
 def _write_config(home: Path, name: str, memory: str, data: str) -> None:
