@@ -153,11 +153,10 @@ class Calls:
         try:
             with trio.fail_after(timeout_s):
                 frame = await self._exchange(peer, pieces, answer_bytes_max)
+            return _read_answer(frame, answers, peer)
         except trio.TooSlowError as error:
             msg = f"{short(peer)} did not answer {method!r} within {timeout_s:g} s."
             raise LinkError(msg) from error
-        try:
-            return _read_answer(frame, answers, peer)
         except PeerError as error:
             error.offender = peer
             self._offend(peer, str(error))

@@ -306,6 +306,9 @@ class Mesh:
         except (Refused, PeerError) as error:
             self._refuse(peer, str(error))
             raise
+        if self._closing:
+            msg = "This node is about to stop."
+            raise LinkError(msg)
         self.refusals.pop(peer, None)
         self._nursery.start_soon(self._watch, connection)
 
