@@ -66,6 +66,7 @@ class TrainerRecord(Message, frozen=True, kw_only=True):
     state: Literal["preparing", "ready", "training", "done", "failed"]
     version: Natural  # of the task
     round: Natural = 0
+    first_round: Natural = 0  # from which on it takes part: nobody waits for it before
     samples: Natural = 0
     accuracy: float | None = None
     accuracy_alone: float | None = None

@@ -82,7 +82,7 @@ class Learner:
         self._checkpoints = checkpoints
         self._on_trained = on_trained
         self._trainer = Trainer(task.spec, dataset, task.settings)
-        self._round = 0
+        self._round = self._first_round = 0
         self._shared: Vector | None = None  # what a joiner may take: the model as of the last finished round
         self._events_in, self._events = trio.open_memory_channel[object](_EVENTS_MAX)
         self._averager: Averager
@@ -127,10 +127,13 @@ class Learner:
             self._tell("preparing", force=True)
             self._resume()
             await self._train_alone()
-            self._tell("ready", force=True)
-            await self._gather()
-            await self._join()
+            if not self._ahead():
+                self._tell("ready", force=True)
+                await self._gather()
+            else:  # nobody waits for this node yet
+                await self._join()
             self._averager = self._new_averager()
+            self._tell("training")
             while self._round < self.task.rounds:
                 await self._one_round()
             await self._finish()
@@ -145,7 +148,7 @@ class Learner:
             log.warning("task %s: %s; using the one before it", self.name, note)
             self.progress.notes.append(note)
         self._trainer.restore(loaded.checkpoint.vector, loaded.checkpoint.trainer_state)
-        self._round = loaded.checkpoint.round + 1
+        self._round = self._first_round = loaded.checkpoint.round + 1
         self._shared = loaded.checkpoint.vector
         log.info("task %s goes on after round %d", self.name, loaded.checkpoint.round)
 
@@ -169,21 +172,29 @@ class Learner:
                 await changed.wait()
 
     async def _join(self) -> None:
-        """Take the model of whoever is furthest, if the others are under way: a random one would pull the mean down."""
-        records = self._records()
-        ahead = sorted(
-            (
-                (record.round, peer)
-                for peer, record in records.items()
-                if peer != self._mesh.me and record.round > self._round
-            ),
-            reverse=True,
-        )
-        for _, peer in ahead:
-            if await self._adopt_from(peer):
-                return
+        """Take the model of whoever is furthest as soon as there is one: a random one would pull the mean down."""
+        with trio.move_on_after(self.task.start_wait_s):
+            while True:
+                changed = self._mesh.changed
+                ahead = self._ahead()
+                for peer in ahead:
+                    if await self._adopt_from(peer):
+                        return
+                if not ahead:
+                    return
+                await changed.wait()
+
+    def _ahead(self) -> list[PeerId]:
+        """Return who is under way and not behind this node, whoever is furthest first."""
+        found = [
+            (record.round, peer)
+            for peer, record in self._records().items()
+            if peer != self._mesh.me and record.state in {"training", "done"} and record.round >= self._round
+        ]
+        return [peer for _, peer in sorted(found, reverse=True)]
 
     async def _adopt_from(self, peer: PeerId) -> bool:
+        """Take a peer's model, and part in the rounds after the one that it is in: that one is too late to enter."""
         try:
             answer = await self._mesh.calls.call(
                 peer, "train.state", StateWanted(version=self.task.version), State, scope=self.name
@@ -194,11 +205,13 @@ class Learner:
                 return False
             shape = (parameter_count(self.task.spec),)
             vector = tensors.require(answer.arrays[0], dtype="float32", shape=shape, what="the model of a peer")
-            self._trainer.adopt(np.array(vector, dtype=np.float32))
+            vector = np.array(vector, dtype=np.float32)
+            self._trainer.adopt(vector)
         except LeptonError as error:
             log.info("task %s: no model from %s: %s", self.name, short(peer), error)
             return False
-        self._round = min(answer.message.round, self.task.rounds)
+        self._shared = vector
+        self._round = self._first_round = min(answer.message.round + 1, self.task.rounds)
         log.info("task %s: took the model of %s, round %d", self.name, short(peer), self._round)
         return True
 
@@ -226,7 +239,8 @@ class Learner:
         behind = await self._apply(self._averager.handle(ready, trio.current_time()))
         while True:
             if behind is not None and await self._adopt_from(PeerId(behind.peer)):
-                self._averager = self._new_averager()
+                self._tell("training", force=True)
+                self._averager.skip_to(self._round)
                 return
             if not self._averager.running:
                 return
@@ -297,11 +311,13 @@ class Learner:
         }
 
     def _members(self, records: dict[PeerId, TrainerRecord]) -> set[PeerId]:
-        """Return who takes part now: oneself, and whoever is here, permitted and neither preparing nor done."""
+        """Return who takes part in this round: oneself, and whoever is here, permitted, and neither too late nor done."""
         return {self._mesh.me} | {
             peer
             for peer, record in records.items()
-            if record.state in {"ready", "training"} and self._mesh.authority(peer).allows(f"train:{self.name}")
+            if record.state in {"ready", "training"}
+            and record.first_round <= self._round
+            and self._mesh.authority(peer).allows(f"train:{self.name}")
         }
 
     def _tell(self, state: str, *, force: bool = False) -> None:
@@ -317,6 +333,7 @@ class Learner:
             state=said.state,  # type: ignore[arg-type]
             version=self.task.version,
             round=self._round,
+            first_round=self._first_round,
             samples=said.samples,
             accuracy=said.accuracy,
             accuracy_alone=said.accuracy_alone,

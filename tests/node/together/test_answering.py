@@ -1,0 +1,145 @@
+"""Answers come whole and right from whoever has the layers, whatever a peer does that lies, keeps silent or is late."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+from lepton.mesh.calls import Answer, Empty, Incoming, Method
+from lepton.mesh.errors import LinkError, UsageError
+from lepton.node import Node
+from lepton.node.inference import serving
+from lepton.node.inference.messages import BlobWanted, StageWork
+from lepton.node.inference.session import Config
+
+from .fakes import MLP, random_model, running, samples, unsharded, until
+
+
+def publish(node: Node, name: str = "net", seed: int = 7, copies: int = 2) -> None:
+    node.serving.publish(name, MLP, random_model(seed), version=seed, copies=copies)
+
+
+def replace(node: Node, name: str, takes: type[Any], handler: Any) -> None:
+    """Make a node answer one call in its own way."""
+    node.mesh.calls.serve(Method(name=name, needs="infer", takes=takes, handler=handler, body_bytes_max=1 << 26))
+
+
+async def test_a_model_that_no_node_can_hold_is_answered_by_all(tmp_path: Path) -> None:
+    truth = random_model()
+    async with running(tmp_path, "a", "b", "c") as world:
+        a, b, c = world.nodes.values()
+        publish(a)
+        for node in world.nodes.values():
+            await node.wait_served("net")
+        runs = [node.serving.stages()["net"] for node in (a, b, c)]
+        assert sorted(runs) == [(0, 1), (0, 1), (1, 2)]  # b and c had none of the weights
+        for node, count in ((a, 1), (b, 257), (c, 700)):  # more than travel together
+            x = samples(count)
+            np.testing.assert_allclose(await node.predict("net", x), unsharded(truth, x), rtol=0, atol=1e-6)
+        assert c.serving.counts.asked == 3
+
+        for model, x, said in (
+            ("nat", samples(1), "No model 'nat' is served in this mesh. Did you mean 'net'"),
+            ("net", samples(2)[:, :63], r"Samples of this model have the shape \(64\); these are \(63,\), 2 of them"),
+            ("net", samples(0), "0 of them"),
+            ("net", np.full((1, 64), np.nan), "not finite numbers"),
+            ("net", np.full((1, 64), np.inf), "not finite numbers"),
+        ):
+            with pytest.raises(UsageError, match=said):
+                await a.predict(model, x)
+
+        async with world.node("d") as late:  # comes later, takes its share, and answers too
+            await late.wait_served("net")
+            assert late.serving.stages()["net"] == (1, 2)
+            np.testing.assert_allclose(await late.predict("net", samples(9)), unsharded(truth, samples(9)), atol=1e-6)
+            publish(b, seed=8)  # a new version under the same name
+            await until(lambda: all(n.is_served("net") and n.status()["models"][0]["version"] == 8 for n in (a, late)))
+            np.testing.assert_allclose(
+                await late.predict("net", samples(9)), unsharded(random_model(8), samples(9)), atol=1e-6
+            )
+        await until(lambda: a.is_served("net") and len(a.mesh.present) == 2)
+        expected = unsharded(random_model(8), samples(3))
+        np.testing.assert_allclose(await a.predict("net", samples(3)), expected, atol=1e-6)
+
+
+async def test_weights_come_from_whoever_has_them_and_from_nobody_who_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_FETCH_TIMEOUT_S", 0.5)
+    asked: list[str] = []
+
+    async def lie(call: Incoming[BlobWanted]) -> Answer[Empty]:
+        asked.append("liar")
+        return Answer(Empty(), [np.zeros(17_000, dtype=np.uint8)])
+
+    async def keep_silent(call: Incoming[BlobWanted]) -> Answer[Empty]:
+        asked.append("mute")
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with running(tmp_path, "owner", "liar", "mute", memory="100kB") as world:
+        owner, liar, mute = world.nodes.values()
+        replace(liar, "blob.get", BlobWanted, lie)
+        replace(mute, "blob.get", BlobWanted, keep_silent)
+        publish(owner, copies=4)
+        async with world.node("reader", memory="100kB") as reader:
+            order = [liar.mesh.me, mute.mesh.me, owner.mesh.me]
+            monkeypatch.setattr(reader.serving._rng, "sample", lambda peers, _: sorted(peers, key=order.index))
+            await until(lambda: reader.serving.stages().get("net") == (0, 2))
+            assert asked[:2] == ["liar", "mute"]
+            spec, layers = await reader.serving.weights("net")
+            assert spec == MLP
+            assert layers == (await owner.serving.weights("net"))[1]
+            blob = next((tmp_path / "reader" / "blobs").iterdir())
+            blob.write_bytes(b"damaged")  # found out when it is needed, and fetched again
+            with pytest.raises(Exception, match="was damaged on disk"):
+                await reader.serving.weights("net")
+            assert (await reader.serving.weights("net"))[1] == layers
+
+
+async def test_a_stage_that_accepts_work_and_never_answers_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swallowed: list[StageWork] = []
+
+    async def swallow(call: Incoming[StageWork]) -> Answer[Empty]:
+        swallowed.append(call.message)
+        return Answer(Empty())
+
+    async with running(tmp_path, "asker", "mute", "good", memory="100kB") as world:
+        asker, mute, good = world.nodes.values()
+        replace(mute, "infer.run", StageWork, swallow)
+        publish(good, copies=3)
+        await until(lambda: all(node.serving.stages().get("net") == (0, 2) for node in world.nodes.values()))
+        await until(lambda: len(asker.serving.serving("net", 7)[0, 2]) == 3)
+        asker.serving._config = Config(attempt_timeout_s=0.3)
+
+        def mute_first(peers: list[str]) -> str:
+            return mute.mesh.me if mute.mesh.me in peers else peers[0]
+
+        monkeypatch.setattr(asker.serving._rng, "choice", mute_first)
+        np.testing.assert_allclose(
+            await asker.predict("net", samples(5)), unsharded(random_model(), samples(5)), atol=1e-6
+        )
+        assert len(swallowed) == 1
+        assert asker.serving.counts.reroutes == 1
+        asker.serving._config = Config(attempt_timeout_s=0.1, deadline_s=0.5)
+        monkeypatch.setattr(asker.serving._rng, "choice", lambda _: mute.mesh.me)  # nobody else is ever tried
+        with pytest.raises(
+            LinkError, match="No answer within 0.5 s: .* the last failed: the route .* brought no answer"
+        ):
+            await asker.predict("net", samples(5))
+        assert asker.serving.counts.failed == 1
+        assert not asker.serving._waiting
+
+
+async def test_too_little_memory_is_said(tmp_path: Path) -> None:
+    async with running(tmp_path, "small", memory="10kB") as world:
+        (small,) = world.nodes.values()
+        publish(small)
+        with pytest.raises(
+            LinkError, match="is not served after 0.2 s: no devices that are here can hold it: .* B of mem"
+        ):
+            await small.wait_served("net", timeout_s=0.2)
+        assert not small.is_served("nothing")

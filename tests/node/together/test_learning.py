@@ -1,0 +1,227 @@
+"""Nodes learn together and serve what they learned; one that comes late, stops or is lied to does not spoil it."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+from lepton.gossip import messages as wire
+from lepton.mesh.calls import Answer, Empty, Incoming, Method
+from lepton.mesh.errors import LeptonError, Refused, UsageError
+from lepton.node import Dataset, Node
+from lepton.node.learning import learner
+from lepton.node.learning.messages import RoundMessage, State, StateWanted
+from lepton.node.learning.trainer import TrainSettings
+from lepton.node.models import parameter_count
+
+from .fakes import DIGITS, MLP, World, parts, random_model, running, samples, until
+
+QUICK = TrainSettings(local_steps=2)
+
+
+def accuracy(probabilities: np.ndarray[Any, Any]) -> float:
+    assert DIGITS.y_test is not None
+    return float((probabilities.argmax(axis=1) == DIGITS.y_test).mean())
+
+
+async def test_three_learn_together_and_a_fourth_joins_in(tmp_path: Path) -> None:
+    data = {name: {"digits": part} for name, part in zip("abcd", parts(4), strict=True)}
+    seen: list[int] = []
+    async with running(tmp_path, "a", "b", "c", data=data) as world, trio.open_nursery() as nursery:
+        a, b, c = world.nodes.values()
+
+        async def join_later() -> None:
+            await until(lambda: (progress := a.progress("digits")) is not None and progress.round >= 20)
+            async with world.node("d", data=data["d"]) as d:
+                await until(lambda: (progress := d.progress("digits")) is not None and progress.state == "done")
+                first = d.trainers("digits", 1)[d.mesh.me]
+                assert first.round == 100
+                await d.wait_served("digits")
+                assert accuracy(await d.predict("digits", samples(359))) >= 0.9
+                joined.set()
+
+        joined = trio.Event()
+        nursery.start_soon(join_later)
+        result = await a.train(
+            "digits", data="digits", rounds=100, baseline=True, on_progress=lambda nodes: seen.append(len(nodes))
+        )
+        assert result.task == "digits"
+        assert result.version == 1
+        assert result.rounds == 100
+        assert set(result.nodes) >= {node.mesh.me for node in (a, b, c)}
+        assert result.accuracy_worst >= 0.9
+        assert result.nodes[a.mesh.me].accuracy_alone is not None
+        assert seen[-1] >= 3
+        await joined.wait()
+        await b.wait_served("digits")
+        assert accuracy(await b.predict("digits", samples(359))) >= 0.9
+
+
+async def test_two_tasks_at_once_and_one_again(tmp_path: Path) -> None:
+    part, other = parts(2)
+    data = {"a": {"digits": part, "numbers": other}, "b": {"digits": other}}
+    async with running(tmp_path, "a", "b", data=data, memory="100kB") as world, trio.open_nursery() as nursery:
+        a, b = world.nodes.values()
+        results = {}
+
+        async def train(node: Node, name: str, **options: Any) -> None:
+            results[name, node.device] = await node.train(name, settings=QUICK, **options)
+
+        async with trio.open_nursery() as both:
+            both.start_soon(lambda: train(a, "one", data="digits", rounds=15))
+            both.start_soon(lambda: train(b, "two", data="digits", rounds=15))
+            both.start_soon(lambda: train(a, "alone", data="numbers", rounds=5))
+        assert {name: len(result.nodes) for (name, _), result in results.items()} == {"one": 2, "two": 2, "alone": 1}
+        for name in ("one", "two", "alone"):
+            await b.wait_served(name)
+            assert (await b.predict(name, samples(3))).shape == (3, 10)
+
+        nursery.start_soon(lambda: train(a, "one", data="digits", rounds=100_000))  # ends only with the next version
+        await until(lambda: any(said.state == "training" for said in b.trainers("one", 2).values()))
+        await train(b, "one", data="digits", rounds=10)
+        assert results["one", "b"].version == 3
+        assert a.serving.models()["one"].version == 3
+        await until(lambda: results["one", "a"].version == 2)  # whoever waits for the older one is not left waiting
+
+
+async def test_grants_decide_who_trains_and_who_asks(tmp_path: Path) -> None:
+    one, two = parts(2)
+    roles = {"client": "client", "trainer": "trainer"}
+    data = {"admin": {"digits": one}, "client": {"digits": two}, "trainer": {"digits": two}}
+    async with running(tmp_path, "admin", "client", "trainer", data=data, roles=roles) as world:
+        admin, client, trainer = world.nodes.values()
+        with pytest.raises(Refused, match="lacks the capability 'train:digits'; ask an admin for an invite that has"):
+            await client.train("digits", data="digits")
+        result = await admin.train("digits", data="digits", rounds=5, settings=QUICK)
+        assert set(result.nodes) == {admin.mesh.me, trainer.mesh.me}  # nobody waited for the client to be ready
+        await admin.wait_served("digits")
+        assert (await client.predict("digits", samples(3))).shape == (3, 10)
+        assert trainer.serving.stages() == {}  # it could not pass on what it works out
+        with pytest.raises(Refused, match="lacks the capability 'infer:digits'"):
+            await trainer.predict("digits", samples(3))
+        for node in (client, trainer):
+            with pytest.raises(Refused, match="may not invite"):
+                node.invite()
+
+
+async def test_what_cannot_be_trained_is_said_and_costs_nobody_the_node(tmp_path: Path) -> None:
+    assert DIGITS.x_test is not None
+    narrow = Dataset(x=DIGITS.x[:50, :9], y=DIGITS.y[:50], classes=10)  # without a test part: one is held out
+    async with running(tmp_path, "a", "b", data={"a": {"digits": narrow}}) as world:
+        a, b = world.nodes.values()
+        for name, options, said in (
+            ("x", {"data": "digit"}, "No node that is here has a data set 'digit'. Did you mean 'digits'?"),
+            ("x", {"data": "digits"}, "This node has no data set 'digits' to read the model's size from"),
+            ("A!", {"data": "digits"}, "'A!' cannot name a task"),
+            ("x", {"data": "digits", "model": MLP, "rounds": 0}, "The task 'x' is not valid: Expected `int` >= 1"),
+            ("x", {"data": "digits", "model": MLP, "codec_name": "int7"}, "int7"),
+        ):
+            with pytest.raises(UsageError) as raised:
+                await b.train(name, **options)  # type: ignore[arg-type]
+            assert said in str(raised.value)
+        with pytest.raises(UsageError, match="There is no such model: .* Architectures are 'mlp' and 'cnn'"):
+            await a.train("x", data="digits", model="rnn")
+        with pytest.raises(LeptonError, match="No node could go on with 'x': .{8}: the model takes samples of"):
+            await b.train("x", data="digits", model=MLP)  # nine numbers where the model wants 64
+        with pytest.raises(LeptonError, match="This node could not go on with 'x': the model takes samples of"):
+            await a.train("x", data="digits", model=MLP)
+        result = await a.train("x", data="digits", rounds=3, settings=QUICK)  # and the nodes go on
+        assert result.version == 3
+        await b.wait_served("x")
+        assert (await b.predict("x", samples(2)[:, :9])).shape == (2, 10)
+
+
+def steps_of(node: Node) -> int:
+    progress = node.progress("digits")
+    return progress.round if progress is not None else -1
+
+
+async def test_a_node_goes_on_from_its_checkpoint_and_from_the_one_before_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(learner, "_CHECKPOINT_INTERVAL_S", 0.0)
+    world, data = World(tmp_path), {"digits": parts(1)[0]}
+    async with world.node("a", data=data) as node, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: node.train("digits", data="digits", rounds=100_000, settings=QUICK))
+        await until(lambda: steps_of(node) >= 5)
+        nursery.cancel_scope.cancel()
+    before, newest = sorted((tmp_path / "a" / "tasks" / "digits" / "1").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-100])
+    caplog.set_level(logging.INFO, "lepton")
+    async with world.node("a", data=data) as node:
+        await until(lambda: steps_of(node) >= 0)
+        progress = node.progress("digits")
+        assert progress is not None
+        await until(lambda: progress.state == "training" and progress.round > 6)
+        assert progress.notes == [f"{newest.name}: it is cut short or was changed: its SHA-256 does not match"]
+        assert any(f"goes on after round {steps(before)}" in line for line in caplog.messages)
+    for path in (tmp_path / "a" / "tasks" / "digits" / "1").iterdir():
+        path.write_bytes(b"")
+    async with world.node("a", data=data) as node:  # nothing can be used: to start anew is for its owner to say
+        await until(lambda: [said.state for said in node.trainers("digits", 1).values()] == ["failed"])
+        reason = node.trainers("digits", 1)[node.mesh.me].reason
+        assert "no checkpoint can be used" in reason
+        assert "move the folder away to start anew" in reason
+        assert len(list((tmp_path / "a" / "tasks" / "digits" / "1").iterdir())) == 2
+        result = await node.train("digits", data="digits", rounds=3, settings=QUICK)
+        assert result.version == 2
+
+
+def steps(checkpoint: Path) -> int:
+    """The round after which this checkpoint was taken: every round was kept, the first as number 1."""
+    return int(checkpoint.stem.removeprefix("checkpoint-")) - 1
+
+
+async def test_a_member_that_lies_about_rounds_stops_nobody(tmp_path: Path) -> None:
+    one, two = parts(2)
+    lies: list[str] = []
+
+    async def give_nan(call: Incoming[StateWanted]) -> Answer[State]:
+        lies.append("state")
+        return Answer(State(round=900_000), [np.full(parameter_count(MLP), np.nan, dtype=np.float32)])
+
+    data = {"a": {"digits": one}, "b": {"digits": two}}
+    async with running(tmp_path, "a", "b", "liar", data=data) as world, trio.open_nursery() as nursery:
+        a, _, liar = world.nodes.values()
+        liar.mesh.calls.serve(Method(name="train.state", needs="train", takes=StateWanted, handler=give_nan))
+
+        async def lie() -> None:
+            """Pretend to be hundreds of thousands of rounds ahead, over and over."""
+            number = 0
+            while True:
+                number += 1
+                far = wire.Contribution(
+                    task="digits/1", round=900_000 + number, context=bytes(32), part=0, weight=1.0, payload=b"\0" * 8
+                )
+                header, payload = wire.pack(far)
+                await trio.sleep(0.01)
+                try:
+                    await liar.mesh.calls.call(
+                        a.mesh.me,
+                        "train.round",
+                        RoundMessage(header=header),
+                        Empty,
+                        scope="digits",
+                        arrays=[np.frombuffer(payload, dtype=np.uint8)],
+                    )
+                except LeptonError:
+                    lies.append("not taken")
+
+        nursery.start_soon(lie)
+        result = await a.train("digits", data="digits", rounds=60, settings=QUICK)
+        assert result.rounds == 60
+        assert "state" in lies
+        assert np.isfinite(await a.predict("digits", samples(3))).all()
+        nursery.cancel_scope.cancel()
+
+
+async def test_unsharded_and_untrained_models_can_be_told_apart(tmp_path: Path) -> None:
+    """A task that trains from a description starts at the values that every node can work out for itself."""
+    async with running(tmp_path, "a", data={"a": {"digits": parts(1)[0]}}, memory="100kB") as world:
+        (a,) = world.nodes.values()
+        await a.train("digits", data="digits", model=random_model().spec, rounds=1, settings=QUICK)
+        await a.wait_served("digits")
+        spec, _ = await a.serving.weights("digits")
+        assert spec == random_model().spec
