@@ -108,6 +108,15 @@ class Averager:
             case _:  # PeerDown or Expired
                 return self._forward([event], now)
 
+    def skip_to(self, round_: int) -> None:
+        """Give up the round that runs, if one does, and go on with a later one, whose model was adopted.
+
+        What is known of the others stays: how long they take, and what they have sent for that round already. A
+        machine made anew would wait for those messages as long as for a slow start, and be overtaken again.
+        """
+        self._running = None
+        self._enter(max(round_, self.round))
+
     # A round
 
     def _begin(self, ready: Ready, now: float) -> list[Effect]:
