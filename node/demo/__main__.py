@@ -40,7 +40,7 @@ def main(model: str, file: Path | None, keep: bool) -> None:  # noqa: FBT001 - c
             sys.exit(_INTERRUPTED)
         if not isinstance(cause, LeptonError | trio.TooSlowError):
             raise
-        click.echo(f"demo: {cause or 'a step took too long'}", err=True)
+        click.echo(f"demo: {str(cause) or 'a step took too long'}", err=True)
         sys.exit(1)
     finally:
         if keep:

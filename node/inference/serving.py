@@ -267,7 +267,10 @@ class Serving:
         """Return a layer from the store, or from whichever peer has it. Raises LinkError when nobody has."""
         digest = model.layers[index]
         if self._blobs.has(digest):
-            return self._blobs.get(digest)
+            try:
+                return self._blobs.get(digest)
+            except LeptonError as error:  # damaged, and removed for that
+                log.warning("%s", error)
         timeout_s = _FETCH_TIMEOUT_S + layer_sizes_bytes(model.spec)[index] / _FETCH_BYTES_PER_S
         for peer in self._rng.sample(sorted(self._mesh.present), len(self._mesh.present)):
             try:

@@ -204,8 +204,8 @@ class Learner:
             if answer.message.round <= self._round:
                 return False
             shape = (parameter_count(self.task.spec),)
-            vector = tensors.require(answer.arrays[0], dtype="float32", shape=shape, what="the model of a peer")
-            vector = np.array(vector, dtype=np.float32)
+            given = tensors.require(answer.arrays[0], dtype="float32", shape=shape, what="the model of a peer")
+            vector: Vector = np.array(given, dtype=np.float32)
             self._trainer.adopt(vector)
         except LeptonError as error:
             log.info("task %s: no model from %s: %s", self.name, short(peer), error)
@@ -311,7 +311,7 @@ class Learner:
         }
 
     def _members(self, records: dict[PeerId, TrainerRecord]) -> set[PeerId]:
-        """Return who takes part in this round: oneself, and whoever is here, permitted, and neither too late nor done."""
+        """Return who takes part in this round: oneself, and whoever is here, permitted, not too late and not done."""
         return {self._mesh.me} | {
             peer
             for peer, record in records.items()

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def unsharded(chain: Chain, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 async def until(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
     """Wait for what will become true; fails the test when it does not."""
     with trio.fail_after(patience_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - a condition may look at several nodes, each with its own event
             await trio.sleep(0.02)
 
 
@@ -81,8 +81,8 @@ class World:
         self, name: str, *, role: str = "admin", data: Data | None = None, memory: str = HALF
     ) -> AsyncIterator[Node]:
         home = self.furnish(name, role)
-        listen = {"listen": ["127.0.0.1:0"], "interfaces": ["127.0.0.1"]}
-        async with Node(home, data=data, name=name, serve={"memory": memory}, **listen) as node:
+        settings: dict[str, Any] = {"name": name, "listen": ["127.0.0.1:0"], "interfaces": ["127.0.0.1"]}
+        async with Node(home, data=data, serve={"memory": memory}, **settings) as node:
             self.nodes[name] = node
             try:
                 yield node
@@ -103,13 +103,22 @@ async def running(
     memory: str = HALF,
 ) -> AsyncIterator[World]:
     """Run nodes that know each other."""
-    world = World(folder)
-    async with AsyncExitStack() as stack:
-        for name in names:
-            role = (roles or {}).get(name, "admin")
-            await stack.enter_async_context(world.node(name, role=role, data=(data or {}).get(name), memory=memory))
+    world, stop = World(folder), trio.Event()
+
+    async def host(name: str, task_status: trio.TaskStatus[None]) -> None:
+        role = (roles or {}).get(name, "admin")
+        async with world.node(name, role=role, data=(data or {}).get(name), memory=memory):
+            task_status.started()
+            await stop.wait()
+
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as starting:  # all at once: saying hello to the network takes its time
+            for name in names:
+                starting.start_soon(nursery.start, host, name)
+        world.nodes = {name: world.nodes[name] for name in names}
         await world.acquainted()
         yield world
+        stop.set()
 
 
 def random_model(seed: int = 7) -> Chain:

@@ -67,35 +67,33 @@ async def test_weights_come_from_whoever_has_them_and_from_nobody_who_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "_FETCH_TIMEOUT_S", 0.5)
-    asked: list[str] = []
+    asked: list[tuple[str, str]] = []  # by whom, whom
 
     async def lie(call: Incoming[BlobWanted]) -> Answer[Empty]:
-        asked.append("liar")
+        asked.append((call.caller, "liar"))
         return Answer(Empty(), [np.zeros(17_000, dtype=np.uint8)])
 
     async def keep_silent(call: Incoming[BlobWanted]) -> Answer[Empty]:
-        asked.append("mute")
+        asked.append((call.caller, "mute"))
         await trio.sleep_forever()
         raise AssertionError
 
-    async with running(tmp_path, "owner", "liar", "mute", memory="100kB") as world:
-        owner, liar, mute = world.nodes.values()
+    async with running(tmp_path, "owner", "liar", "mute", "reader", memory="100kB") as world:
+        owner, liar, mute, reader = world.nodes.values()
+        await until(lambda: len(reader.mesh.present) == 3)
         replace(liar, "blob.get", BlobWanted, lie)
         replace(mute, "blob.get", BlobWanted, keep_silent)
+        order = [liar.mesh.me, mute.mesh.me, owner.mesh.me]
+        monkeypatch.setattr(reader.serving._rng, "sample", lambda peers, _: sorted(peers, key=order.index))
         publish(owner, copies=4)
-        async with world.node("reader", memory="100kB") as reader:
-            order = [liar.mesh.me, mute.mesh.me, owner.mesh.me]
-            monkeypatch.setattr(reader.serving._rng, "sample", lambda peers, _: sorted(peers, key=order.index))
-            await until(lambda: reader.serving.stages().get("net") == (0, 2))
-            assert asked[:2] == ["liar", "mute"]
-            spec, layers = await reader.serving.weights("net")
-            assert spec == MLP
-            assert layers == (await owner.serving.weights("net"))[1]
-            blob = next((tmp_path / "reader" / "blobs").iterdir())
-            blob.write_bytes(b"damaged")  # found out when it is needed, and fetched again
-            with pytest.raises(Exception, match="was damaged on disk"):
-                await reader.serving.weights("net")
-            assert (await reader.serving.weights("net"))[1] == layers
+        await until(lambda: reader.serving.stages().get("net") == (0, 2))
+        assert [whom for who, whom in asked if who == reader.mesh.me] == ["liar", "mute"] * 2  # for each layer
+        spec, layers = await reader.serving.weights("net")
+        assert spec == MLP
+        assert layers == (await owner.serving.weights("net"))[1]
+        blob = tmp_path / "reader" / "blobs" / reader.serving.models()["net"].layers[0]
+        blob.write_bytes(b"damaged")  # found out when it is needed, and fetched again
+        assert (await reader.serving.weights("net"))[1] == layers
 
 
 async def test_a_stage_that_accepts_work_and_never_answers_is_left(
@@ -126,9 +124,7 @@ async def test_a_stage_that_accepts_work_and_never_answers_is_left(
         assert asker.serving.counts.reroutes == 1
         asker.serving._config = Config(attempt_timeout_s=0.1, deadline_s=0.5)
         monkeypatch.setattr(asker.serving._rng, "choice", lambda _: mute.mesh.me)  # nobody else is ever tried
-        with pytest.raises(
-            LinkError, match="No answer within 0.5 s: .* the last failed: the route .* brought no answer"
-        ):
+        with pytest.raises(LinkError, match=r"No answer within 0.5 s: .* the last failed: the route .* brought no"):
             await asker.predict("net", samples(5))
         assert asker.serving.counts.failed == 1
         assert not asker.serving._waiting
@@ -138,8 +134,6 @@ async def test_too_little_memory_is_said(tmp_path: Path) -> None:
     async with running(tmp_path, "small", memory="10kB") as world:
         (small,) = world.nodes.values()
         publish(small)
-        with pytest.raises(
-            LinkError, match="is not served after 0.2 s: no devices that are here can hold it: .* B of mem"
-        ):
+        with pytest.raises(LinkError, match=r"not served after 0.2 s: no devices that are here can hold it: .* B of"):
             await small.wait_served("net", timeout_s=0.2)
         assert not small.is_served("nothing")

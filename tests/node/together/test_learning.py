@@ -82,7 +82,7 @@ async def test_two_tasks_at_once_and_one_again(tmp_path: Path) -> None:
         await until(lambda: any(said.state == "training" for said in b.trainers("one", 2).values()))
         await train(b, "one", data="digits", rounds=10)
         assert results["one", "b"].version == 3
-        assert a.serving.models()["one"].version == 3
+        await until(lambda: a.serving.models()["one"].version == 3)
         await until(lambda: results["one", "a"].version == 2)  # whoever waits for the older one is not left waiting
 
 
@@ -119,11 +119,11 @@ async def test_what_cannot_be_trained_is_said_and_costs_nobody_the_node(tmp_path
             ("x", {"data": "digits", "model": MLP, "codec_name": "int7"}, "int7"),
         ):
             with pytest.raises(UsageError) as raised:
-                await b.train(name, **options)  # type: ignore[arg-type]
+                await b.train(name, **options)
             assert said in str(raised.value)
-        with pytest.raises(UsageError, match="There is no such model: .* Architectures are 'mlp' and 'cnn'"):
+        with pytest.raises(UsageError, match=r"There is no such model: .* Architectures are 'mlp' and 'cnn'"):
             await a.train("x", data="digits", model="rnn")
-        with pytest.raises(LeptonError, match="No node could go on with 'x': .{8}: the model takes samples of"):
+        with pytest.raises(LeptonError, match=r"No node could go on with 'x': .{8}: the model takes samples of"):
             await b.train("x", data="digits", model=MLP)  # nine numbers where the model wants 64
         with pytest.raises(LeptonError, match="This node could not go on with 'x': the model takes samples of"):
             await a.train("x", data="digits", model=MLP)
