@@ -95,6 +95,9 @@ class Muxer:
                     nursery.start_soon(self._read)
                     nursery.start_soon(self._write)
                     nursery.start_soon(self._watch)
+        except Exception:
+            log.exception("A connection failed through a bug of ours; it is closed, and nothing else.")
+            self.reason = self.reason or "an error of our own"
         finally:
             self._end(self.reason or "the connection was closed here")
 
@@ -255,16 +258,19 @@ class Muxer:
     def _handle(self, event: Event) -> None:
         match event:
             case Readable(state):
-                self._streams[state].notice_readable()
+                if (stream := self._streams.get(state)) is not None:
+                    stream.notice_readable()
                 self._drop_if_gone(state)
             case Opened(state):
                 self._inbound[state] = self._wrap(state)
                 self._arrival.set()
             case Widened(state):
-                self._streams[state].notice_drained()
+                if (stream := self._streams.get(state)) is not None:
+                    stream.notice_drained()
             case WasReset(state):
                 self._inbound.pop(state, None)
-                self._streams.pop(state).break_off("the peer reset the stream")
+                if (stream := self._streams.pop(state, None)) is not None:
+                    stream.break_off("the peer reset the stream")
             case Ponged(value) if value in self._pings:
                 self._pings[value].set()
             case WentAway(code) if code != GoAway.NORMAL:

@@ -459,6 +459,24 @@ async def test_a_peer_that_breaks_the_protocol_is_dropped_and_nobody_else(
     assert "broke the protocol" in caplog.text
 
 
+async def test_a_bug_of_ours_costs_one_connection(
+    pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong below a connection, the process lives on."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with pair() as (ours, theirs, a, b):
+        monkeypatch.setattr(theirs._muxer._yamux, "receive", fail)
+        with trio.fail_after(5), pytest.raises(LinkError):
+            await ours.open_stream("/echo")
+        with trio.fail_after(5):
+            await ours.closed.wait()
+        assert "bug of ours" in caplog.text
+        await echoed(await a.dial(b.peer_id, b.addresses, timeout_s=5))
+
+
 class _CancelAtStep(trio.abc.Instrument):
     """Cancels a scope when one task, or any that it started, takes its n-th step."""
 
