@@ -228,7 +228,7 @@ class Muxer:
         pieces, drained = self._yamux.take(BATCH_BYTES)
         for state in drained:
             if (stream := self._streams.get(state)) is not None:
-                stream.notice_drained()
+                stream.notice()
             self._drop_if_gone(state)
         return self._records.seal(pieces) if pieces else b""
 
@@ -257,16 +257,11 @@ class Muxer:
 
     def _handle(self, event: Event) -> None:
         match event:
-            case Readable(state):
-                if (stream := self._streams.get(state)) is not None:
-                    stream.notice_readable()
-                self._drop_if_gone(state)
+            case Readable(state) | Widened(state):
+                self._wake(state)
             case Opened(state):
                 self._inbound[state] = self._wrap(state)
                 self._arrival.set()
-            case Widened(state):
-                if (stream := self._streams.get(state)) is not None:
-                    stream.notice_drained()
             case WasReset(state):
                 self._inbound.pop(state, None)
                 if (stream := self._streams.pop(state, None)) is not None:
@@ -277,6 +272,11 @@ class Muxer:
                 self._fail(f"the peer leaves with code {code}")
             case Died():
                 self._fail("the peer has been silent for too long")
+
+    def _wake(self, state: YamuxStream) -> None:
+        if (stream := self._streams.get(state)) is not None:
+            stream.notice()
+            self._drop_if_gone(state)
 
     def _wrap(self, state: YamuxStream) -> "MuxedStream":
         stream = self._streams[state] = MuxedStream(self, self._yamux, state)
@@ -471,8 +471,7 @@ class MuxedStream(trio.abc.HalfCloseableStream):
             self._yamux.close(self._state, trio.current_time())
             self._muxer._kick()  # noqa: SLF001
             self._muxer._drop_if_gone(self._state)  # noqa: SLF001
-        self._moved_in.set()
-        self._moved_out.set()
+        self.notice()
 
     def reset(self) -> None:
         """Break the stream in both directions, at once; the remote's reads and writes fail. Never blocks."""
@@ -486,13 +485,11 @@ class MuxedStream(trio.abc.HalfCloseableStream):
     def break_off(self, reason: str) -> None:
         """The muxer's word that nothing more comes or goes."""
         self._broken = self._broken or reason
-        self.notice_readable()
-        self.notice_drained()
+        self.notice()
 
-    def notice_readable(self) -> None:
+    def notice(self) -> None:
+        """Let whoever waits look again: there is something to read, room to write, or an end."""
         self._moved_in.set()
-
-    def notice_drained(self) -> None:
         self._moved_out.set()
 
     def _check(self, *, reading: bool = False) -> None:
