@@ -75,11 +75,13 @@ async def test_a_handler_that_raises_costs_its_stream_only(pair: Pair, caplog: p
     """An exception in a stream handler ends the process."""
 
     async def fail(stream: Stream) -> None:
+        await stream.receive_some()
         message = "a bug"
         raise ZeroDivisionError(message)
 
     async with pair(handlers={"/fail": fail}) as (ours, _, _, _):
         stream = await ours.open_stream("/fail")
+        await stream.send_all(b"go")
         with trio.fail_after(5), pytest.raises(trio.BrokenResourceError, match="reset"):
             await stream.receive_some()
         await echoed(ours)
