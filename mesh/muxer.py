@@ -95,6 +95,9 @@ class Muxer:
                     nursery.start_soon(self._read)
                     nursery.start_soon(self._write)
                     nursery.start_soon(self._watch)
+        except Exception:
+            log.exception("A connection failed through a bug of ours; it is closed, and nothing else.")
+            self.reason = self.reason or "an error of our own"
         finally:
             self._end(self.reason or "the connection was closed here")
 
@@ -225,7 +228,7 @@ class Muxer:
         pieces, drained = self._yamux.take(BATCH_BYTES)
         for state in drained:
             if (stream := self._streams.get(state)) is not None:
-                stream.notice_drained()
+                stream.notice()
             self._drop_if_gone(state)
         return self._records.seal(pieces) if pieces else b""
 
@@ -254,15 +257,15 @@ class Muxer:
 
     def _handle(self, event: Event) -> None:
         match event:
-            case Readable(state):
-                self._note_readable(state)
+            case Readable(state) | Widened(state):
+                self._wake(state)
             case Opened(state):
                 self._inbound[state] = self._wrap(state)
                 self._arrival.set()
-            case Widened(state) if state in self._streams:
-                self._streams[state].notice_drained()
             case WasReset(state):
-                self._note_reset(state)
+                self._inbound.pop(state, None)
+                if (stream := self._streams.pop(state, None)) is not None:
+                    stream.break_off("the peer reset the stream")
             case Ponged(value) if value in self._pings:
                 self._pings[value].set()
             case WentAway(code) if code != GoAway.NORMAL:
@@ -270,16 +273,10 @@ class Muxer:
             case Died():
                 self._fail("the peer has been silent for too long")
 
-    def _note_readable(self, state: YamuxStream) -> None:
+    def _wake(self, state: YamuxStream) -> None:
         if (stream := self._streams.get(state)) is not None:
-            stream.notice_readable()
-        if not state.was_reset:  # else WasReset follows in the same batch, and the reader must hear of it
+            stream.notice()
             self._drop_if_gone(state)
-
-    def _note_reset(self, state: YamuxStream) -> None:
-        self._inbound.pop(state, None)
-        if (stream := self._streams.pop(state, None)) is not None:
-            stream.break_off("the peer reset the stream")
 
     def _wrap(self, state: YamuxStream) -> "MuxedStream":
         stream = self._streams[state] = MuxedStream(self, self._yamux, state)
@@ -474,8 +471,7 @@ class MuxedStream(trio.abc.HalfCloseableStream):
             self._yamux.close(self._state, trio.current_time())
             self._muxer._kick()  # noqa: SLF001
             self._muxer._drop_if_gone(self._state)  # noqa: SLF001
-        self._moved_in.set()
-        self._moved_out.set()
+        self.notice()
 
     def reset(self) -> None:
         """Break the stream in both directions, at once; the remote's reads and writes fail. Never blocks."""
@@ -489,13 +485,11 @@ class MuxedStream(trio.abc.HalfCloseableStream):
     def break_off(self, reason: str) -> None:
         """The muxer's word that nothing more comes or goes."""
         self._broken = self._broken or reason
-        self.notice_readable()
-        self.notice_drained()
+        self.notice()
 
-    def notice_readable(self) -> None:
+    def notice(self) -> None:
+        """Let whoever waits look again: there is something to read, room to write, or an end."""
         self._moved_in.set()
-
-    def notice_drained(self) -> None:
         self._moved_out.set()
 
     def _check(self, *, reading: bool = False) -> None:

@@ -24,7 +24,6 @@ from libp2p.security.noise.messages import (  # noqa: E402
 )
 from libp2p.security.tls.certificate import (  # noqa: E402
     ALPN_PROTOCOL,
-    create_cert_template,
     generate_certificate,
     verify_certificate_chain,
 )
@@ -41,7 +40,6 @@ __all__ = [
     "NoiseHandshakePayload",
     "PublicKey",
     "X25519PublicKey",
-    "create_cert_template",
     "generate_certificate",
     "install_skip_pkix_peer_verification",
     "make_handshake_payload_sig",

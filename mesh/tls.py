@@ -5,6 +5,7 @@ checks the certificate's own key, the extension's signature is checked here, bef
 The muxer is agreed on in the ALPN; a peer that offers only ``libp2p`` there is asked by multistream-select as ever.
 """
 
+import datetime as dt
 import ssl
 import tempfile
 from pathlib import Path
@@ -19,7 +20,6 @@ from .stock import (
     ALPN_PROTOCOL,
     ID,
     Ed25519PrivateKey,
-    create_cert_template,
     generate_certificate,
     install_skip_pkix_peer_verification,
     verify_certificate_chain,
@@ -33,7 +33,7 @@ class TlsKeys:
 
     def __init__(self, identity: KeyHolder, muxers: list[str]) -> None:
         key = Ed25519PrivateKey.from_bytes(identity.seed)
-        certificate, private = generate_certificate(key, create_cert_template())
+        certificate, private = generate_certificate(key, _template())
         alpn = [*muxers, ALPN_PROTOCOL]
         with tempfile.TemporaryDirectory(prefix="lepton-tls-") as folder:
             path = Path(folder) / "identity.pem"  # Python's ssl reads certificates from files only
@@ -44,6 +44,20 @@ class TlsKeys:
         self.server.verify_mode = ssl.CERT_OPTIONAL
         install_skip_pkix_peer_verification(self.server)  # self-signed is the rule here; see ``_identify``
         self.server.num_tickets = 0  # sessions are not resumed
+
+
+def _template() -> x509.CertificateBuilder:
+    """A certificate that carries nothing but the identity: js-libp2p wants that extension to be the first."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "libp2p")])
+    now = dt.datetime.now(dt.UTC)
+    return (
+        x509.CertificateBuilder()
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))  # clocks differ
+        .not_valid_after(now + dt.timedelta(days=36500))  # go-libp2p's hundred years; the key dies with the process
+        .subject_name(name)
+        .issuer_name(name)
+    )
 
 
 def _context(kind: int, path: Path, alpn: list[str]) -> ssl.SSLContext:

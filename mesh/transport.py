@@ -7,8 +7,8 @@ know no moment between 'connected' and 'streams are served'. What is left to do 
 come keys, peer ids, Noise payloads and certificates (``stock.py``).
 
 Security: Noise is proposed first on every machine, TLS second, and either is accepted. A choice by machine proved
-needless: per CPU second Noise carries 1.2 times what ``trio.SSLStream`` does even where the processor has AES
-(``tests/bench/wire.py``), and TLS 1.35 times, for a connection set-up that costs a quarter more.
+needless: even where the processor has AES, Noise carries 1.0 to 1.3 times what ``trio.SSLStream`` does per CPU second,
+our TLS 1.1 to 1.4 times, and TLS takes longer to set up (``python -m tests.bench.wire``).
 
 Invariants: at most one open connection for each peer; nothing of a connection is served before its owner's
 ``on_connection`` has returned; a handler's exception costs its stream and nothing else.
@@ -43,7 +43,7 @@ TLS: Final = tls.PROTOCOL
 HANDSHAKE_TIMEOUT_S: Final = 10.0  # a Pi under load takes 1 to 2 s
 ADMISSION_TIMEOUT_S: Final = 30.0  # for on_connection: a few round trips, and a Pi that checks a chain of grants
 NEGOTIATION_TIMEOUT_S: Final = 10.0  # for a new stream to say its protocol: one round trip
-HANDSHAKES_MAX: Final = 64  # inbound, at once; strangers cost memory and elliptic curves
+HANDSHAKES_MAX: Final = 64  # inbound, until admitted; strangers cost memory and elliptic curves
 PROBE_TIMEOUT_S: Final = 2.0  # for an old connection to prove that it lives, when the peer dials anew
 TWIN_TIMEOUT_S: Final = 1.0  # for the other of two simultaneous connections to come up
 NEGOTIATION_BYTES: Final = 256  # read at once while a stream's protocol is agreed on; the rest is pushed back
@@ -285,38 +285,34 @@ class Transport:
             try:
                 self._handshakes.acquire_on_behalf_of_nowait(socket)
             except trio.WouldBlock:
-                log.warning("%d strangers are shaking hands already; %s is sent away.", HANDSHAKES_MAX, socket.remote)
+                log.warning("%d strangers are on their way in already; %s is sent away.", HANDSHAKES_MAX, socket.remote)
                 socket.close()
                 continue
             self._nursery.start_soon(self._welcome, socket)
 
     async def _welcome(self, socket: Socket) -> None:
+        """See one inbound connection through its handshake and admission, for which it holds one of few places."""
+        try:
+            await self._bring_up(await self._identify(socket))
+        except (LeptonError, trio.TooSlowError) as error:
+            log.info("%s did not get in: %s", socket.remote, _why(error))
+        except Exception:
+            log.exception("%s did not get in for a reason of ours; it is closed.", socket.remote)
+        finally:
+            self._handshakes.release_on_behalf_of(socket)
+
+    async def _identify(self, socket: Socket) -> Connection:
         try:
             with trio.fail_after(HANDSHAKE_TIMEOUT_S):
                 secured = await secure(socket, self._keys, initiator=False)
             if secured.peer_id == self.peer_id:
                 msg = "It is this node itself."
                 raise PeerError(msg)
-        except (PeerError, LinkError, trio.TooSlowError) as error:
-            log.info("%s did not get in: %s", socket.remote, _why(error))
-            socket.close()
-            return
-        except Exception:
-            log.exception("The handshake with %s failed for a reason of ours; it is closed.", socket.remote)
-            socket.close()
-            return
         except BaseException:
             socket.close()
             raise
-        finally:
-            self._handshakes.release_on_behalf_of(socket)
         muxer = Muxer(socket, secured.records, initiator=False, early=secured.early, config=self._config)
-        peer_id = PeerId(secured.peer_id)
-        connection = Connection(muxer, socket, peer_id, initiator=False, security=secured.records.name)
-        try:
-            await self._bring_up(connection)
-        except LeptonError as error:
-            log.info("%s at %s did not stay: %s", peer_id, socket.remote, error)
+        return Connection(muxer, socket, PeerId(secured.peer_id), initiator=False, security=secured.records.name)
 
     # -- one connection a peer ----------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import struct
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final
 
 from .errors import LinkError, PeerError
@@ -41,11 +41,13 @@ class Kind(IntEnum):
     GO_AWAY = 3
 
 
-class Flag(IntFlag):
-    SYN = 1
-    ACK = 2
-    FIN = 4
-    RST = 8
+class Flag:
+    """Plain numbers: an IntFlag's ``&`` costs more than the rest of a frame's header."""
+
+    SYN: Final = 1
+    ACK: Final = 2
+    FIN: Final = 4
+    RST: Final = 8
 
 
 class GoAway(IntEnum):
@@ -200,7 +202,7 @@ class Yamux:
                 else:
                     self._take_header(HEADER.unpack_from(view, at), events, readable)
                     at += HEADER.size
-        events.extend(Readable(stream) for stream in readable.values() if not stream.gone or stream.finished)
+        events.extend(Readable(stream) for stream in readable.values() if not stream.was_reset)
         return events
 
     def _take_header(
@@ -426,7 +428,7 @@ class Yamux:
         """Accept and open no more streams, and say so."""
         if not self._left:
             self._left = True
-            self._control(Kind.GO_AWAY, Flag(0), 0, code)
+            self._control(Kind.GO_AWAY, 0, 0, code)
 
     # -- bytes out ----------------------------------------------------------------------------------------------------
 
@@ -548,7 +550,7 @@ class Yamux:
         stream.receive_window += delta
         stream.uncredited = 0
         more = 0 if stream.deaf else self._grow(stream)
-        self._control(Kind.WINDOW, Flag(0), stream.id, delta + more)
+        self._control(Kind.WINDOW, 0, stream.id, delta + more)
 
     def _forget_if_over(self, stream: YamuxStream) -> None:
         if stream.ended and stream.finished and not stream.unread_bytes and not stream.gone:
@@ -567,11 +569,11 @@ class Yamux:
         stream.unread_bytes = 0
         self.withdraw(stream)
 
-    def _answer(self, kind: Kind, flags: Flag, stream_id: int, length: int) -> None:
+    def _answer(self, kind: Kind, flags: int, stream_id: int, length: int) -> None:
         if len(self._answers) >= ANSWERS_MAX:
             msg = f"The peer asks without reading: {ANSWERS_MAX} answers wait for it."
             raise PeerError(msg)
         self._control(kind, flags, stream_id, length)
 
-    def _control(self, kind: Kind, flags: Flag, stream_id: int, length: int) -> None:
+    def _control(self, kind: Kind, flags: int, stream_id: int, length: int) -> None:
         self._answers.append(HEADER.pack(0, kind, flags, stream_id, length))

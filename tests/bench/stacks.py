@@ -243,6 +243,7 @@ class Stock:
     async def session(self, address: str) -> AsyncIterator["Stock"]:
         self.peer, self.address = address.split()
         async with self._host(False) as self.host:
+            await (await self.connect()).aclose()
             yield self
 
     async def connect(self) -> Any:
@@ -262,4 +263,6 @@ class Stock:
         return self._Adapter(await self.host.new_stream(ID.from_base58(self.peer), [PROTOCOL]))
 
 
-STACKS: dict[str, Callable[[], Any]] = {"raw": Raw, "tls": Tls, "stock": Stock, "noise": Ours, "ours_tls": OursTls}
+_ALL: dict[str, Any] = {"raw": Raw, "tls": Tls, "stock": Stock, "noise": Ours, "ours_tls": OursTls}
+TITLES = {key: stack.name for key, stack in _ALL.items()}
+STACKS: dict[str, Callable[[], Any]] = _ALL

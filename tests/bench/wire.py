@@ -1,12 +1,13 @@
 """What the wire costs: raw TCP, trio.SSLStream, stock libp2p and ours, interleaved, in pairs of processes on this
 machine.
 
-Run ``python tests/bench/wire.py`` (JSON=FILE writes the ratios as flat JSON, ROUNDS and MIB change the effort). Figures
-are medians; CPU is that of the busier of the two processes, user and system together, because wall time says more about
-the machine's other work. ``connect`` is TCP, security, first stream and one echo; TLS shows certificates on both sides,
-as libp2p does.
+Run ``python -m tests.bench.wire`` from the root of the project (JSON=FILE writes the ratios as flat JSON, ROUNDS and
+MIB change the effort). Figures are medians; CPU is that of the busier of the two processes, user and system together,
+because wall time says more about the machine's other work. ``connect`` is TCP, security, first stream and one echo; TLS
+shows certificates on both sides, as libp2p does.
 """
 
+import gc
 import json
 import os
 import resource
@@ -16,14 +17,13 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import trio
 
-sys.path.insert(0, str(Path(__file__).parent))  # the stacks are no package; this file runs as a script
-
-from stacks import REQUEST, STACKS, exactly, pour, swallow
+from .stacks import REQUEST, STACKS, TITLES, exactly, pour, swallow
 
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 BULK_BYTES = int(os.environ.get("MIB", "192")) * 1024 * 1024
@@ -31,7 +31,7 @@ STOCK_SHARE = 4  # stock is that much slower, and its figure as stable with less
 CALLS = 400
 CONNECTS = 40
 STREAMS = 100
-IDLE = 50
+IDLE = 30  # connections held open, of as many clients
 
 
 # -- one process ------------------------------------------------------------------------------------------------------
@@ -54,8 +54,8 @@ async def server(name: str) -> None:
     async with STACKS[name]().listening() as address:
         say(address)
         while await line():
-            usage = resource.getrusage(resource.RUSAGE_SELF)
-            say(cpu(), _resident(), usage.ru_maxrss)
+            gc.collect()
+            say(cpu(), _resident())
 
 
 def _resident() -> int:
@@ -63,14 +63,26 @@ def _resident() -> int:
 
 
 async def client(name: str, address: str) -> None:
-    stack = STACKS[name]()
-    async with stack.session(address) as session:
+    tasks = {"up": up, "down": down, "call": call, "connect": connect, "stream": stream}
+    async with STACKS[name]().session(address) as session, AsyncExitStack() as held:
         say("ready")
-        tasks = {"up": up, "down": down, "call": call, "connect": connect, "stream": stream, "idle": idle}
         while words := await line():
             begin, begin_cpu = time.perf_counter(), cpu()
-            units = await tasks[words[0]](session, name)
+            if words[0] == "hold":
+                units = await hold(name, address, held)
+            else:
+                units = await tasks[words[0]](session, name)
             say(units, time.perf_counter() - begin, cpu() - begin_cpu)
+
+
+async def hold(name: str, address: str, held: AsyncExitStack) -> int:
+    """Connect as that many clients, whose connections stay open and idle."""
+    for _ in range(IDLE):
+        session = await held.enter_async_context(STACKS[name]().session(address))
+        one = await session.connect()
+        await one.send_all(REQUEST.pack(b"C", 1) + b"x")
+        await exactly(one, 1)
+    return IDLE
 
 
 async def up(session: Any, name: str) -> int:
@@ -120,11 +132,6 @@ async def _one_echo(one: Any) -> None:
     await one.aclose()
 
 
-async def idle(session: Any, name: str) -> int:
-    """Hold connections of different clients until the next command; the server's growth is what they cost."""
-    return 0
-
-
 # -- the parent -------------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +140,7 @@ class Pair:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.title = STACKS[name].name
+        self.title = TITLES[name]
         self._server = self._start("server", name)
         (address,) = self._hear(self._server)
         self._client = self._start("client", name, address)
@@ -141,7 +148,7 @@ class Pair:
 
     def _start(self, *words: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, __file__, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "tests.bench.wire", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def _hear(self, process: "subprocess.Popen[str]") -> list[Any]:
@@ -164,11 +171,22 @@ class Pair:
         after = self._ask(self._server, "cpu")
         return {"wall": wall / units, "cpu": max(client_cpu, after[0] - before[0]) / units}
 
+    def idle_bytes(self) -> float:
+        """What one more idle connection costs the server's process."""
+        before = self._ask(self._server, "cpu")[1]
+        count = self._ask(self._client, "hold")[0]
+        after = self._ask(self._server, "cpu")[1]
+        return float((after - before) / count)
+
     def close(self) -> None:
         for process in (self._client, self._server):
             assert process.stdin
             process.stdin.close()
-            process.wait(20)
+        for process in (self._client, self._server):
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def main() -> None:
@@ -184,6 +202,7 @@ def main() -> None:
             for _ in range(ROUNDS):
                 for pair in pairs:
                     found[pair.name, task].append(pair.measure(task))
+        memory = {pair.title: pair.idle_bytes() for pair in pairs if pair.name != "stock"}  # nests badly
         for pair in pairs:
             pair.close()
     middle = {
@@ -191,6 +210,8 @@ def main() -> None:
         for key, ones in found.items()
     }
     print_table({pair.name: pair.title for pair in pairs}, tasks, middle)
+    print("kB of memory for an idle connection, a stream on it open:")  # noqa: T201
+    print(", ".join(f"{title} {size / 1024:.0f}" for title, size in memory.items()))  # noqa: T201
     figures = ratios(middle)
     print(json.dumps(figures, indent=1))  # noqa: T201
     if path := os.environ.get("JSON"):
@@ -217,7 +238,8 @@ def ratios(middle: dict[tuple[str, str], dict[str, float]]) -> dict[str, float]:
         return min(middle["tls", way]["cpu"] / middle[name, way]["cpu"] for way in ("up", "down"))
 
     def dearer(name: str, task: str) -> float:
-        return middle[name, task]["cpu"] / middle["tls", task]["cpu"]
+        ratio: float = middle[name, task]["cpu"] / middle["tls", task]["cpu"]
+        return ratio
 
     have = {name for name, _ in middle}
     did = {task for _, task in middle}

@@ -8,6 +8,13 @@ import { tcp } from '@libp2p/tcp'
 import { tls } from '@libp2p/tls'
 import { yamux } from '@chainsafe/libp2p-yamux'
 
+// js-libp2p 3 wants Node.js 22; this is all that 20 lacks.
+Promise.withResolvers ??= function () {
+  const out = {}
+  out.promise = new Promise((resolve, reject) => Object.assign(out, { resolve, reject }))
+  return out
+}
+
 async function send (stream, data) {
   for (let at = 0; at < data.byteLength; at += 65536) {
     if (!stream.send(data.subarray(at, at + 65536))) await stream.onDrain()

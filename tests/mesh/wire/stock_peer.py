@@ -1,5 +1,5 @@
-"""py-libp2p as it comes, in a process of its own (it leaves sockets open): serves /echo, prints its address, and for every
-address on its input dials it, echoes 32 MiB and 50 short messages through it, and prints what came of that.
+"""py-libp2p as it comes, in a process of its own (it leaves sockets open): serves /echo, prints its address, and for
+every address on its input dials it, echoes 32 MiB and 50 short messages through it, and prints what came of that.
 """
 
 import os
@@ -56,16 +56,14 @@ async def dial(host: Any, address: str) -> str:
         await echoed(host, peer, os.urandom(32 * 1024 * 1024))
         for count in range(50):
             await echoed(host, peer, b"short %d" % count)
-    except Exception:  # whatever it is, the test is to see it
+    except Exception:  # noqa: BLE001  whatever it is, the test is to see it
         return traceback.format_exc().replace("\n", " | ")
     return "ok"
 
 
 async def main(security: str) -> None:
     pair = create_new_key_pair(os.urandom(32))
-    protocol: Any = (
-        Noise(pair, noise_privkey=new_noise_keys().private_key) if security == NOISE else TLSTransport(pair)
-    )
+    protocol: Any = Noise(pair, noise_privkey=new_noise_keys().private_key) if security == NOISE else TLSTransport(pair)
     host: Any = new_host(key_pair=pair, sec_opt={TProtocol(security): protocol})
     host.set_stream_handler("/echo", echo)
     async with host.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]):

@@ -75,11 +75,13 @@ async def test_a_handler_that_raises_costs_its_stream_only(pair: Pair, caplog: p
     """An exception in a stream handler ends the process."""
 
     async def fail(stream: Stream) -> None:
+        await stream.receive_some()
         message = "a bug"
         raise ZeroDivisionError(message)
 
     async with pair(handlers={"/fail": fail}) as (ours, _, _, _):
         stream = await ours.open_stream("/fail")
+        await stream.send_all(b"go")
         with trio.fail_after(5), pytest.raises(trio.BrokenResourceError, match="reset"):
             await stream.receive_some()
         await echoed(ours)
@@ -457,6 +459,24 @@ async def test_a_peer_that_breaks_the_protocol_is_dropped_and_nobody_else(
             await ours.closed.wait()
         assert "not yamux" in theirs.reason
     assert "broke the protocol" in caplog.text
+
+
+async def test_a_bug_of_ours_costs_one_connection(
+    pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong below a connection, the process lives on."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with pair() as (ours, theirs, a, b):
+        monkeypatch.setattr(theirs._muxer._yamux, "receive", fail)
+        with trio.fail_after(5), pytest.raises(LinkError):
+            await ours.open_stream("/echo")
+        with trio.fail_after(5):
+            await ours.closed.wait()
+        assert "bug of ours" in caplog.text
+        await echoed(await a.dial(b.peer_id, b.addresses, timeout_s=5))
 
 
 class _CancelAtStep(trio.abc.Instrument):

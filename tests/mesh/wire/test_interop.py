@@ -1,6 +1,7 @@
 """Ours and other implementations of libp2p, both ways: 32 MiB each way and 50 short streams, over Noise and over TLS.
 
-js-libp2p is installed by npm, in the versions named here, into the user's cache folder; without npm or network these tests skip.
+js-libp2p is installed by npm, in the versions named here, into the user's cache folder; without npm or network these
+tests skip.
 """
 
 import json
@@ -10,12 +11,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-
 from lepton.mesh.transport import NOISE, TLS, Connection, PeerId, Transport
 
 pytestmark = pytest.mark.trio
@@ -81,11 +82,8 @@ def js_root() -> Path:
 async def peer(*command: str) -> AsyncIterator[trio.Process]:
     """Another implementation in a process of its own."""
     async with trio.open_nursery() as nursery:
-        process: trio.Process = await nursery.start(
-            lambda task_status: trio.run_process(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, check=False, task_status=task_status
-            )
-        )
+        run = partial(trio.run_process, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, check=False)
+        process: trio.Process = await nursery.start(run)
         yield process
         assert process.stdin
         await process.stdin.aclose()

@@ -170,3 +170,34 @@ async def test_addresses_that_are_none_are_named(node: Node, text: str) -> None:
     a, b = await node(), await node()
     with pytest.raises(LinkError, match="not an address"):
         await a.dial(b.peer_id, [text], timeout_s=5)
+
+
+async def test_strangers_on_their_way_in_are_few(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lepton.mesh.transport.HANDSHAKES_MAX", 1)
+    asked, answer = trio.Event(), trio.Event()
+
+    async def ponder(connection: Connection) -> None:
+        asked.set()
+        await answer.wait()
+
+    a, b, strict = await node(), await node(), await node(on_connection=ponder)
+    connection = await a.dial(strict.peer_id, strict.addresses, timeout_s=5)
+    await asked.wait()
+    with pytest.raises(LinkError, match=r"closed|reset|broke"):
+        await b.dial(strict.peer_id, strict.addresses, timeout_s=5)
+    answer.set()
+    await connection.open_stream("/echo")
+
+
+async def test_an_owner_that_fails_turns_away(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(connection: Connection) -> None:
+        message = "a bug"
+        raise ZeroDivisionError(message)
+
+    a, b = await node(on_connection=fail), await node()
+    with pytest.raises(Refused, match="a bug"):
+        await a.dial(b.peer_id, b.addresses, timeout_s=5)
+    connection = await b.dial(a.peer_id, a.addresses, timeout_s=5)
+    with trio.fail_after(5):
+        await connection.closed.wait()
+    assert "on_connection failed" in caplog.text

@@ -126,6 +126,12 @@ def test_a_reset_is_no_end(server: Yamux) -> None:
     assert server.receive([data(1, b"late"), frame(Kind.WINDOW, Flag.RST, 1, 0)], 0) == []
 
 
+def test_an_end_and_a_reset_at_once_are_a_reset(server: Yamux) -> None:
+    stream = open_one(server)
+    raw = [data(1, b"abc"), frame(Kind.DATA, Flag.FIN, 1, 0), frame(Kind.WINDOW, Flag.RST, 1, 0)]
+    assert server.receive(raw, 0) == [WasReset(stream)]
+
+
 def test_streams_take_turns() -> None:
     client = Yamux(initiator=True, now=0, config=YamuxConfig(frame_bytes_max=10))
     one, two = client.open(), client.open()
