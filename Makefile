@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint types format coverage demo lock clean
+.PHONY: help venv test lint types format coverage demo bench-wire fuzz lock clean
 
 # The lock was made with 3.11; a newer Python is tried only where there is no 3.11.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
@@ -11,7 +11,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 venv: $(READY) ## make .venv from requirements.lock (again when the lock or pyproject.toml changes)
 
@@ -46,6 +46,13 @@ coverage: $(READY) ## the tests with branch coverage, least covered first
 
 demo: $(READY) ## four nodes on this machine; JSON=FILE writes the figures, ARGS="--model cnn" goes to the demo
 	$(BIN)/python -m lepton.node.demo $(if $(JSON),--json $(JSON)) $(ARGS)
+
+bench-wire: $(READY) ## the wire beside raw TCP, TLS and stock libp2p; JSON=FILE writes the figures
+	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.wire
+
+FUZZ_S ?= 60
+fuzz: $(READY) ## feed every decoder what nobody would send, FUZZ_S seconds each (60)
+	for target in tests/fuzz/fuzz_*.py; do $(BIN)/python $$target -max_total_time=$(FUZZ_S) -verbosity=0; done
 
 # The local part of a version (as in +cpu) names one index's build: without it any index will do.
 lock: $(READY) ## install what pyproject.toml asks for beyond the lock, then write the lock anew

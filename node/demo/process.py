@@ -51,7 +51,7 @@ class NodeProcess:
     async def up(self) -> None:
         """Start the node and wait until it answers. Raises LeptonError with the end of its log when it does not."""
         with (self.home / "node.log").open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603 - our own command  # noqa: ASYNC220
+            self.process = subprocess.Popen(  # noqa: ASYNC220 - it must outlive every nursery but `stopping`
                 [*COMMAND, "up", "--home", str(self.home)], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 env=_environment(), start_new_session=True,
             )  # fmt: skip

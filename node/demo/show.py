@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -22,7 +22,7 @@ class Show:
         self._progress = Progress(TextColumn("   {task.description}"), BarColumn(), MofNCompleteColumn())
         self._detail: RenderableType | None = None
 
-    def __enter__(self) -> "Show":
+    def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self
