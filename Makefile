@@ -54,10 +54,11 @@ FUZZ_S ?= 60
 fuzz: $(READY) ## feed every decoder what nobody would send, FUZZ_S seconds each (60)
 	for target in tests/fuzz/fuzz_*.py; do $(BIN)/python $$target -max_total_time=$(FUZZ_S) -verbosity=0; done
 
-# The local part of a version (as in +cpu) names one index's build: without it any index will do.
+# The local part of a version (as in +cpu) names one index's build: without it any index will do. atheris has wheels for
+# Linux on x86-64 alone, and building it takes a compiler that few have.
 lock: $(READY) ## install what pyproject.toml asks for beyond the lock, then write the lock anew
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
-	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+.*//' > .venv/lock
+	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed "s/+.*//; s/^atheris==.*/&; sys_platform == 'linux' and platform_machine == 'x86_64'/" > .venv/lock
 	mv .venv/lock requirements.lock
 	@touch $(READY)
 

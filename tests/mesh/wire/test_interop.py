@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import trio
-from lepton.mesh.transport import NOISE, TLS, Connection, PeerId, Transport
+from lepton.mesh.identity import PeerId
+from lepton.mesh.transport import NOISE, TLS, Connection, Transport
 
 pytestmark = pytest.mark.trio
 Node = Callable[..., Any]
