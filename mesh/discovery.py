@@ -100,6 +100,9 @@ def _start(interfaces: Sequence[str]) -> Zeroconf:
             return Zeroconf(
                 interfaces=InterfaceChoice.All, ip_version=IPVersion.All if socket.has_ipv6 else IPVersion.V4Only
             )
+        for address in interfaces:  # before Zeroconf does, which leaves sockets open when one is wrong
+            with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.bind((address, 0))
         return Zeroconf(interfaces=list(interfaces))
     except (OSError, RuntimeError) as error:
         if interfaces:

@@ -112,17 +112,17 @@ class Mesh:
         ):
             port = int(self._transport.addresses[0].rpartition("/")[2])
             said = Announcement(self.me, port, config.interfaces or local_addresses())
-            async with open_discovery(root, interfaces=config.interfaces, announce=said) as hints:
-                self._running.set()
-                self._nursery.start_soon(self._hear, hints)
-                self._nursery.start_soon(self._tick)
-                for peer, addresses in config.bootstrap.items():
-                    self._note(membership.Hinted(peer, tuple(addresses), lasting=True))
-                try:
+            try:
+                async with open_discovery(root, interfaces=config.interfaces, announce=said) as hints:
+                    self._running.set()
+                    self._nursery.start_soon(self._hear, hints)
+                    self._nursery.start_soon(self._tick)
+                    for peer, addresses in config.bootstrap.items():
+                        self._note(membership.Hinted(peer, tuple(addresses), lasting=True))
                     yield
-                finally:
-                    self._closing = True
-                    self._nursery.cancel_scope.cancel()
+            finally:  # out here: a wait inside a cancelled scope would put Cancelled in place of the block's exception
+                self._closing = True
+                self._nursery.cancel_scope.cancel()
 
     # -- the picture ------------------------------------------------------------------------------------------------
 

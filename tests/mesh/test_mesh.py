@@ -1,0 +1,421 @@
+"""Members and strangers over the real wire on 127.0.0.1: who gets in, what spreads, and what one peer can cost others.
+
+Nodes are introduced by the tests themselves; that they find each other by mDNS is tried in ``test_joining.py``.
+"""
+
+import struct
+from collections.abc import Callable
+
+import pytest
+import trio
+from lepton.mesh import limits, membership
+from lepton.mesh import mesh as mesh_module
+from lepton.mesh.admission import Credentials
+from lepton.mesh.calls import PROTOCOL as CALLS
+from lepton.mesh.calls import Answer, Empty, Incoming, Method, RequestHeader
+from lepton.mesh.errors import LeptonError, LinkError, Refused
+from lepton.mesh.grants import ROLES, issue
+from lepton.mesh.identity import Identity
+from lepton.mesh.messages import encoded, pack
+from lepton.mesh.protocol import HELLO, JOIN, Delta, JoinAsk, JoinGranted, JoinHeld, JoinSecret
+from lepton.mesh.records import Digest, RecordStore, SignedRecord
+from lepton.mesh.transport import Connection
+
+from .fakes import FOREVER, ROOT, SERIAL, Note, credentials, grant, identity
+from .nodes import PATIENCE_S, Anything, Guest, closed, greet, guest, hear, introduce, member, no_discovery, say, until
+
+ALICE, BOB, CAROL, EVE = map(identity, ("alice", "bob", "carol", "eve"))
+
+
+@pytest.fixture(autouse=True)
+def _without_mdns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_module, "open_discovery", no_discovery)
+
+
+def notes(mesh: mesh_module.Mesh) -> dict[tuple[str, str], str]:
+    return {(record.owner, record.name): value.text for record, value in mesh.live("note", Note)}
+
+
+async def echo(call: Incoming[Note]) -> Answer[Note]:
+    return Answer(call.message, call.arrays)
+
+
+ECHO = Method(name="echo", needs="mesh", takes=Note, handler=echo)
+
+
+async def test_what_goes_wrong_in_the_block_comes_out_of_it() -> None:
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with member(ALICE):
+            raise ZeroDivisionError
+
+
+# -- members -----------------------------------------------------------------------------------------------------------
+
+
+async def test_members_see_each_other_and_what_each_says() -> None:
+    gone = list[str]()
+    async with member(ALICE) as alice:
+        alice.on_absent.append(gone.append)
+        alice.publish("note", "before", Note(text="1"))
+        async with member(BOB) as bob:
+            bob.publish("note", "passing", Note(text="b"))
+            bob.publish("kept", "durable", Note(text="k"), durable=True)
+            introduce(alice, bob)
+            introduce(bob, alice)  # both dial at once
+            await until(bob, lambda: notes(bob) == notes(alice) and len(notes(bob)) == 2)
+            assert alice.present == {BOB.peer_id}
+            assert bob.present == {ALICE.peer_id}
+            assert alice.root == bob.root == ROOT.peer_id
+            assert bob.authority(ALICE.peer_id).allows("infer:*")
+            alice.publish("note", "after", Note(text="2"))
+            await until(bob, lambda: (ALICE.peer_id, "after") in notes(bob))
+            alice.withdraw("note", "before")
+            alice.withdraw("note", "never said")
+            await until(bob, lambda: (ALICE.peer_id, "before") not in notes(bob))
+        await until(alice, lambda: not alice.present)
+        assert gone == [BOB.peer_id]
+        assert notes(alice) == {(ALICE.peer_id, "after"): "2"}
+        assert [record.owner for record, _ in alice.live("kept", Note)] == [BOB.peer_id]
+
+
+async def test_what_is_said_in_a_rush_arrives_whole() -> None:
+    """One push may overtake another, and a head that then skipped one would hide it for good."""
+    async with member(ALICE) as alice, member(BOB) as bob:
+        introduce(alice, bob)
+        await until(alice, lambda: alice.present)
+        for n in range(40):
+            alice.publish("note", f"n{n}", Note(text=str(n)))
+            if n % 7 == 0:
+                await trio.lowlevel.checkpoint()
+        await until(bob, lambda: len(notes(bob)) == 40)
+        assert notes(bob) == notes(alice)
+
+
+async def test_more_than_one_message_holds_is_read_in_one_go() -> None:
+    async with member(ALICE) as alice, member(BOB) as bob:
+        for n in range(100):
+            alice.publish("note", f"n{n}", Note(text="x" * 3000))
+        introduce(bob, alice)
+        await until(bob, lambda: len(notes(bob)) == 100)
+
+
+async def test_word_of_a_third_reaches_those_who_never_met_it() -> None:
+    async with member(ALICE) as alice, member(BOB) as bob, member(CAROL) as carol:
+        introduce(alice, bob)
+        introduce(carol, bob)
+        alice.publish("kept", "x", Note(text="from alice"), durable=True)
+        await until(carol, lambda: carol.live("kept", Note))
+        assert ALICE.peer_id not in carol.present
+        assert carol.authority(ALICE.peer_id).subject == ALICE.peer_id  # its grant came with its word
+
+
+async def test_a_record_of_another_form_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    async with member(ALICE) as alice:
+        alice.publish("note", "good", Note(text="x"))
+        alice.publish("note", "bad", Anything(other=2))
+        assert list(notes(alice).values()) == ["x"]
+    assert "published a bad note record" in caplog.text
+
+
+async def test_calls_work_and_a_bug_in_a_handler_ends_no_node() -> None:
+    async def divide(call: Incoming[Note]) -> Answer[Note]:
+        return Answer(Note(text=str(1 / len(call.message.text))))
+
+    async with member(ALICE) as alice, member(BOB) as bob:
+        bob.calls.serve(ECHO, Method(name="divide", needs="mesh", takes=Note, handler=divide))
+        with pytest.raises(LinkError, match="is not connected"):
+            await alice.calls.call(BOB.peer_id, "echo", Note(), Note)
+        introduce(alice, bob)
+        await until(alice, lambda: alice.present)
+        with pytest.raises(LinkError, match="an unexpected ZeroDivisionError"):
+            await alice.calls.call(BOB.peer_id, "divide", Note(), Note)
+        assert (await alice.calls.call(BOB.peer_id, "divide", Note(text="xx"), Note)).message.text == "0.5"
+        assert alice.present == {BOB.peer_id}
+        assert bob.refusals == {}
+
+
+async def test_a_call_to_a_peer_that_disappears_ends_with_its_connection() -> None:
+    async def never(_call: Incoming[Note]) -> Answer[Note]:
+        called.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    called = trio.Event()
+    errors = list[LeptonError]()
+
+    async def call(frm: mesh_module.Mesh) -> None:
+        with pytest.raises(LinkError) as caught:
+            await frm.calls.call(BOB.peer_id, "never", Note(), Note, timeout_s=10 * PATIENCE_S)
+        errors.append(caught.value)
+
+    async with member(ALICE) as alice:
+        with trio.fail_after(PATIENCE_S):  # long before the call's own deadline
+            async with trio.open_nursery() as nursery, member(BOB) as bob:
+                bob.calls.serve(Method(name="never", needs="mesh", takes=Note, handler=never))
+                introduce(alice, bob)
+                await until(alice, lambda: alice.present)
+                nursery.start_soon(call, alice)
+                await called.wait()
+        assert len(errors) == 1
+
+
+async def test_a_member_that_restarts_is_dialled_again() -> None:
+    async with member(ALICE, pace=membership.Config(redial_first_s=0.01, redial_most_s=0.1)) as alice:
+        async with member(BOB) as bob:
+            introduce(alice, bob)
+            await until(alice, lambda: alice.present)
+        await until(alice, lambda: not alice.present)
+        async with member(BOB, store=RecordStore(BOB, 2)) as bob:
+            bob.publish("note", "x", Note(text="again"))
+            introduce(alice, bob)
+            await until(alice, lambda: (BOB.peer_id, "x") in notes(alice))
+
+
+async def test_a_peer_that_no_longer_answers_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_module, "_EXCHANGE_TIMEOUT_S", 0.05)
+    async with (
+        member(ALICE, pace=membership.Config(exchange_interval_s=0.05)) as alice,
+        guest(EVE, alice) as frozen,
+    ):
+        connection = await frozen.enter()  # and answers nothing
+        await closed(connection)
+        await until(alice, lambda: not alice.present)
+
+
+# -- invites -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_node_whose_grants_are_full_length_gives_no_invites_that_nobody_would_take() -> None:
+    people = [ROOT, identity("admin 1"), identity("admin 2"), ALICE]
+    chain = tuple(grant(people[n], people[n + 1], role="admin") for n in range(limits.GRANT_CHAIN_MAX))
+    held = Credentials(mesh_name="home", root=ROOT.peer_id, chain=chain)
+    async with member(ALICE, held=held) as alice:
+        with pytest.raises(Refused, match="a chain of 3 links"):
+            alice.invite("home", role="member", uses=1, lifetime_s=60.0)
+
+
+async def test_who_may_not_invite_is_told() -> None:
+    async with member(ALICE) as alice:
+        with pytest.raises(Refused, match="may not invite a member"):
+            alice.invite("home", role="member", uses=1, lifetime_s=60.0)
+
+
+# -- strangers ---------------------------------------------------------------------------------------------------------
+
+
+def self_signed(who: Identity) -> Credentials:
+    own = issue(who, who.peer_id, ROLES["admin"], expires=FOREVER, serial=SERIAL)
+    return Credentials(mesh_name="home", root=ROOT.peer_id, chain=(own,))
+
+
+async def test_a_stranger_with_a_grant_of_its_own_making_is_refused_in_words_and_hung_up_on() -> None:
+    async with member(ALICE) as alice, guest(EVE, alice) as eve:
+        connection = await eve.dial()
+        answer = await greet(connection, self_signed(EVE).chain)
+        assert "of another mesh or forged" in answer.refused
+        assert answer.chain == ()  # it is not shown who belongs to this mesh
+        await closed(connection)
+        assert alice.present == frozenset()
+        assert "of another mesh or forged" in alice.refusals[EVE.peer_id]
+
+
+@pytest.mark.parametrize("chain", ["none", "expired", "of somebody else"])
+async def test_other_grants_that_do_not_hold_are_refused_too(chain: str) -> None:
+    shown = {
+        "none": (),
+        "expired": (grant(ROOT, EVE, expires=1.0),),
+        "of somebody else": credentials(BOB).chain,
+    }[chain]
+    async with member(ALICE) as alice, guest(EVE, alice) as eve:
+        connection = await eve.dial()
+        answer = await greet(connection, shown)
+        assert answer.refused
+        await closed(connection)
+        assert alice.present == frozenset()
+
+
+async def test_who_dials_somebody_that_is_no_member_refuses_it() -> None:
+    """Both sides check: here a member dials a peer that answers its greeting with a forged grant."""
+    async with member(ALICE) as alice, member(BOB) as bob:
+        bob._admission._chains[BOB.peer_id] = self_signed(BOB).chain
+        introduce(alice, bob)
+        await until(alice, lambda: BOB.peer_id in alice.refusals)
+        assert alice.present == frozenset()
+
+
+async def call_without_a_word(connection: Connection) -> None:
+    stream = await connection.open_stream(CALLS)
+    await say(stream, RequestHeader(method="echo", timeout_s=5.0, payload_bytes=0))
+    await hear(stream, Anything)
+
+
+async def test_a_call_before_the_greeting_costs_the_connection_and_nobody_else_anything() -> None:
+    async with member(ALICE) as alice, member(BOB) as bob, guest(EVE, alice) as eve:
+        alice.calls.serve(ECHO)
+        introduce(bob, alice)
+        await until(bob, lambda: bob.present)
+        connection = await eve.dial()
+        with pytest.raises((LinkError, trio.BrokenResourceError)):
+            await call_without_a_word(connection)
+        await closed(connection)
+        assert alice.present == {BOB.peer_id}
+        assert (await bob.calls.call(ALICE.peer_id, "echo", Note(text="x"), Note)).message.text == "x"
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff" * 8, struct.pack(">II", 3, 0) + b"\xc1\xc1\xc1", b"\x00", b"", pack(Anything())]
+)
+@pytest.mark.parametrize("protocol", [HELLO, JOIN])
+async def test_a_greeting_of_garbage_costs_the_connection(protocol: str, data: bytes) -> None:
+    async with member(ALICE) as alice, guest(EVE, alice) as eve:
+        connection = await eve.dial()
+        stream = await connection.open_stream(protocol)
+        await stream.send_all(data)
+        await stream.send_eof()
+        await closed(connection)
+        assert alice.present == frozenset()
+
+
+async def test_a_stranger_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_S", 0.2)
+    async with member(ALICE) as alice, guest(EVE, alice) as eve:
+        await closed(await eve.dial())
+
+
+async def test_strangers_at_the_door_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "STRANGERS_MAX", 1)
+    async with member(ALICE) as alice, guest(EVE, alice) as first, guest(CAROL, alice) as second:
+        waiting = await first.dial()
+        await until(alice, lambda: alice._strangers)
+        await closed(await second.dial())
+        assert not waiting.closed.is_set()
+
+
+async def test_an_unknown_invite_is_not_held_and_a_wrong_secret_is_refused() -> None:
+    async with member(ALICE, held=credentials(ALICE, role="admin")) as alice, guest(EVE, alice) as eve:
+        invite = alice.invite("home", role="member", uses=1, lifetime_s=3600.0)
+        connection = await eve.dial()
+        async with await connection.open_stream(JOIN) as stream:
+            await say(stream, JoinAsk(hint=bytes(8)))
+            assert await hear(stream, JoinHeld) == JoinHeld(held=False)
+        await closed(connection)
+        connection = await eve.dial()
+        async with await connection.open_stream(JOIN) as stream:
+            await say(stream, JoinAsk(hint=invite.hint))
+            assert (await hear(stream, JoinHeld)).held
+            await say(stream, JoinSecret(secret=bytes(16)))
+            granted: JoinGranted = await hear(stream, JoinGranted)
+            assert "not known here" in granted.refused
+            assert granted.chain == ()
+        await closed(connection)
+        assert "not known here" in alice.refusals[EVE.peer_id]
+
+
+def test_refusals_are_bounded_and_the_latest_stay() -> None:
+    from lepton.mesh.admission import Admission
+    from lepton.mesh.invites import InviteBook
+
+    admission = Admission(credentials(ALICE), ALICE.peer_id, 0.0)
+    mesh = mesh_module.Mesh(ALICE, admission, RecordStore(ALICE, 1), InviteBook(), mesh_module.MeshConfig())
+    for n in range(3 * limits.STRANGERS_MAX):
+        mesh._refuse(identity(f"stranger {n}").peer_id, "no grant")
+        mesh._refuse(EVE.peer_id, f"for the {n}th time")
+    assert len(mesh.refusals) <= limits.STRANGERS_MAX
+    assert mesh.refusals[EVE.peer_id] == f"for the {n}th time"
+
+
+# -- members that break the protocol -----------------------------------------------------------------------------------
+
+
+REQUEST = encoded({"method": "echo", "timeout_s": 5.0, "payload_bytes": 1})
+TENSOR = {"dtype": "float32", "shape": [2]}
+WITH_TENSOR = encoded({"method": "echo", "timeout_s": 5.0, "payload_bytes": 1, "tensors": [TENSOR]})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(struct.pack(">II", 2, 0) + b"\xc1\xc1", id="malformed header"),
+        pytest.param(struct.pack(">II", 2**31, 0), id="oversized frame"),
+        pytest.param(struct.pack(">II", len(REQUEST), 1) + REQUEST, id="truncated frame"),
+        pytest.param(struct.pack(">II", len(WITH_TENSOR), 8) + WITH_TENSOR + b"\x80" + bytes(7), id="wrong length"),
+    ],
+)
+async def test_what_is_malformed_costs_its_sender_the_connection_and_nothing_else(data: bytes) -> None:
+    async with member(ALICE) as alice, member(BOB) as bob, guest(EVE, alice) as eve:
+        alice.calls.serve(ECHO)
+        introduce(bob, alice)
+        await until(bob, lambda: bob.present)
+        connection = await eve.enter()
+        await eve.send(connection, data)
+        await closed(connection)
+        await until(alice, lambda: alice.present == {BOB.peer_id})
+        assert EVE.peer_id in alice.refusals
+        assert (await bob.calls.call(ALICE.peer_id, "echo", Note(text="x"), Note)).message.text == "x"
+
+
+async def test_who_sends_too_slowly_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "FRAME_TIMEOUT_S", 0.2)
+    async with member(ALICE) as alice, guest(EVE, alice) as eve:
+        connection = await eve.enter()
+        stream = await connection.open_stream(CALLS)
+        await stream.send_all(b"\x00")
+        await closed(connection)
+        await until(alice, lambda: "not complete after 0.2 s" in alice.refusals.get(EVE.peer_id, ""))
+
+
+def forged() -> SignedRecord:
+    record = RecordStore(BOB, 1).publish("note", "x", Note(text="forged"))
+    return SignedRecord(content=record.signed.content, signature=EVE.sign("record", record.signed.content))
+
+
+LIES: dict[str, Callable[[], Delta]] = {
+    "a forged record": lambda: Delta(
+        records=(forged(),), chains={BOB.peer_id: credentials(BOB).chain}, digest=Digest()
+    ),
+    "no digest": Delta,
+}
+
+
+async def lie(eve: Guest, delta: Delta) -> None:
+    async def exchange(_call: Incoming[Digest]) -> Answer[Delta]:
+        return Answer(delta)
+
+    eve.calls.serve(Method(name="mesh.exchange", needs="mesh", takes=Digest, handler=exchange))
+    eve.served = eve.calls.answer
+
+
+@pytest.mark.parametrize("name", LIES)
+async def test_a_lie_in_an_exchange_costs_the_liar_the_connection(name: str) -> None:
+    async with member(ALICE) as alice, guest(EVE, alice) as eve:
+        await lie(eve, LIES[name]())
+        await closed(await eve.enter())
+        await until(alice, lambda: not alice.present)
+        assert notes(alice) == {}
+        assert EVE.peer_id in alice.refusals
+
+
+async def test_a_forged_record_in_a_push_costs_its_sender_the_connection() -> None:
+    async with member(ALICE) as alice, guest(EVE, alice) as eve:
+        connection = await eve.enter()
+        with pytest.raises(LinkError):
+            await eve.calls.call(ALICE.peer_id, "mesh.push", LIES["a forged record"](), Empty)
+        await closed(connection)
+        assert notes(alice) == {}
+
+
+async def test_a_push_that_does_not_follow_on_what_is_known_is_asked_for_whole() -> None:
+    """The push before it was lost. The exchange that this sets off brings both."""
+    store = RecordStore(EVE, 1)
+    first = store.publish("note", "first", Note(text="1"))
+    since = store.digest()
+    second = store.publish("note", "second", Note(text="2"))
+    chains = {EVE.peer_id: credentials(EVE).chain}
+    async with member(ALICE, pace=membership.Config(exchange_interval_s=600.0)) as alice, guest(EVE, alice) as eve:
+        await lie(eve, Delta(digest=Digest()))
+        await eve.enter()
+        await until(alice, lambda: True)
+        push = Delta(records=(second.signed,), chains=chains, since=since)
+        await lie(eve, Delta(records=(first.signed, second.signed), chains=chains, digest=store.digest()))
+        await eve.calls.call(ALICE.peer_id, "mesh.push", push, Empty)
+        await until(alice, lambda: len(notes(alice)) == 2)
