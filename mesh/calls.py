@@ -1,92 +1,69 @@
-"""Calls between nodes: one request and one answer, each a frame, with a deadline, authorised before it is parsed.
+"""Calls between nodes: one answer, a stream of answers, a stream of requests, or one large transfer.
 
-A method says which capability it needs. The check happens here and nowhere else: after the small header is read and
-before the payload is looked at. What a handler raises becomes the caller's exception of the same kind.
+Small messages of all calls to a peer share one control stream, which stays open; large tensors and transfers have
+streams of their own, so that they never hold up a small call. A method says which capability it needs. The check
+happens in one place (``rpc/serving.py``), with the header known and before the payload is looked at. Deadlines travel
+as time that is left; what a handler raises becomes the caller's exception of the same kind; a cancelled call is
+cancelled on the other side.
+
+Machines (``rpc/caller.py``, ``rpc/callee.py``) decide; the shells beside them move bytes and wake tasks.
 """
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Generic, TypeVar
 
-import msgspec
 import trio
 
-from . import frames, limits, tensors
-from .errors import Busy, LeptonError, LinkError, PeerError, Refused, UsageError
+from . import frames, limits
+from .errors import LinkError, PeerError, Refused, UsageError
 from .grants import Authority
 from .identity import PeerId, short
-from .messages import Message, Name, Natural, Text, pack, unpack
-from .tensors import Array, TensorSpec
+from .messages import Message
+from .rpc import headers
+from .rpc.asking import Asking, Body, Pending, body_of
+from .rpc.attached import PROTOCOL, Attached, Inlet, Key, Outlet
+from .rpc.bulk import Bulk, Destination, FilePart, Sink, Source
+from .rpc.channel import Counts
+from .rpc.headers import Attach, RequestHeader
+from .rpc.methods import Answer, Empty, Incoming, Method, capability
+from .rpc.serving import Admit, Serving
+from .tensors import Array
 from .transport import Connection, Stream
 
-PROTOCOL = "/lepton/call/1"
+__all__ = [
+    "PROTOCOL",
+    "Answer",
+    "Bulk",
+    "Calls",
+    "Empty",
+    "FilePart",
+    "Incoming",
+    "ItemStream",
+    "Method",
+    "RequestHeader",
+    "Sink",
+    "receive_frame",
+]
 _READ_BYTES = 256 * limits.KIB
-# What an error's text may take of a header.
-_REASON_CHARACTERS_MAX = 1000
 
 log = logging.getLogger(__name__)
-M = TypeVar("M")
 R = TypeVar("R")
+Item = Message | Answer[Any]  # of a client stream: a message, or a message with tensors
 
-Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=limits.BUFFERS_MAX)]
-
-
-class RequestHeader(Message, frozen=True, kw_only=True):
-    """What may be known of a request before it is authorised."""
-
-    method: Name
-    scope: Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?$")] = ""  # which model, task or service
-    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=limits.CALL_TIMEOUT_S_MAX)]
-    payload_bytes: Natural
-    tensors: Tensors = ()
-
-
-class AnswerHeader(Message, frozen=True, kw_only=True):
-    """How a call ended. ``error`` names the kind of exception, ``reason`` is its message."""
-
-    error: Literal["", "usage", "peer", "link", "refused", "busy", "internal"] = ""
-    reason: Text = ""
-    retry_after_s: float = 0.0
-    payload_bytes: Natural = 0
-    tensors: Tensors = ()
-
-
-class Empty(Message, frozen=True, kw_only=True):
-    """Nothing to say."""
-
-
-class Incoming(NamedTuple, Generic[M]):
-    """A call as its handler sees it. ``caller`` is the connection's peer, never something from the payload."""
-
-    caller: PeerId
-    authority: Authority
-    scope: str
-    message: M
-    arrays: list[Array]
-
-
-class Answer(NamedTuple, Generic[R]):
-    """What a call returns: a message and tensors."""
-
-    message: R
-    arrays: Sequence[Array] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """One callable method: what it takes, which capability it needs ('infer' becomes 'infer:SCOPE'), who answers."""
-
-    name: str
-    needs: str
-    takes: type[Any]
-    handler: Callable[[Incoming[Any]], Awaitable[Answer[Any]]]
-    body_bytes_max: int = limits.MIB
-
-
-Admit = Callable[[PeerId], Awaitable[Authority]]
 Connect = Callable[[PeerId], Connection]
+
+
+class _Link:
+    """What the calls over one connection share."""
+
+    def __init__(self) -> None:
+        self.attached = Attached()
+        self.asking: Asking | None = None
+        self.opening = trio.Lock()
+        self.serving = False
 
 
 class Calls:
@@ -101,9 +78,18 @@ class Calls:
         self._connection_to = connection_to
         self._offend = offend
         self._methods: dict[str, Method] = {}
-        self._in_flight: dict[PeerId, int] = {}
-        self.bytes_sent = 0
-        self.bytes_received = 0
+        self._links: dict[Connection, _Link] = {}
+        self._counts = Counts()
+
+    @property
+    def bytes_sent(self) -> int:
+        """By calls of both directions, without the wire's own overhead."""
+        return self._counts.sent
+
+    @property
+    def bytes_received(self) -> int:
+        """By calls of both directions, without the wire's own overhead."""
+        return self._counts.received
 
     def serve(self, *methods: Method) -> None:
         """Answer these methods from now on."""
@@ -114,7 +100,7 @@ class Calls:
         for name in names:
             self._methods.pop(name, None)
 
-    # -- calling ----------------------------------------------------------------------------------------------------
+    # -- calling ------------------------------------------------------------------------------------------------------
 
     async def call(
         self,
@@ -128,156 +114,327 @@ class Calls:
         timeout_s: float = limits.CALL_TIMEOUT_S,
         answer_bytes_max: int = limits.BODY_BYTES_MAX,
     ) -> Answer[R]:
-        """Call a method of a peer. Raises LinkError when no answer comes in time, else what the handler raised."""
-        if peer == self._me.subject:
-            return await self._call_oneself(method, message, scope, arrays, timeout_s)
-        payload = pack(message)
-        header = RequestHeader(
-            method=method,
-            scope=scope,
-            timeout_s=timeout_s,
-            payload_bytes=len(payload),
-            tensors=tuple(tensors.describe(array) for array in arrays),
-        )
-        pieces = frames.encode(pack(header), [payload, *(tensors.buffer_of(array) for array in arrays)])
-        try:
-            with trio.fail_after(timeout_s):
-                frame = await self._exchange(peer, pieces, answer_bytes_max)
-        except trio.TooSlowError as error:
-            msg = f"{short(peer)} did not answer {method!r} within {timeout_s:g} s."
-            raise LinkError(msg) from error
-        try:
-            return _read_answer(frame, answers, peer)
-        except PeerError as error:
-            self._offend(peer, str(error))
-            raise
+        """Call a method of a peer. Raises LinkError when no answer comes in time, else what the handler raised.
 
-    async def _exchange(self, peer: PeerId, pieces: Sequence[Any], answer_bytes_max: int) -> frames.Frame:
-        stream = await self._connection_to(peer).open_stream(PROTOCOL)
+        Raises Busy when the peer, or this node's list of calls to it, has as many as it takes.
+        """
+        if peer == self._me.subject:
+            return await self._call_oneself(method, Answer(message, arrays), scope, timeout_s)
+        return await self._exchange(
+            peer, method, body_of(message, arrays), answers, scope, timeout_s, bytes_max=answer_bytes_max
+        )
+
+    async def send(
+        self,
+        peer: PeerId,
+        method: str,
+        message: Message,
+        source: Source,
+        answers: type[R],
+        *,
+        scope: str = "",
+        timeout_s: float = limits.CALL_TIMEOUT_S_MAX,
+    ) -> Answer[R]:
+        """Call a method with a transfer of any size: bytes, an array, or part of a file. Otherwise like ``call``."""
+        body = body_of(message, (), source)
+        return await self._exchange(peer, method, body, answers, scope, timeout_s, bytes_max=limits.BODY_BYTES_MAX)
+
+    async def fetch(
+        self,
+        peer: PeerId,
+        method: str,
+        message: Message,
+        answers: type[R],
+        into: Destination,
+        *,
+        scope: str = "",
+        size_bytes_max: int = limits.BULK_BYTES_MAX,
+        timeout_s: float = limits.CALL_TIMEOUT_S_MAX,
+    ) -> Answer[R]:
+        """Call a method whose answer is a transfer, and put it straight into a buffer of its size or a file-like sink.
+
+        Raises PeerError when more is announced than ``size_bytes_max``; otherwise like ``call``. After an error a part
+        of it may have been written.
+        """
+        return await self._exchange(
+            peer,
+            method,
+            body_of(message),
+            answers,
+            scope,
+            timeout_s,
+            bytes_max=limits.BODY_BYTES_MAX,
+            bulk_to=into,
+            bulk_bytes_max=size_bytes_max,
+        )
+
+    async def feed(
+        self,
+        peer: PeerId,
+        method: str,
+        message: Message,
+        items: AsyncIterable[Item],
+        answers: type[R],
+        *,
+        scope: str = "",
+        timeout_s: float = limits.CALL_TIMEOUT_S,
+        answer_bytes_max: int = limits.BODY_BYTES_MAX,
+    ) -> Answer[R]:
+        """Call a client stream's method with messages, or ``Answer(message, tensors)``, as they come.
+
+        Takes the next of ``items`` only when the other side has room. Otherwise like ``call``.
+        """
+        if peer == self._me.subject:
+            return await self._call_oneself(method, Answer(message), scope, timeout_s, items=aiter(_as_answers(items)))
+        return await self._exchange(
+            peer, method, body_of(message), answers, scope, timeout_s, bytes_max=answer_bytes_max, items=items
+        )
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        peer: PeerId,
+        method: str,
+        message: Message,
+        *,
+        items: type[R],
+        scope: str = "",
+        arrays: Sequence[Array] = (),
+        timeout_s: float = limits.CALL_TIMEOUT_S,
+        item_bytes_max: int = limits.BODY_BYTES_MAX,
+    ) -> AsyncIterator["ItemStream[R]"]:
+        """Call a server stream's method; iterate over what comes. Leaving the block ends the call.
+
+        The deadline is that of the whole stream. Iterating raises what ``call`` raises, behind the last item.
+        """
+        if peer == self._me.subject:
+            msg = f"{method!r} is this node's own; iterate over what its handler iterates over."
+            raise UsageError(msg)
+        deadline = trio.current_time() + timeout_s
+        body = body_of(message, arrays)
+        with _limit(deadline, _too_late(peer, method, timeout_s)):
+            asking = await self._asking(peer)
+            pending = await asking.begin(method, body, scope=scope, timeout_s=_left(deadline), kind="server_stream")
+        inlet = asking.inlet(pending)
         try:
-            await self._send(stream, pieces)
-            await stream.send_eof()
-            frame = await self._receive(stream, answer_bytes_max)
-        except BaseException as error:
-            stream.reset()
-            if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
-                msg = f"The connection to {short(peer)} broke during a call."
-                raise LinkError(msg) from error
-            raise
-        await stream.aclose()
-        return frame
+            async with asking.outlet(pending) as outlet:
+                if body.aside:
+                    with _limit(deadline, _too_late(peer, method, timeout_s)):
+                        await asking.push(pending, body, outlet)
+                yield ItemStream(asking, pending, inlet, items, deadline, timeout_s, item_bytes_max, self._blame)
+        finally:
+            asking.leave(pending)
+            inlet.close()
+
+    async def _exchange(
+        self,
+        peer: PeerId,
+        method: str,
+        body: Body,
+        answers: type[R],
+        scope: str,
+        timeout_s: float,
+        *,
+        bytes_max: int,
+        items: AsyncIterable[Item] | None = None,
+        bulk_to: Destination | None = None,
+        bulk_bytes_max: int = 0,
+    ) -> Answer[R]:
+        """Everything but a server stream: ask, send what there is to send, wait for the one answer, read it."""
+        deadline = trio.current_time() + timeout_s
+        with trio.CancelScope(deadline=deadline):
+            asking = await self._asking(peer)
+            pending = await asking.begin(
+                method, body, scope=scope, timeout_s=_left(deadline), kind="unary" if items is None else "client_stream"
+            )
+            inlet = None
+            try:
+                if items is not None or body.aside:
+                    async with asking.outlet(pending) as outlet:
+                        await self._pour(asking, pending, body, items, outlet)
+                        last = await asking.answer(pending)
+                else:
+                    last = await asking.answer(pending)
+                inlet = asking.inlet(pending) if last.header.aside else None
+                return await asking.read(
+                    pending,
+                    last.header,
+                    last.body,
+                    answers,
+                    inlet,
+                    bytes_max=bytes_max,
+                    bulk_to=bulk_to,
+                    bulk_bytes_max=bulk_bytes_max,
+                )
+            except PeerError as error:
+                self._blame(asking, error)
+                raise
+            finally:
+                asking.leave(pending)
+                if inlet is not None:
+                    inlet.close()
+        raise LinkError(_too_late(peer, method, timeout_s))
+
+    async def _pour(
+        self, asking: Asking, pending: Pending, body: Body, items: AsyncIterable[Item] | None, outlet: Outlet
+    ) -> None:
+        if body.aside:
+            await asking.push(pending, body, outlet)
+        if items is not None:
+            await asking.feed(pending, _as_bodies(items), outlet)
+
+    async def _asking(self, peer: PeerId) -> Asking:
+        """The open control stream to a peer, or a new one. Raises LinkError."""
+        connection = self._connection_to(peer)
+        link = self._links.get(connection)
+        if link is not None and link.asking is not None and not link.asking.channel.over:
+            return link.asking
+        link = self._link(connection)
+        async with link.opening:
+            if link.asking is None or link.asking.channel.over:
+                stream = await connection.open_stream(PROTOCOL)
+                first = link.asking.next_call if link.asking else 1  # what is attached is told apart by the call's id
+                link.asking = Asking(connection, stream, link.attached, self._counts, first, self._blame)
+            return link.asking
+
+    def _link(self, connection: Connection) -> _Link:
+        if connection not in self._links:
+            for old in [old for old in self._links if old.closed.is_set()]:
+                del self._links[old]
+            self._links[connection] = _Link()
+        return self._links[connection]
+
+    def _blame(self, asking: Asking, error: PeerError) -> None:
+        """An answer broke the protocol."""
+        self._offend(asking.connection.peer_id, str(error))
 
     async def _call_oneself(
-        self, method: str, message: Message, scope: str, arrays: Sequence[Array], timeout_s: float
+        self,
+        method: str,
+        asked: Answer[Any],
+        scope: str,
+        timeout_s: float,
+        items: AsyncIterator[Answer[Any]] | None = None,
     ) -> Answer[Any]:
-        try:
-            with trio.fail_after(timeout_s):
-                known = self._method(method)
-                self._me.require(_capability(known, scope), time.time())
-                return await known.handler(Incoming(self._me.subject, self._me, scope, message, list(arrays)))
-        except trio.TooSlowError as error:
-            msg = f"This node did not answer its own {method!r} within {timeout_s:g} s."
-            raise LinkError(msg) from error
+        with trio.CancelScope(deadline=trio.current_time() + timeout_s):
+            known = self._methods.get(method)
+            if known is None or known.kind != ("unary" if items is None else "client_stream"):
+                msg = f"This node does not answer {method!r} when called like this."
+                raise UsageError(msg)
+            self._me.require(capability(known, scope), time.time())
+            incoming = Incoming(self._me.subject, self._me, scope, asked.message, list(asked.arrays))
+            return await known.handler(incoming if items is None else incoming._replace(items=items)) or Answer(Empty())
+        msg = f"This node did not answer its own {method!r} within {timeout_s:g} s."
+        raise LinkError(msg)
 
-    # -- answering --------------------------------------------------------------------------------------------------
+    # -- answering ----------------------------------------------------------------------------------------------------
 
     async def answer(self, stream: Stream) -> None:
-        """Serve one inbound stream: the handler of ``PROTOCOL``."""
+        """Serve one inbound stream, of calls or of one call's large buffers: the handler of ``PROTOCOL``."""
         peer = stream.peer_id
         try:
-            authority = await self._admit(peer)
-        except Refused as error:
+            await self._admit(peer)
+            with trio.fail_after(limits.FRAME_TIMEOUT_S):
+                frame = await receive_frame(stream, body_bytes_max=0)
+            first = headers.first(frame.header)
+            link = self._link(stream.connection)
+            if isinstance(first, Attach):
+                await link.attached.serve(Key(first.call, first.to_caller), stream)
+            elif link.serving:
+                msg = "A second control stream was opened beside the first."
+                raise PeerError(msg)
+            else:
+                await self._serve(link, stream)
+        except (Refused, PeerError) as error:
             self._offend(peer, str(error))
-            return
-        if self._in_flight.get(peer, 0) >= limits.CALLS_PER_PEER_MAX:
-            busy = Busy(f"This node already answers {limits.CALLS_PER_PEER_MAX} calls of yours.", 0.1)
-            await self._send_error(stream, busy)
-            return
-        self._in_flight[peer] = self._in_flight.get(peer, 0) + 1
-        try:
-            await self._answer(stream, authority)
-        except PeerError as error:
-            await self._send_error(stream, error)
-            self._offend(peer, str(error))
-        except LeptonError as error:
-            await self._send_error(stream, error)
+        except trio.TooSlowError:
+            self._offend(peer, f"It opened a stream for calls and said nothing for {limits.FRAME_TIMEOUT_S:g} s.")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("the caller %s went away", short(peer))
+
+    async def _serve(self, link: _Link, stream: Stream) -> None:
+        link.serving = True
+        try:
+            await Serving(
+                stream,
+                link.attached,
+                self._counts,
+                methods=self._methods,
+                admit=self._admit,
+                offend=self._offend,
+            ).run()
         finally:
-            self._in_flight[peer] -= 1
-            if not self._in_flight[peer]:
-                del self._in_flight[peer]
+            link.serving = False
 
-    async def _answer(self, stream: Stream, authority: Authority) -> None:
-        with trio.move_on_after(limits.FRAME_TIMEOUT_S) as reading:
-            frame = await self._receive(stream, limits.BODY_BYTES_MAX)
-        if reading.cancelled_caught:
-            msg = f"A request was not complete after {limits.FRAME_TIMEOUT_S:g} s."
-            raise PeerError(msg)
-        header = unpack(frame.header, RequestHeader)
-        method = self._method(header.method)
-        authority.require(_capability(method, header.scope), time.time())
-        if frame.body.nbytes > method.body_bytes_max:
-            msg = f"A request to {method.name!r} has {frame.body.nbytes} B; it takes at most {method.body_bytes_max} B."
-            raise PeerError(msg)
-        message = unpack(frame.body[: header.payload_bytes], method.takes)
-        arrays = tensors.read(header.tensors, frame.body[header.payload_bytes :])
-        answer = None
-        with trio.move_on_after(header.timeout_s):  # past its deadline nobody waits for the answer
-            answer = await method.handler(Incoming(stream.peer_id, authority, header.scope, message, arrays))
-        if answer is None:
-            msg = f"{method.name!r} was not done within the {header.timeout_s:g} s that its caller gave."
-            raise LinkError(msg)
-        await self._send_answer(stream, answer)
 
-    def _method(self, name: str) -> Method:
-        if name not in self._methods:
-            msg = f"This node does not answer {name!r}; it may run another release, or not hold what was asked for."
-            raise UsageError(msg)
-        return self._methods[name]
+class ItemStream(Generic[R]):
+    """What a server stream brings, in order: iterate over it."""
 
-    async def _send_answer(self, stream: Stream, answer: Answer[Any]) -> None:
-        payload = pack(answer.message)
-        header = AnswerHeader(
-            payload_bytes=len(payload), tensors=tuple(tensors.describe(array) for array in answer.arrays)
-        )
-        await self._send(stream, frames.encode(pack(header), [payload, *map(tensors.buffer_of, answer.arrays)]))
-        await stream.send_eof()
+    def __init__(
+        self,
+        asking: Asking,
+        pending: Pending,
+        inlet: Inlet,
+        kind: type[R],
+        deadline: float,
+        timeout_s: float,
+        item_bytes_max: int,
+        blame: Callable[[Asking, PeerError], None],
+    ) -> None:
+        self._asking = asking
+        self._pending = pending
+        self._inlet = inlet
+        self._kind = kind
+        self._deadline = deadline
+        self._timeout_s = timeout_s
+        self._item_bytes_max = item_bytes_max
+        self._blame = blame
 
-    async def _send_error(self, stream: Stream, error: LeptonError) -> None:
-        kind = next((name for name, cls in _KINDS.items() if isinstance(error, cls)), "internal")
-        header = AnswerHeader(
-            error=kind,  # type: ignore[arg-type]
-            reason=str(error)[:_REASON_CHARACTERS_MAX],
-            retry_after_s=error.retry_after_s if isinstance(error, Busy) else 0.0,
-        )
-        with trio.move_on_after(1.0):  # a courtesy: who does not read it does not get it
+    def __aiter__(self) -> "ItemStream[R]":
+        return self
+
+    async def __anext__(self) -> Answer[R]:
+        asking, pending = self._asking, self._pending
+        with _limit(self._deadline, _too_late(asking.connection.peer_id, pending.method, self._timeout_s)):
+            came = await asking.next_item(pending)
+            if came is None:
+                raise StopAsyncIteration
             try:
-                await self._send(stream, frames.encode(pack(header)))
-                await stream.send_eof()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                log.debug("could not tell %s: %s", short(stream.peer_id), error)
-
-    # -- frames on streams ------------------------------------------------------------------------------------------
-
-    async def _send(self, stream: Stream, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
-        for piece in pieces:
-            await stream.send_all(piece)
-            self.bytes_sent += len(piece)
-
-    async def _receive(self, stream: Stream, body_bytes_max: int) -> frames.Frame:
-        frame = await receive_frame(stream, body_bytes_max=body_bytes_max)
-        self.bytes_received += len(frame.header) + frame.body.nbytes
-        return frame
+                item = await asking.read(
+                    pending, came.header, came.body, self._kind, self._inlet, bytes_max=self._item_bytes_max
+                )
+            except PeerError as error:
+                self._blame(asking, error)
+                raise
+            asking.consumed(pending)
+            return item
 
 
-_KINDS: dict[str, type[LeptonError]] = {
-    "usage": UsageError,
-    "refused": Refused,
-    "busy": Busy,
-    "peer": PeerError,
-    "link": LinkError,
-}
+@contextmanager
+def _limit(deadline: float, message: str) -> Iterator[None]:
+    with trio.CancelScope(deadline=deadline) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise LinkError(message)
+
+
+def _too_late(peer: PeerId, method: str, timeout_s: float) -> str:
+    return f"{short(peer)} did not answer {method!r} within {timeout_s:g} s."
+
+
+def _left(deadline: float) -> float:
+    """The time that is left, as it travels: a clock's reading means nothing elsewhere."""
+    return min(max(deadline - trio.current_time(), 0.001), limits.CALL_TIMEOUT_S_MAX)
+
+
+async def _as_answers(items: AsyncIterable[Item]) -> AsyncIterator[Answer[Any]]:
+    async for item in items:
+        yield item if isinstance(item, Answer) else Answer(item)
+
+
+async def _as_bodies(items: AsyncIterable[Item]) -> AsyncIterator[Body]:
+    async for item in items:
+        yield body_of(item.message, item.arrays) if isinstance(item, Answer) else body_of(item)
 
 
 async def receive_frame(stream: Stream, *, body_bytes_max: int) -> frames.Frame:
@@ -291,23 +448,3 @@ async def receive_frame(stream: Stream, *, body_bytes_max: int) -> frames.Frame:
             raise PeerError(msg)
         if got := decoder.receive(data):
             return got[0]
-
-
-def _capability(method: Method, scope: str) -> str:
-    return f"{method.needs}:{scope}" if scope else method.needs
-
-
-def _read_answer(frame: frames.Frame, answers: type[R], peer: PeerId) -> Answer[R]:
-    header = unpack(frame.header, AnswerHeader)
-    if header.error == "busy":
-        raise Busy(header.reason, header.retry_after_s)
-    if header.error == "peer":  # what we sent was malformed in its eyes: our bug or a release apart, not its offence
-        msg = f"{short(peer)} could not read our request: {header.reason}"
-        raise LinkError(msg)
-    if header.error == "internal":
-        msg = f"{short(peer)} failed: {header.reason}"
-        raise LinkError(msg)
-    if header.error:
-        raise _KINDS[header.error](header.reason)
-    message = unpack(frame.body[: header.payload_bytes], answers)
-    return Answer(message, tensors.read(header.tensors, frame.body[header.payload_bytes :]))

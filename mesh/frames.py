@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from . import limits
 from .errors import PeerError
 
-_PREFIX = struct.Struct(">II")
+PREFIX = struct.Struct(">II")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def encode(
     if size > limits.BODY_BYTES_MAX:
         msg = f"A frame body of {size} B is over the limit of {limits.BODY_BYTES_MAX} B; send it in parts."
         raise ValueError(msg)
-    return [_PREFIX.pack(len(header), size) + header, *views]
+    return [PREFIX.pack(len(header), size) + header, *views]
 
 
 class FrameDecoder:
@@ -61,13 +61,15 @@ class FrameDecoder:
     def bytes_wanted(self) -> int:
         """How many bytes complete the current part: read no more than this to stay inside one frame."""
         if self._header is None:
-            return _PREFIX.size - len(self._prefix)
+            return PREFIX.size - len(self._prefix)
         return len(self._header) + len(self._body) - self._filled
 
     def receive(self, data: bytes | bytearray | memoryview) -> list[Frame]:
         """Add bytes. Raises PeerError when a frame announces more than the limits allow."""
-        frames = []
+        frames: list[Frame] = []
         view = memoryview(data)
+        if not self._prefix:
+            view = self._take_whole(view, frames)
         while view.nbytes:
             view = self._take(view)
             if self._header is not None and self.bytes_wanted == 0:
@@ -81,11 +83,25 @@ class FrameDecoder:
             msg = f"The stream ended inside a frame, {self.bytes_wanted} B short; nothing of that frame was used."
             raise PeerError(msg)
 
+    def _take_whole(self, view: memoryview, frames: list[Frame]) -> memoryview:
+        """Cut off the frames that lie here whole, as those of calls do: the same as below in a fifth of the steps."""
+        size, start = view.nbytes, 0
+        while size - start >= PREFIX.size:
+            header_bytes, body_bytes = PREFIX.unpack_from(view, start)
+            body = start + PREFIX.size + header_bytes
+            if header_bytes > self._header_bytes_max or body_bytes > self._body_bytes_max or body + body_bytes > size:
+                break
+            frames.append(
+                Frame(bytes(view[start + PREFIX.size : body]), memoryview(bytearray(view[body : body + body_bytes])))
+            )
+            start = body + body_bytes
+        return view[start:]
+
     def _take(self, view: memoryview) -> memoryview:
         if self._header is None:
             n = min(self.bytes_wanted, view.nbytes)
             self._prefix += view[:n]
-            if len(self._prefix) == _PREFIX.size:
+            if len(self._prefix) == PREFIX.size:
                 self._begin()
             return view[n:]
         n = min(self.bytes_wanted, view.nbytes)
@@ -93,7 +109,7 @@ class FrameDecoder:
         return view[n:]
 
     def _begin(self) -> None:
-        header_bytes, body_bytes = _PREFIX.unpack(self._prefix)
+        header_bytes, body_bytes = PREFIX.unpack(self._prefix)
         for part, size, most in (
             ("header", header_bytes, self._header_bytes_max),
             ("body", body_bytes, self._body_bytes_max),

@@ -8,7 +8,7 @@ it sent had gone.
 
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -310,6 +310,39 @@ class MuxedStream(trio.abc.HalfCloseableStream):
         self._receiving = False
         self._moved_in = trio.Event()
         self._moved_out = trio.Event()
+        self._watcher: Callable[[], None] | None = None
+
+    # -- without waiting ----------------------------------------------------------------------------------------------
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Call this, from the connection's own tasks, whenever there may be more to read, all was sent, or it broke.
+
+        It saves a task's wake-up for every small message. It must neither wait nor raise; now is its first call.
+        """
+        self._watcher = watcher
+        watcher()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What was queued and is in no frame yet."""
+        return self._state.unsent_bytes
+
+    @property
+    def broken(self) -> str:
+        """Why nothing more comes or goes, ``""`` while it does. What came before an end on purpose is read first."""
+        if self._broken or self._closed:
+            return self._broken or "this stream was closed here"
+        return "the peer ended the stream" if self._state.finished and not self._state.unread_bytes else ""
+
+    def send_nowait(self, data: bytes) -> None:
+        """Queue bytes behind those queued before; bound ``unsent_bytes``. Of a broken stream they go nowhere."""
+        if not (self._broken or self._closed or self._state.ending):
+            self._yamux.send(self._state, (memoryview(data),))
+            self._muxer._kick()  # noqa: SLF001  the two classes are one module's
+
+    def receive_nowait(self) -> list[memoryview]:
+        """What lies here unread, in pieces."""
+        return self._read(RECEIVE_BYTES) if self._state.unread_bytes else []
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -472,9 +505,13 @@ class MuxedStream(trio.abc.HalfCloseableStream):
 
     def notice_readable(self) -> None:
         self._moved_in.set()
+        if self._watcher is not None:
+            self._watcher()
 
     def notice_drained(self) -> None:
         self._moved_out.set()
+        if self._watcher is not None:
+            self._watcher()
 
     def _check(self, *, reading: bool = False) -> None:
         if self._closed:

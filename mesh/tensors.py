@@ -20,7 +20,7 @@ DTYPES: Final = {
 }
 
 
-class TensorSpec(Message, frozen=True, kw_only=True):
+class TensorSpec(Message, frozen=True, kw_only=True, array_like=True):
     """Element type and shape of one tensor; its buffer follows in the body, C order, without padding."""
 
     dtype: str
@@ -38,7 +38,7 @@ def describe(array: Array) -> TensorSpec:
 def buffer_of(array: Array) -> memoryview:
     """Return the array's bytes in wire order, without a copy where it is contiguous and little-endian already."""
     wire = np.ascontiguousarray(array, dtype=DTYPES[array.dtype.name])
-    return memoryview(wire.reshape(-1).view(np.uint8))
+    return wire.reshape(-1).view(np.uint8).data
 
 
 def size_bytes(spec: TensorSpec) -> int:
