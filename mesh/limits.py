@@ -37,6 +37,7 @@ CONTROL_UNSENT_BYTES_MAX: Final = 256 * KIB  # frames of calls that wait for a p
 ASIDE_BYTES_PER_PEER_MAX: Final = (
     128 * MIB
 )  # requests' large buffers that are held here at once, reserved before reading
+TRANSFERS_PER_PEER_MAX: Final = 2  # that come to us at once; a third would only slow these down
 ATTACHED_PER_PEER_MAX: Final = 32  # streams that wait for the call which they belong to; two for each call are in use
 CONNECTIONS_MAX: Final = 256  # of all peers; a full mesh has 50
 STRANGERS_MAX: Final = 32  # connections that have not yet proved membership

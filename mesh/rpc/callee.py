@@ -209,19 +209,25 @@ class Callee:
             msg = f"A {header.kind} call came with a credit of {header.credit} items."
             raise PeerError(msg)
         aside = headers.aside_bytes(header) if header.aside else 0
-        if (busy := self._too_much(aside)) is not None:
+        if (busy := self._too_much(aside, transfer=header.bulk_bytes > 0)) is not None:
             self._out.append(headers.frame(headers.error_header(header.call, busy)))
             return
         self._aside_bytes += aside
         self._calls[header.call] = _Call(header, now + header.timeout_s, header.credit, aside)
         events.append(Asked(header.call, header, frame.body))
 
-    def _too_much(self, aside: int) -> Busy | None:
+    def _too_much(self, aside: int, *, transfer: bool) -> Busy | None:
         if len(self._calls) >= self._in_flight_max:
             msg = f"This node already answers {len(self._calls)} calls of yours."
             return Busy(msg, limits.BUSY_RETRY_S)
-        if self._aside_bytes and self._aside_bytes + aside > self._aside_bytes_max:
-            msg = f"This node already takes {self._aside_bytes} B of yours in."
+        if aside and self._aside_bytes and self._aside_bytes + aside > self._aside_bytes_max:
+            msg = f"This node already holds {self._aside_bytes} B of your tensors."
+            return Busy(msg, limits.BUSY_RETRY_S)
+        if (
+            transfer
+            and sum(call.header.bulk_bytes > 0 for call in self._calls.values()) >= limits.TRANSFERS_PER_PEER_MAX
+        ):
+            msg = f"This node already takes {limits.TRANSFERS_PER_PEER_MAX} transfers of yours in."
             return Busy(msg, limits.BUSY_RETRY_S)
         return None
 

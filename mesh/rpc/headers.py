@@ -160,8 +160,8 @@ def check_body(header: Header, body_bytes: int) -> None:
 
 
 def aside_bytes(header: Content) -> int:
-    """How much comes on the attached stream. Raises PeerError for a tensor that cannot be."""
-    return sum(map(size_bytes, header.tensors)) + header.bulk_bytes if header.aside else 0
+    """The memory that tensors on the attached stream take. Raises PeerError for a tensor that cannot be."""
+    return sum(map(size_bytes, header.tensors)) if header.aside else 0
 
 
 class InternalError(LeptonError):
