@@ -28,6 +28,27 @@ async def race(
     results: list[T] = []
     tried = list(dict.fromkeys(addresses))[:ADDRESSES_MAX]
 
+    try:
+        await _run_all(tried, attempt, results, reasons, timeout_s)
+    except BaseException:
+        for late in results:
+            discard(late)
+        raise
+    if results:
+        for late in results[1:]:
+            discard(late)
+        return results[0]
+    why = "; ".join(f"{address}: {reasons.get(address, f'no answer in {timeout_s:g} s')}" for address in tried)
+    raise LinkError(f"{why or 'no address is known'}.")
+
+
+async def _run_all(
+    tried: Sequence[str],
+    attempt: Callable[[str], Awaitable[T]],
+    results: list[T],
+    reasons: dict[str, str],
+    timeout_s: float,
+) -> None:
     async with trio.open_nursery() as nursery:
         nursery.cancel_scope.deadline = trio.current_time() + timeout_s
 
@@ -46,9 +67,3 @@ async def race(
             nursery.start_soon(run, address, failed)
             with trio.move_on_after(STAGGER_S):
                 await failed.wait()
-    if results:
-        for late in results[1:]:
-            discard(late)
-        return results[0]
-    why = "; ".join(f"{address}: {reasons.get(address, f'no answer in {timeout_s:g} s')}" for address in tried)
-    raise LinkError(f"{why or 'no address is known'}.")

@@ -1,9 +1,10 @@
 """The trio shell around ``Yamux`` and a record layer: one secured connection that carries many streams.
 
-Three tasks own a connection and nobody else touches its socket: the reader parses all that one wake-up decrypted, the
-writer sends whole frames in batches, the clock drives keep-alive. So a task that is cancelled in the middle of
-``send_all`` or ``receive_some`` leaves the connection as it was: at worst its own stream is reset, when a part of what
-it sent had gone.
+Three tasks own a connection: the reader parses all that one wake-up decrypted, the writer sends whole frames in
+batches, the clock drives keep-alive. A task with something to say gives the socket what it takes at once, without
+waiting, and leaves the rest to the writer. So no task that may be cancelled from outside ever waits in the middle of a
+frame: cancelled in ``send_all`` or ``receive_some``, it leaves the connection as it was. At worst its own stream is
+reset, when a part of what it sent had gone.
 """
 
 import logging
@@ -77,6 +78,8 @@ class Muxer:
         self._clock_moved = trio.Event()
         self._scope = trio.CancelScope()
         self._closing = False
+        self._left = memoryview(b"")  # sealed, and not yet taken by the socket
+        self._held = False  # frames are being taken in or out, so others wait
         self._remote_ended = trio.Event()
         self.reason = ""  # why it is closed
         self.closed = trio.Event()
@@ -102,7 +105,7 @@ class Muxer:
             msg = f"The connection is closed: {self.reason or 'by us'}."
             raise LinkError(msg)
         stream = self._wrap(self._yamux.open())
-        self._kick()
+        self._kick()  # the frame that opens it goes with the first data, if that comes at once
         return stream
 
     async def accept_stream(self) -> "MuxedStream":
@@ -172,7 +175,10 @@ class Muxer:
                     await self._socket.readable()
                 elif size:
                     self._take(self._records.open(scratch[:size]))
-                    await trio.lowlevel.checkpoint()
+                    if size == READ_BYTES:
+                        await trio.lowlevel.checkpoint()
+                    else:  # all that was there: to ask again would cost a system call and a task switch
+                        await self._socket.readable()
                 else:
                     break
             self._fail("the peer closed the connection")
@@ -187,37 +193,56 @@ class Muxer:
     async def _write(self) -> None:
         try:
             while True:
-                if not self._yamux.has_frames:
-                    if self._closing:
-                        break
+                if self._left:
+                    await self._socket.writable()
+                    self._send_left()
+                elif self._yamux.has_frames:
+                    self._left = memoryview(self._next_batch())
+                    self._send_left()
+                    await trio.lowlevel.checkpoint()
+                elif self._closing:
+                    break
+                else:
                     self._work = trio.Event()
                     await self._work.wait()
-                    continue
-                await self._send(self._next_batch())
-                self._yamux.flushed(trio.current_time())
-                await trio.lowlevel.checkpoint()
-            await self._send(self._records.farewell())
+            await self._socket.send_all(self._records.farewell())
             self._socket.end()
         except LinkError as error:
             self._fail(str(error))
 
+    def _push(self) -> None:
+        """Send what there is at once, from whichever task made it: it saves a small message two task switches.
+
+        What the socket does not take is the writer's, and as long as it has some nothing overtakes it.
+        """
+        if self._held:
+            self._kick()
+        if self._held or self._left or self._closing:
+            return
+        try:
+            self._left = memoryview(self._next_batch())
+            self._send_left()
+        except LinkError as error:
+            self._fail(str(error))
+        if self._left or self._yamux.has_frames:
+            self._kick()
+
     def _next_batch(self) -> Buffer:
         pieces, drained = self._yamux.take(BATCH_BYTES)
+        self._held = True  # what a watcher says now comes behind these frames
         for state in drained:
             if (stream := self._streams.get(state)) is not None:
                 stream.notice_drained()
             self._drop_if_gone(state)
-        return self._records.seal(pieces)
+        self._held = False
+        return self._records.seal(pieces) if pieces else b""
 
-    async def _send(self, block: Buffer) -> None:
-        left = memoryview(block)
-        while left:
-            sent = self._socket.send_nowait(left)
-            if sent:
-                left = left[sent:]
-                self._yamux.progressed(trio.current_time())
-            else:
-                await self._socket.writable()
+    def _send_left(self) -> None:
+        if sent := self._socket.send_nowait(self._left):
+            self._left = self._left[sent:]
+            self._yamux.progressed(trio.current_time())
+        if not self._left:
+            self._yamux.flushed(trio.current_time())
 
     async def _watch(self) -> None:
         while True:
@@ -230,10 +255,12 @@ class Muxer:
     # -- events -------------------------------------------------------------------------------------------------------
 
     def _take(self, chunks: Sequence[bytes]) -> None:
+        self._held = True  # all that watchers answer goes in one batch
         for event in self._yamux.receive(chunks, trio.current_time()):
             self._handle(event)
+        self._held = False
         if self._yamux.has_frames:
-            self._kick()
+            self._push()
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -338,7 +365,7 @@ class MuxedStream(trio.abc.HalfCloseableStream):
         """Queue bytes behind those queued before; bound ``unsent_bytes``. Of a broken stream they go nowhere."""
         if not (self._broken or self._closed or self._state.ending):
             self._yamux.send(self._state, (memoryview(data),))
-            self._muxer._kick()  # noqa: SLF001  the two classes are one module's
+            self._muxer._push()  # noqa: SLF001  the two classes are one module's
 
     def receive_nowait(self) -> list[memoryview]:
         """What lies here unread, in pieces."""
@@ -363,7 +390,7 @@ class MuxedStream(trio.abc.HalfCloseableStream):
             views = [memoryview(part).cast("B") for part in parts]
             size = sum(map(len, views))
             self._yamux.send(self._state, views)
-            self._muxer._kick()  # noqa: SLF001  the two classes are one module's
+            self._muxer._push()  # noqa: SLF001  the two classes are one module's
             await self._wait_until_sent(size)
         finally:
             self._sending = False

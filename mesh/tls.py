@@ -5,7 +5,6 @@ checks the certificate's own key, the extension's signature is checked here, bef
 The muxer is agreed on in the ALPN; a peer that offers only ``libp2p`` there is asked by multistream-select as ever.
 """
 
-import os
 import ssl
 import tempfile
 from pathlib import Path
@@ -101,12 +100,3 @@ class TlsHandshake:
             raise PeerError(msg) from error
         agreed = self._session.selected_alpn_protocol()
         self.muxer = agreed if agreed != ALPN_PROTOCOL else None
-
-
-def machine_has_aes() -> bool:
-    """Whether the processor encrypts AES by itself. Unknown counts as no."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return os.uname().sysname == "Darwin" if hasattr(os, "uname") else False  # every Mac of this century's teens on
-    return "aes" in flags

@@ -154,6 +154,7 @@ class Yamux:
         self._remote_parity = 0 if initiator else 1
         self._remote_highest = 0
         self._granted = 0
+        self._extra = 0  # of it, beyond the initial windows
         self._counts = {True: 0, False: 0}  # inbound: number of streams
         self._pending = 0
         self._answers: deque[bytes] = deque()
@@ -533,9 +534,11 @@ class Yamux:
     def _grow(self, stream: YamuxStream) -> int:
         """Grant the whole window if the memory of the connection allows it; returns what was added."""
         delta = self.config.window_bytes - stream.granted
-        if delta <= 0 or self._granted + delta > self.config.memory_bytes_max:
+        kept = 2 * self.config.streams_max * INITIAL_WINDOW  # so that wide streams never keep narrow ones from opening
+        if delta <= 0 or kept + self._extra + delta > self.config.memory_bytes_max:
             return 0
         self._granted += delta
+        self._extra += delta
         stream.granted += delta
         stream.receive_window += delta
         return delta
@@ -544,7 +547,8 @@ class Yamux:
         delta = stream.uncredited
         stream.receive_window += delta
         stream.uncredited = 0
-        self._control(Kind.WINDOW, Flag(0), stream.id, delta + self._grow(stream))
+        more = 0 if stream.deaf else self._grow(stream)
+        self._control(Kind.WINDOW, Flag(0), stream.id, delta + more)
 
     def _forget_if_over(self, stream: YamuxStream) -> None:
         if stream.ended and stream.finished and not stream.unread_bytes and not stream.gone:
@@ -555,6 +559,7 @@ class Yamux:
         del self.streams[stream.id]
         self._counts[stream.inbound] -= 1
         self._granted -= stream.granted
+        self._extra -= stream.granted - INITIAL_WINDOW
         if not stream.accepted:
             stream.accepted = True
             self._pending -= 1

@@ -72,8 +72,7 @@ def pair(node: OpenNode) -> Callable[..., Any]:
     async def connect(**settings: Any) -> AsyncIterator[tuple[Connection, Connection, Transport, Transport]]:
         a, b = await node(**settings), await node(**settings)
         ours = await a.dial(b.peer_id, b.addresses, timeout_s=10)
-        while a.peer_id not in b.connections:  # its side is admitted a moment later
-            await trio.sleep(0.001)
+        await (await ours.open_stream("/echo")).aclose()  # is answered once the other side is admitted, too
         yield ours, b.connections[a.peer_id], a, b
 
     return connect
