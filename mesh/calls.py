@@ -23,11 +23,11 @@ from .grants import Authority
 from .identity import PeerId, short
 from .messages import Message
 from .rpc import headers
-from .rpc.asking import Asking, Body, Pending, body_of
+from .rpc.asking import Asking, Body, Pending, body_of, read_body
 from .rpc.attached import PROTOCOL, Attached, Inlet, Key, Outlet
 from .rpc.bulk import Bulk, Destination, FilePart, Sink, Source
 from .rpc.channel import Counts
-from .rpc.headers import Attach, RequestHeader
+from .rpc.headers import Attach, Kind, RequestHeader
 from .rpc.methods import Answer, Empty, Incoming, Method, capability
 from .rpc.serving import Admit, Serving
 from .tensors import Array
@@ -212,15 +212,13 @@ class Calls:
             raise UsageError(msg)
         deadline = trio.current_time() + timeout_s
         body = body_of(message, arrays)
-        with _limit(deadline, _too_late(peer, method, timeout_s)):
-            asking = await self._asking(peer)
-            pending = await asking.begin(method, body, scope=scope, timeout_s=_left(deadline), kind="server_stream")
+        asking = self._asking_nowait(peer) or await self._asking(peer, method, timeout_s)
+        pending = asking.begin(method, body, scope=scope, deadline=deadline, kind="server_stream")
         inlet = asking.inlet(pending)
         try:
             async with asking.outlet(pending) as outlet:
                 if body.aside:
-                    with _limit(deadline, _too_late(peer, method, timeout_s)):
-                        await asking.push(pending, body, outlet)
+                    await asking.push(pending, body, outlet)
                 yield ItemStream(asking, pending, inlet, items, deadline, timeout_s, item_bytes_max, self._blame)
         finally:
             asking.leave(pending)
@@ -242,20 +240,19 @@ class Calls:
     ) -> Answer[R]:
         """Everything but a server stream: ask, send what there is to send, wait for the one answer, read it."""
         deadline = trio.current_time() + timeout_s
-        with trio.CancelScope(deadline=deadline):
-            asking = await self._asking(peer)
-            pending = await asking.begin(
-                method, body, scope=scope, timeout_s=_left(deadline), kind="unary" if items is None else "client_stream"
-            )
-            inlet = None
-            try:
-                if items is not None or body.aside:
-                    async with asking.outlet(pending) as outlet:
-                        await self._pour(asking, pending, body, items, outlet)
-                        last = await asking.answer(pending)
-                else:
+        asking = self._asking_nowait(peer) or await self._asking(peer, method, timeout_s)
+        kind: Kind = "unary" if items is None else "client_stream"
+        pending = asking.begin(method, body, scope=scope, deadline=deadline, kind=kind)
+        try:
+            if items is not None or body.aside:
+                async with asking.outlet(pending) as outlet:
+                    await self._pour(asking, pending, body, items, outlet)
                     last = await asking.answer(pending)
-                inlet = asking.inlet(pending) if last.header.aside else None
+            else:
+                last = await asking.answer(pending)
+            if not last.header.aside:
+                return Answer(*await read_body(last.header, last.body, answers, None, bytes_max))
+            with _limit(deadline, _too_late(peer, method, timeout_s)), asking.inlet(pending) as inlet:
                 return await asking.read(
                     pending,
                     last.header,
@@ -266,14 +263,11 @@ class Calls:
                     bulk_to=bulk_to,
                     bulk_bytes_max=bulk_bytes_max,
                 )
-            except PeerError as error:
-                self._blame(asking, error)
-                raise
-            finally:
-                asking.leave(pending)
-                if inlet is not None:
-                    inlet.close()
-        raise LinkError(_too_late(peer, method, timeout_s))
+        except PeerError as error:
+            self._blame(asking, error)
+            raise
+        finally:
+            asking.leave(pending)
 
     async def _pour(
         self, asking: Asking, pending: Pending, body: Body, items: AsyncIterable[Item] | None, outlet: Outlet
@@ -283,19 +277,25 @@ class Calls:
         if items is not None:
             await asking.feed(pending, _as_bodies(items), outlet)
 
-    async def _asking(self, peer: PeerId) -> Asking:
-        """The open control stream to a peer, or a new one. Raises LinkError."""
+    def _asking_nowait(self, peer: PeerId) -> Asking | None:
+        """The open control stream to a peer, if there is one that has room. Raises LinkError."""
+        link = self._links.get(self._connection_to(peer))
+        asking = None if link is None else link.asking
+        return asking if asking is not None and not asking.channel.over and asking.ready else None
+
+    async def _asking(self, peer: PeerId, method: str, timeout_s: float) -> Asking:
+        """Wait for room on the control stream to a peer, or open a new one. Raises LinkError."""
         connection = self._connection_to(peer)
-        link = self._links.get(connection)
-        if link is not None and link.asking is not None and not link.asking.channel.over:
-            return link.asking
         link = self._link(connection)
-        async with link.opening:
-            if link.asking is None or link.asking.channel.over:
-                stream = await connection.open_stream(PROTOCOL)
-                first = link.asking.next_call if link.asking else 1  # what is attached is told apart by the call's id
-                link.asking = Asking(connection, stream, link.attached, self._counts, first, self._blame)
-            return link.asking
+        with _limit(trio.current_time() + timeout_s, _too_late(peer, method, timeout_s)):
+            async with link.opening:
+                if link.asking is None or link.asking.channel.over:
+                    stream = await connection.open_stream(PROTOCOL)
+                    first = link.asking.next_call if link.asking else 1  # a new stream's calls are told from the old's
+                    link.asking = Asking(connection, stream, link.attached, self._counts, first, self._blame)
+                await link.asking.channel.room()
+                return link.asking
+        raise AssertionError("unreachable")
 
     def _link(self, connection: Connection) -> _Link:
         if connection not in self._links:
@@ -420,11 +420,6 @@ def _limit(deadline: float, message: str) -> Iterator[None]:
 
 def _too_late(peer: PeerId, method: str, timeout_s: float) -> str:
     return f"{short(peer)} did not answer {method!r} within {timeout_s:g} s."
-
-
-def _left(deadline: float) -> float:
-    """The time that is left, as it travels: a clock's reading means nothing elsewhere."""
-    return min(max(deadline - trio.current_time(), 0.001), limits.CALL_TIMEOUT_S_MAX)
 
 
 async def _as_answers(items: AsyncIterable[Item]) -> AsyncIterator[Answer[Any]]:

@@ -76,6 +76,8 @@ class Muxer:
         self._work = trio.Event()
         self._arrival = trio.Event()
         self._clock_moved = trio.Event()
+        self._rings_at = 0.0
+        self._alarms: dict[Callable[[], None], float] = {}
         self._scope = trio.CancelScope()
         self._closing = False
         self._left = memoryview(b"")  # sealed, and not yet taken by the socket
@@ -122,6 +124,15 @@ class Muxer:
         self._yamux.accept(state)
         self._kick()
         return stream
+
+    def alarm(self, at: float, ring: Callable[[], None]) -> None:
+        """Call ``ring`` once at this time, unless the connection is closed by then; it must neither wait nor raise.
+
+        One clock for all calls of a connection costs less than a cancel scope for each.
+        """
+        self._alarms[ring] = at
+        if at < self._rings_at:
+            self._clock_moved.set()
 
     async def ping(self) -> float:
         """Measure the round trip in seconds; bound it with a timeout. Raises LinkError when the connection closes."""
@@ -238,17 +249,24 @@ class Muxer:
         return self._records.seal(pieces) if pieces else b""
 
     def _send_left(self) -> None:
+        now = trio.current_time()
         if sent := self._socket.send_nowait(self._left):
             self._left = self._left[sent:]
-            self._yamux.progressed(trio.current_time())
+            self._yamux.progressed(now)
         if not self._left:
-            self._yamux.flushed(trio.current_time())
+            self._yamux.flushed(now)
 
     async def _watch(self) -> None:
         while True:
-            deadline = self._yamux.deadline
-            await trio.sleep_until(deadline)
-            for event in self._yamux.tick(trio.current_time()):
+            self._rings_at = min([self._yamux.deadline, *self._alarms.values()])
+            self._clock_moved = trio.Event()
+            with trio.move_on_at(self._rings_at):
+                await self._clock_moved.wait()
+            now = trio.current_time()
+            for ring in [ring for ring, at in self._alarms.items() if at <= now]:
+                del self._alarms[ring]
+                ring()
+            for event in self._yamux.tick(now):
                 self._handle(event)
             self._kick()
 
@@ -337,17 +355,19 @@ class MuxedStream(trio.abc.HalfCloseableStream):
         self._receiving = False
         self._moved_in = trio.Event()
         self._moved_out = trio.Event()
-        self._watcher: Callable[[], None] | None = None
+        self._on_readable: Callable[[], None] | None = None
+        self._on_drained: Callable[[], None] | None = None
 
     # -- without waiting ----------------------------------------------------------------------------------------------
 
-    def watch(self, watcher: Callable[[], None]) -> None:
-        """Call this, from the connection's own tasks, whenever there may be more to read, all was sent, or it broke.
+    def watch(self, readable: Callable[[], None], drained: Callable[[], None]) -> None:
+        """Call these, from the connection's own tasks, when there may be more to read, and when all was sent; both
+        when the stream breaks.
 
-        It saves a task's wake-up for every small message. It must neither wait nor raise; now is its first call.
+        It saves a task's wake-up for every small message. They must neither wait nor raise; now is a first call.
         """
-        self._watcher = watcher
-        watcher()
+        self._on_readable, self._on_drained = readable, drained
+        readable()
 
     @property
     def unsent_bytes(self) -> int:
@@ -532,13 +552,13 @@ class MuxedStream(trio.abc.HalfCloseableStream):
 
     def notice_readable(self) -> None:
         self._moved_in.set()
-        if self._watcher is not None:
-            self._watcher()
+        if self._on_readable is not None:
+            self._on_readable()
 
     def notice_drained(self) -> None:
         self._moved_out.set()
-        if self._watcher is not None:
-            self._watcher()
+        if self._on_drained is not None:
+            self._on_drained()
 
     def _check(self, *, reading: bool = False) -> None:
         if self._closed:

@@ -62,6 +62,7 @@ class Stream(trio.abc.HalfCloseableStream):
         self.receive_into = muxed.receive_into
         self.reset = muxed.reset
         self.watch = muxed.watch
+        self.alarm = connection._muxer.alarm  # noqa: SLF001  the two classes are one module's
         self.send_nowait = muxed.send_nowait
         self.receive_nowait = muxed.receive_nowait
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -21,8 +21,7 @@ from .headers import Content, ItemHeader, Kind, RequestHeader
 from .methods import Answer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Body:
+class Body(NamedTuple):
     """A message and tensors, ready for the wire."""
 
     payload: bytes
@@ -110,6 +109,7 @@ class Asking:
         self._machine = Caller(self._who, first=first)
         self._pending: dict[int, Pending] = {}
         self._blame = blame
+        self._rings_at = float("inf")
         self.channel = Channel(
             stream,
             counts,
@@ -126,19 +126,22 @@ class Asking:
 
     # -- one call -----------------------------------------------------------------------------------------------------
 
-    async def begin(self, method: str, body: Body, *, scope: str, timeout_s: float, kind: Kind = "unary") -> Pending:
+    @property
+    def ready(self) -> bool:
+        """Whether ``begin`` may be called now; after ``channel.room()`` it may."""
+        return self._stream.unsent_bytes <= limits.CONTROL_UNSENT_BYTES_MAX
+
+    def begin(self, method: str, body: Body, *, scope: str, deadline: float, kind: Kind = "unary") -> Pending:
         """Ask. Whoever begins must ``leave`` at the end. Raises Busy when too many calls are in flight."""
-        if self._stream.unsent_bytes > limits.CONTROL_UNSENT_BYTES_MAX:
-            await self.channel.room()
         if self.channel.over:
             msg = f"The connection to {self._who} broke before {method!r} was asked."
             raise LinkError(msg)
-        call = self._machine.next_call
+        call, now = self._machine.next_call, trio.current_time()
         header = RequestHeader(
             call=call,
             method=method,
             scope=scope,
-            timeout_s=timeout_s,
+            timeout_s=min(max(deadline - now, 0.001), limits.CALL_TIMEOUT_S_MAX),
             kind=kind,
             credit=limits.STREAM_ITEMS_MAX if kind == "server_stream" else 0,
             payload_bytes=len(body.payload),
@@ -146,7 +149,10 @@ class Asking:
             aside=body.aside,
             bulk_bytes=body.bulk_bytes,
         )
-        self._machine.start(header, body.payload, body.inline)
+        self._machine.start(header, body.payload, body.inline, now=now)
+        if deadline < self._rings_at:
+            self._rings_at = deadline
+            self._stream.alarm(deadline, self._ring)
         self.channel.flush()
         pending = self._pending[call] = Pending(call, method)
         return pending
@@ -276,6 +282,15 @@ class Asking:
                 pending.error = pending.error or LinkError(str(error))
             pending.over()
         self._stream.reset()
+
+    def _ring(self) -> None:
+        """The soonest deadline: most calls end long before theirs, so it is looked for only now."""
+        for event in self._machine.tick(trio.current_time()):
+            self._handle(event)
+        self.channel.flush()
+        self._rings_at = self._machine.deadline
+        if self._rings_at < float("inf"):
+            self._stream.alarm(self._rings_at, self._ring)
 
     def _broken(self, method: str) -> LinkError:
         return LinkError(f"The connection to {self._who} broke while the answer of {method!r} was under way.")

@@ -139,3 +139,9 @@ class Inlet:
 
     def close(self) -> None:
         self._attached.release(self._key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -4,7 +4,8 @@ Invariants, tested with the other side (``callee``) and a link that cuts and del
 
 - Every call gets exactly one last word from the callee, an answer or an error, also after a cancellation. Until it
   comes the call counts as in flight, so what one side thinks is in flight is never less than what the other works on.
-- Each call that is not cancelled here ends with exactly one ``Answered`` or ``Failed``; a cancelled one with no event.
+- Each call that is not cancelled here ends with exactly one ``Answered`` or ``Failed``, at its deadline at the latest;
+  a cancelled one with no event.
 - No more than ``limits.STREAM_ITEMS_MAX`` items of a call are here that ``consumed`` has not confirmed.
 - What the callee does against the rules is a PeerError out of ``receive``; after one the machine is of no use.
 """
@@ -70,6 +71,8 @@ class _Asked:
     kind: Kind
     cancelled: bool = False
     ended: bool = False  # no more items from us
+    deadline: float = float("inf")
+    timeout_s: float = 0.0
     may_send: int = 0
     may_come: int = 0  # items that the callee may still send
     consumed: int = 0  # and were not yet confirmed
@@ -99,18 +102,37 @@ class Caller:
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
-    def start(
-        self, header: RequestHeader, payload: bytes, buffers: tuple[memoryview, ...] | list[memoryview] = ()
-    ) -> int:
-        """Ask; ``header.call`` must be ``next_call``. Raises Busy when as many calls as may be are in flight."""
+    def start(self, header: RequestHeader, payload: bytes, buffers: tuple[memoryview, ...] = (), *, now: float) -> int:
+        """Ask; ``header.call`` must be ``next_call``. Its time is over when ``header.timeout_s`` is. Raises Busy when as many calls as may be are in flight."""
         if len(self._calls) >= self._in_flight_max:
             msg = f"{len(self._calls)} calls to {self._peer} are in flight, all that this node makes at once."
             raise Busy(msg, limits.BUSY_RETRY_S)
         call = self.next_call
         self.next_call += 1
-        self._calls[call] = _Asked(header.method, header.kind, may_come=header.credit)
+        self._calls[call] = _Asked(
+            header.method,
+            header.kind,
+            deadline=now + header.timeout_s,
+            timeout_s=header.timeout_s,
+            may_come=header.credit,
+        )
         self._out.append(headers.frame(header, (payload, *buffers)))
         return call
+
+    @property
+    def deadline(self) -> float:
+        """When ``tick`` wants to be called at the latest."""
+        return min([asked.deadline for asked in self._calls.values() if not asked.cancelled], default=float("inf"))
+
+    def tick(self, now: float) -> list[Event]:
+        """Give up the calls whose time is over, and tell the callee."""
+        events: list[Event] = []
+        for call, asked in self._calls.items():
+            if asked.deadline <= now and not asked.cancelled:
+                msg = f"{self._peer} did not answer {asked.method!r} within {asked.timeout_s:g} s."
+                events.append(Failed(call, LinkError(msg)))
+                self.cancel(call)
+        return events
 
     def may_send(self, call: int) -> bool:
         """Whether an item may be sent now."""

@@ -44,12 +44,13 @@ class Channel:
         self._handle = handle
         self._end = end
         self._drained = trio.Event()
+        self._full = False  # the peer does not read what we sent, so it waits, and so does whoever wants to send
         self.over = False
 
     def start(self) -> None:
         """Begin to pump; from now on ``handle`` and ``end`` are called."""
         self.flush()
-        self._stream.watch(self._moved)
+        self._stream.watch(self._moved, self._emptied)
 
     def flush(self) -> None:
         """Send what the machine has to say."""
@@ -60,7 +61,7 @@ class Channel:
     async def room(self) -> None:
         """Wait until the peer has read enough of what was sent. Returns at once when it has; checks nothing else."""
         while self._stream.unsent_bytes > limits.CONTROL_UNSENT_BYTES_MAX and not self.over:
-            self._drained = trio.Event()
+            self._drained, self._full = trio.Event(), True
             await self._drained.wait()
 
     def close(self, error: LeptonError) -> None:
@@ -70,21 +71,28 @@ class Channel:
             self._drained.set()
             self._end(error)
 
+    def _emptied(self) -> None:
+        if self._full:
+            self._full = False
+            self._drained.set()
+            self._moved()
+
     def _moved(self) -> None:
-        if self.over:
+        if self.over or self._full:
             return
         stream = self._stream
         try:
-            while stream.unsent_bytes <= limits.CONTROL_UNSENT_BYTES_MAX and (pieces := stream.receive_nowait()):
+            while pieces := stream.receive_nowait():
                 for piece in pieces:
                     self._counts.received += len(piece)
                     for event in self._receive(piece):
                         self._handle(event)
                 self.flush()
+                if stream.unsent_bytes > limits.CONTROL_UNSENT_BYTES_MAX:
+                    self._full = True
+                    return
         except LeptonError as error:
             self.close(error)
             return
-        if not stream.unsent_bytes:
-            self._drained.set()
         if reason := stream.broken:
             self.close(LinkError(f"The connection to {short(stream.peer_id)} broke during a call: {reason}."))
