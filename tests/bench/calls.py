@@ -144,7 +144,8 @@ async def open_calls() -> AsyncIterator[tuple[Transport, Calls]]:
 
 
 async def _line() -> list[str]:
-    return (await trio.to_thread.run_sync(sys.stdin.readline)).split()
+    line: str = await trio.to_thread.run_sync(sys.stdin.readline)
+    return line.split()
 
 
 def _say(*values: Any) -> None:
