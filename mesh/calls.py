@@ -28,7 +28,7 @@ from .rpc.attached import PROTOCOL, Attached, Inlet, Key, Outlet
 from .rpc.bulk import Bulk, Destination, FilePart, Sink, Source
 from .rpc.channel import Counts
 from .rpc.headers import Attach, Kind, RequestHeader
-from .rpc.methods import Answer, Empty, Incoming, Method, capability
+from .rpc.methods import Answer, Empty, Incoming, Item, Method, capability
 from .rpc.serving import Admit, Serving
 from .tensors import Array
 from .transport import Connection, Stream
@@ -51,7 +51,6 @@ _READ_BYTES = 256 * limits.KIB
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
-Item = Message | Answer[Any]  # of a client stream: a message, or a message with tensors
 
 Connect = Callable[[PeerId], Connection]
 
@@ -185,7 +184,7 @@ class Calls:
         Takes the next of ``items`` only when the other side has room. Otherwise like ``call``.
         """
         if peer == self._me.subject:
-            return await self._call_oneself(method, Answer(message), scope, timeout_s, items=aiter(_as_answers(items)))
+            return await self._call_oneself(method, Answer(message), scope, timeout_s, items=_Answers(items))
         return await self._exchange(
             peer, method, body_of(message), answers, scope, timeout_s, bytes_max=answer_bytes_max, items=items
         )
@@ -275,7 +274,7 @@ class Calls:
         if body.aside:
             await asking.push(pending, body, outlet)
         if items is not None:
-            await asking.feed(pending, _as_bodies(items), outlet)
+            await asking.feed(pending, items, outlet)
 
     def _asking_nowait(self, peer: PeerId) -> Asking | None:
         """The open control stream to a peer, if there is one that has room. Raises LinkError."""
@@ -336,6 +335,7 @@ class Calls:
             await self._admit(peer)
             with trio.fail_after(limits.FRAME_TIMEOUT_S):
                 frame = await receive_frame(stream, body_bytes_max=0)
+            self._counts.received += frames.PREFIX.size + len(frame.header)
             first = headers.first(frame.header)
             link = self._link(stream.connection)
             if isinstance(first, Attach):
@@ -422,14 +422,18 @@ def _too_late(peer: PeerId, method: str, timeout_s: float) -> str:
     return f"{short(peer)} did not answer {method!r} within {timeout_s:g} s."
 
 
-async def _as_answers(items: AsyncIterable[Item]) -> AsyncIterator[Answer[Any]]:
-    async for item in items:
-        yield item if isinstance(item, Answer) else Answer(item)
+class _Answers:
+    """The items of a client stream, as the handler of this same node sees them."""
 
+    def __init__(self, items: AsyncIterable[Item]) -> None:
+        self._next = aiter(items).__anext__
 
-async def _as_bodies(items: AsyncIterable[Item]) -> AsyncIterator[Body]:
-    async for item in items:
-        yield body_of(item.message, item.arrays) if isinstance(item, Answer) else body_of(item)
+    def __aiter__(self) -> "_Answers":
+        return self
+
+    async def __anext__(self) -> Answer[Any]:
+        item = await self._next()
+        return item if isinstance(item, Answer) else Answer(item)
 
 
 async def receive_frame(stream: Stream, *, body_bytes_max: int) -> frames.Frame:

@@ -1,7 +1,8 @@
 """The shell of ``Caller``: our calls to one peer, on one control stream. Each answer wakes the task that waits for it."""
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +19,7 @@ from .bulk import Destination, Source, size_of
 from .caller import Answered, Caller, Event, Failed, ItemCame, Widened
 from .channel import Channel, Counts
 from .headers import Content, ItemHeader, Kind, RequestHeader
-from .methods import Answer
+from .methods import Answer, Item
 
 
 class Body(NamedTuple):
@@ -209,12 +210,18 @@ class Asking:
                 await _send_aside(outlet, body)
         pending.work = None
 
-    async def feed(self, pending: Pending, items: AsyncIterator[Body], outlet: Outlet) -> None:
+    async def feed(self, pending: Pending, items: AsyncIterable[Item], outlet: Outlet) -> None:
         """Send the items of a client stream; ends early, without an error, when the call is over."""
+        generator = aclosing(items) if isinstance(items, AsyncGenerator) else nullcontext()
+        async with generator:
+            await self._feed(pending, items, outlet)
+
+    async def _feed(self, pending: Pending, items: AsyncIterable[Item], outlet: Outlet) -> None:
         with trio.CancelScope() as pending.work:
             if pending.answer is not None or pending.error is not None:
                 return
-            async for body in items:
+            async for item in items:
+                body = body_of(item.message, item.arrays) if isinstance(item, Answer) else body_of(item)
                 while not self._machine.may_send(pending.id):
                     pending.moved = trio.Event()
                     await pending.moved.wait()

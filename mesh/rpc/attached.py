@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -52,7 +53,8 @@ class Attached:
                 return
             slot.stream = stream
             slot.arrived.set()
-            with trio.move_on_after(limits.FRAME_TIMEOUT_S):
+            with trio.move_on_after(limits.FRAME_TIMEOUT_S) as waiting:
+                stream.watch(*[partial(_hurry, stream, waiting)] * 2)
                 await slot.claimed.wait()
             if slot.claimed.is_set():
                 await slot.done.wait()
@@ -75,6 +77,12 @@ class Attached:
             slot.done.set()
 
 
+def _hurry(stream: Stream, waiting: trio.CancelScope) -> None:
+    """A stream that its sender broke off is kept only for a call that may just be about to learn of it."""
+    if stream.broken:
+        waiting.deadline = min(waiting.deadline, trio.current_time() + limits.REASON_WAIT_S)
+
+
 class Outlet:
     """Our side's large buffers of one call: a stream that opens when the first of them is sent."""
 
@@ -88,7 +96,9 @@ class Outlet:
         """Open the stream if it is not open yet. Raises LinkError."""
         if self._stream is None:
             self._stream = await self._connection.open_stream(PROTOCOL)
-            self._stream.send_nowait(headers.frame(Attach(call=self._key.call, to_caller=self._key.to_caller)))
+            first = headers.frame(Attach(call=self._key.call, to_caller=self._key.to_caller))
+            self._stream.send_nowait(first)
+            self._counts.sent += len(first)
         return self._stream
 
     async def send(self, buffers: Sequence[memoryview], bulk: Source | None = None) -> None:

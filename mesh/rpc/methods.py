@@ -32,6 +32,9 @@ class Answer(NamedTuple, Generic[R]):
     bulk: Source | None = None
 
 
+Item = Message | Answer[Any]  # of a client stream: a message, or a message with tensors
+
+
 class Send(Protocol):
     """Sends one item; waits while the other side has as many as it takes."""
 
