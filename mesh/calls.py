@@ -62,7 +62,13 @@ class _Link:
         self.attached = Attached()
         self.asking: Asking | None = None
         self.opening = trio.Lock()
-        self.serving = False
+        self.serving: Serving | None = None
+
+    def is_over(self, first: Attach) -> bool:
+        """Whether the call to which a stream belongs has ended. One that comes before its call is to wait for it."""
+        if first.to_caller:
+            return self.asking is None or self.asking.is_over(first.call)
+        return self.serving is not None and self.serving.machine.is_over(first.call)
 
 
 class Calls:
@@ -339,8 +345,9 @@ class Calls:
             first = headers.first(frame.header)
             link = self._link(stream.connection)
             if isinstance(first, Attach):
-                await link.attached.serve(Key(first.call, first.to_caller), stream)
-            elif link.serving:
+                if not link.is_over(first):  # else its sender has not heard yet
+                    await link.attached.serve(Key(first.call, first.to_caller), stream)
+            elif link.serving is not None:
                 msg = "A second control stream was opened beside the first."
                 raise PeerError(msg)
             else:
@@ -353,18 +360,13 @@ class Calls:
             log.debug("the caller %s went away", short(peer))
 
     async def _serve(self, link: _Link, stream: Stream) -> None:
-        link.serving = True
+        link.serving = Serving(
+            stream, link.attached, self._counts, methods=self._methods, admit=self._admit, offend=self._offend
+        )
         try:
-            await Serving(
-                stream,
-                link.attached,
-                self._counts,
-                methods=self._methods,
-                admit=self._admit,
-                offend=self._offend,
-            ).run()
+            await link.serving.run()
         finally:
-            link.serving = False
+            link.serving = None
 
 
 class ItemStream(Generic[R]):

@@ -121,6 +121,10 @@ class Asking:
         )
         self.channel.start()
 
+    def is_over(self, call: int) -> bool:
+        """Whether nobody here waits for this call (any more)."""
+        return call not in self._pending
+
     @property
     def next_call(self) -> int:
         return self._machine.next_call
@@ -162,6 +166,8 @@ class Asking:
         """The call is over for us: cancel it if it is not for the peer, and forget it."""
         if self._pending.pop(pending.id, None) is None:
             return
+        if self._attached:
+            self._attached.release(Key(pending.id, to_caller=True))
         if pending.answer is None and pending.error is None and not self.channel.over:
             self._machine.cancel(pending.id)
             self.channel.flush()

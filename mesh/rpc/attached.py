@@ -41,6 +41,10 @@ class Attached:
     def __init__(self) -> None:
         self._slots: dict[Key, _Slot] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there is any, or any is waited for."""
+        return bool(self._slots)
+
     async def serve(self, key: Key, stream: Stream) -> None:
         """Keep a stream until its call is done with it, or nobody asks for it. Raises PeerError for a second one."""
         slot = self._slots.setdefault(key, _Slot())
@@ -71,7 +75,7 @@ class Attached:
         return slot.stream
 
     def release(self, key: Key) -> None:
-        """The call is done with its stream."""
+        """The call is over, or done with its stream."""
         if (slot := self._slots.pop(key, None)) is not None:
             slot.claimed.set()
             slot.done.set()
@@ -91,6 +95,10 @@ class Outlet:
         self._key = key
         self._counts = counts
         self._stream: Stream | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._stream is not None
 
     async def open(self) -> Stream:
         """Open the stream if it is not open yet. Raises LinkError."""
@@ -116,12 +124,21 @@ class Outlet:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._stream is None:
-            return
         if error is None:
-            await self._stream.aclose()
-        else:
-            self._stream.reset()
+            await self.aclose()
+        self.abandon()
+
+    async def aclose(self) -> None:
+        """All was sent."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await stream.aclose()
+
+    def abandon(self) -> None:
+        """Break it off, if it is open."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.reset()
 
 
 class Inlet:

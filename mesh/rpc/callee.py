@@ -135,6 +135,10 @@ class Callee:
         """Whether the large part of the answer is still to go."""
         return call in self._calls and self._calls[call].delivering
 
+    def is_over(self, call: int) -> bool:
+        """Whether this call came and has had its last word."""
+        return call <= self._highest and call not in self._calls
+
     def delivered(self, call: int) -> None:
         """The large part of the answer was sent, or never will be."""
         self._forget(call)

@@ -200,14 +200,16 @@ class Job:
             answered = True
             if body.aside and serving.machine.is_delivering(self.id):
                 serving.channel.flush()
-                async with self._outlet:
-                    await self._outlet.send(body.buffers, body.bulk)
+                await self._outlet.send(body.buffers, body.bulk)
+            if self._outlet.is_open:
+                await self._outlet.aclose()
         except LeptonError as raised:
             error = raised
         except Exception as raised:  # noqa: BLE001  a handler may raise anything, and costs its call only
             error = self._reason(raised)
         finally:
-            if self._asked.header.aside or self.waiting or self._asked.header.kind == "client_stream":
+            self._outlet.abandon()
+            if serving.attached:
                 self._inlet.close()
             if not answered:
                 serving.machine.fail(self.id, error)
