@@ -347,9 +347,6 @@ class Calls:
             if isinstance(first, Attach):
                 if not link.is_over(first):  # else its sender has not heard yet
                     await link.attached.serve(Key(first.call, first.to_caller), stream)
-            elif link.serving is not None:
-                msg = "A second control stream was opened beside the first."
-                raise PeerError(msg)
             else:
                 await self._serve(link, stream)
         except (Refused, PeerError) as error:
@@ -360,13 +357,21 @@ class Calls:
             log.debug("the caller %s went away", short(peer))
 
     async def _serve(self, link: _Link, stream: Stream) -> None:
-        link.serving = Serving(
+        while link.serving is not None:
+            if stream.broken:
+                return
+            if not link.serving.channel.over:
+                msg = "A second control stream was opened beside the first."
+                raise PeerError(msg)
+            await link.serving.finished.wait()  # else handlers that are slow to stop would pile up
+        serving = link.serving = Serving(
             stream, link.attached, self._counts, methods=self._methods, admit=self._admit, offend=self._offend
         )
         try:
-            await link.serving.run()
+            await serving.run()
         finally:
             link.serving = None
+            serving.finished.set()
 
 
 class ItemStream(Generic[R]):

@@ -55,6 +55,7 @@ class Serving:
         self._idle: list[_Worker] = []
         self._nursery: trio.Nursery
         self._over = trio.Event()
+        self.finished = trio.Event()  # and every handler has stopped
         self._sooner = trio.Event()
         self._wake_at = float("inf")
         self.channel = Channel(

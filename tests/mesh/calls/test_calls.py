@@ -10,7 +10,7 @@ import trio
 from lepton.mesh import limits
 from lepton.mesh.calls import PROTOCOL, Answer, Empty, FilePart, Incoming, Method
 from lepton.mesh.errors import Busy, LinkError, PeerError, Refused, UsageError
-from lepton.mesh.messages import Message
+from lepton.mesh.messages import Message, pack
 from lepton.mesh.rpc import headers
 from trio.testing import wait_all_tasks_blocked
 
@@ -228,6 +228,56 @@ async def test_a_broken_control_stream_is_replaced(pair: Pair) -> None:
             a.calls._links[a.connection_to(b.peer_id)].asking._stream.reset()
             await wait_all_tasks_blocked(0.01)
         assert not a.offences + b.offences
+
+
+async def test_a_new_control_stream_waits_for_the_old_one_s_handlers(pair: Pair, until: Until) -> None:
+    let_go, running = trio.Event(), [0]
+
+    async def stubborn(call: Incoming[Note]) -> Answer[Note]:
+        running[0] += 1
+        with trio.CancelScope(shield=True):
+            await let_go.wait()
+        running[0] -= 1
+        return Answer(call.message)
+
+    async with pair() as (a, b):
+        b.calls.serve(method(stubborn), method(echo, name="echo"))
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(a.calls.call, b.peer_id, "m", Note(), Note)
+                await wait_all_tasks_blocked(0.02)
+                nursery.cancel_scope.cancel()
+            a.calls._links[a.connection_to(b.peer_id)].asking._stream.reset()
+        await wait_all_tasks_blocked(0.02)
+        assert running == [1]
+        let_go.set()
+        assert (await a.calls.call(b.peer_id, "echo", Note(text="x"), Note)).message.text == "x"
+        assert not a.offences + b.offences
+
+
+async def test_a_peer_that_does_not_read_answers_is_not_read(pair: Pair, until: Until) -> None:
+    asked = [0]
+
+    async def big(call: Incoming[Note]) -> Answer[Note]:
+        asked[0] += 1
+        return Answer(Note(), [np.zeros(limits.INLINE_BYTES_MAX, dtype=np.int8)])
+
+    async with pair() as (a, b):
+        b.calls.serve(method(big))
+        stream = await a.connection_to(b.peer_id).open_stream(PROTOCOL)
+        await stream.send_all(headers.frame(headers.Control()))
+        payload = Note()
+        body = pack(payload)
+        with trio.move_on_after(1.0):
+            for call in range(1, 100_000):
+                request = headers.RequestHeader(call=call, method="m", timeout_s=10.0, payload_bytes=len(body))
+                await stream.send_all(headers.frame(request, (body,)))
+                if call % limits.CALLS_PER_PEER_MAX == 0:
+                    await wait_all_tasks_blocked(0.001)
+        muxed = next(iter(b.transport.connections[a.peer_id]._muxer._streams.values()))
+        most = limits.CONTROL_UNSENT_BYTES_MAX + (limits.CALLS_PER_PEER_MAX + 1) * (limits.INLINE_BYTES_MAX + 1000)
+        assert muxed.unsent_bytes <= most
+        assert asked[0] * limits.INLINE_BYTES_MAX <= 2 * 4 * limits.MIB + most  # the stream's window, and what waits
 
 
 async def test_one_call_too_many_is_busy_with_a_hint(pair: Pair, until: Until) -> None:
