@@ -1,4 +1,4 @@
-"""The shell of ``Caller``: our calls to one peer, on one control stream. Each answer wakes the task that waits for it."""
+"""The shell of ``Caller``: our calls to one peer, on one control stream. An answer wakes the task that waits for it."""
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence

@@ -103,7 +103,10 @@ class Caller:
     # -- commands -----------------------------------------------------------------------------------------------------
 
     def start(self, header: RequestHeader, payload: bytes, buffers: tuple[memoryview, ...] = (), *, now: float) -> int:
-        """Ask; ``header.call`` must be ``next_call``. Its time is over when ``header.timeout_s`` is. Raises Busy when as many calls as may be are in flight."""
+        """Ask; ``header.call`` must be ``next_call``. Its time is over when ``header.timeout_s`` is.
+
+        Raises Busy when as many calls as may be are in flight.
+        """
         if len(self._calls) >= self._in_flight_max:
             msg = f"{len(self._calls)} calls to {self._peer} are in flight, all that this node makes at once."
             raise Busy(msg, limits.BUSY_RETRY_S)

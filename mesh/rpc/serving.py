@@ -209,16 +209,21 @@ class Job:
         except Exception as raised:  # noqa: BLE001  a handler may raise anything, and costs its call only
             error = self._reason(raised)
         finally:
-            self._outlet.abandon()
-            if serving.attached:
-                self._inlet.close()
-            if not answered:
-                serving.machine.fail(self.id, error)
-            elif serving.machine.is_delivering(self.id):
-                serving.machine.delivered(self.id)
+            self._end(None if answered else error)
         if isinstance(error, PeerError):
             serving.channel.flush()
             serving.offended(error)
+
+    def _end(self, error: LeptonError | None) -> None:
+        """Nothing more is done for this call: an error is its last word, without one the word was given."""
+        machine = self._serving.machine
+        self._outlet.abandon()
+        if self._serving.attached:
+            self._inlet.close()
+        if error is not None:
+            machine.fail(self.id, error)
+        elif machine.is_delivering(self.id):
+            machine.delivered(self.id)
 
     def _reason(self, raised: Exception) -> LeptonError:
         while isinstance(raised, ExceptionGroup) and len(raised.exceptions) == 1:  # of a nursery in the handler

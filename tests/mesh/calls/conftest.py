@@ -89,8 +89,8 @@ async def _node() -> AsyncIterator[Node]:
 async def until(check: Callable[[], Any]) -> None:
     """Wait for what other tasks and the loopback are about to make true."""
     with trio.fail_after(10):
-        while not check():
-            await trio.sleep(0.001)  # noqa: ASYNC110  what is waited for belongs to the code under test
+        while not check():  # noqa: ASYNC110  what is waited for belongs to the code under test
+            await trio.sleep(0.001)
 
 
 @pytest.fixture(name="until")
