@@ -222,7 +222,7 @@ class Yamux:
             return
         stream = self._stream_of(stream_id, flags, events)
         if kind == Kind.DATA:
-            stream = self._begin_body(stream, length)
+            stream = self._begin_body(stream, length, events)
         elif stream is not None and length:
             self._widen(stream, length, events)
         if flags & _RST:
@@ -267,7 +267,7 @@ class Yamux:
         events.append(Opened(stream))
         return stream
 
-    def _begin_body(self, stream: YamuxStream | None, length: int) -> YamuxStream | None:
+    def _begin_body(self, stream: YamuxStream | None, length: int, events: list[Event]) -> YamuxStream | None:
         if stream is not None and length:
             if stream.finished:
                 msg = f"The peer sent data on stream {stream.id} after its end."
@@ -278,6 +278,7 @@ class Yamux:
             stream.receive_window -= length
             if stream.deaf:
                 self.reset(stream)  # tells the remote that nobody reads
+                events.append(WasReset(stream))  # and the shell that it is gone
                 stream = None
         elif length > INITIAL_WINDOW + self.config.window_bytes:
             msg = f"The peer announced a frame of {length} bytes for a closed stream, more than any window."
