@@ -242,7 +242,7 @@ HEADERS = st.one_of(
     st.builds(RequestHeader, call=st.integers(0, 9), method=st.just("m"), timeout_s=st.just(1.0),
               kind=st.sampled_from(["unary", "server_stream", "client_stream"]), credit=st.integers(0, 20),
               aside=st.booleans(), bulk_bytes=st.integers(0, 2),
-              tensors=st.sampled_from(["", "int8", "x"]).map(lambda d: (TensorSpec(dtype=d, shape=(3,)),) if d else ())),
+              tensors=st.sampled_from(["", "int8", "x"]).map(lambda d: (TensorSpec(dtype=d, shape=()),) if d else ())),
     st.builds(ItemHeader, call=st.integers(0, 9), payload_bytes=st.integers(0, 2)),
     st.builds(EndHeader, call=st.integers(0, 9)),
     st.builds(CancelHeader, call=st.integers(0, 9)),
