@@ -1,97 +1,74 @@
-"""Calls between nodes: one request and one answer, each a frame, with a deadline, authorised before it is parsed.
+"""Calls between nodes: one answer, a stream of answers, a stream of requests, or one large transfer.
 
-A method says which capability it needs. The check happens here and nowhere else: after the small header is read and
-before the payload is looked at. What a handler raises becomes the caller's exception of the same kind.
+Small messages of all calls to a peer share one control stream, which stays open; large tensors and transfers have
+streams of their own, so that they never hold up a small call. A method says which capability it needs. The check
+happens in one place (``rpc/serving.py``), with the header known and before the payload is looked at. Deadlines travel
+as time that is left; what a handler raises becomes the caller's exception of the same kind; a cancelled call is
+cancelled on the other side.
+
+Machines (``rpc/caller.py``, ``rpc/callee.py``) decide; the shells beside them move bytes and wake tasks.
 """
 
 import logging
-import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Generic, TypeVar
 
-import msgspec
 import trio
 
-from . import frames, limits, tensors
-from .errors import Busy, LeptonError, LinkError, PeerError, Refused, UsageError
+from . import frames, limits
+from .errors import LinkError, PeerError, Refused, UsageError
 from .grants import Authority
 from .identity import PeerId, short
-from .messages import Message, Name, Natural, Text, pack, unpack
-from .tensors import Array, TensorSpec
+from .messages import Message
+from .rpc import headers
+from .rpc.asking import Asking, Body, Pending, body_of, read_body
+from .rpc.attached import PROTOCOL, Attached, Inlet, Key, Outlet
+from .rpc.bulk import Bulk, Destination, FilePart, Sink, Source
+from .rpc.channel import Counts
+from .rpc.headers import Attach, Kind, RequestHeader
+from .rpc.methods import Answer, Empty, Incoming, Item, Method, capability
+from .rpc.serving import Admit, Serving
+from .tensors import Array
 from .transport import Connection, Stream
 
-PROTOCOL = "/lepton/call/1"
+__all__ = [
+    "PROTOCOL",
+    "Answer",
+    "Bulk",
+    "Calls",
+    "Empty",
+    "FilePart",
+    "Incoming",
+    "ItemStream",
+    "Method",
+    "RequestHeader",
+    "Sink",
+    "receive_frame",
+]
 _READ_BYTES = 256 * limits.KIB
-# What an error's text may take of a header.
-_REASON_CHARACTERS_MAX = 1000
-_COURTESY_S = 1.0  # for telling a peer why: who does not read it in time does not get it
 
 log = logging.getLogger(__name__)
-M = TypeVar("M")
 R = TypeVar("R")
 
-Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=limits.BUFFERS_MAX)]
-
-
-class RequestHeader(Message, frozen=True, kw_only=True):
-    """What may be known of a request before it is authorised."""
-
-    method: Name
-    scope: Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?\Z")] = ""  # which model, task or service
-    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=limits.CALL_TIMEOUT_S_MAX)]
-    payload_bytes: Natural
-    tensors: Tensors = ()
-
-
-ErrorKind = Literal["", "usage", "peer", "link", "refused", "busy", "internal"]
-
-
-class AnswerHeader(Message, frozen=True, kw_only=True):
-    """How a call ended. ``error`` names the kind of exception, ``reason`` is its message."""
-
-    error: ErrorKind = ""
-    reason: Text = ""
-    retry_after_s: Annotated[float, msgspec.Meta(ge=0, le=limits.CALL_TIMEOUT_S_MAX)] = 0.0
-    payload_bytes: Natural = 0
-    tensors: Tensors = ()
-
-
-class Empty(Message, frozen=True, kw_only=True):
-    """Nothing to say."""
-
-
-class Incoming(NamedTuple, Generic[M]):
-    """A call as its handler sees it. ``caller`` is the connection's peer, never something from the payload."""
-
-    caller: PeerId
-    authority: Authority
-    scope: str
-    message: M
-    arrays: list[Array]
-
-
-class Answer(NamedTuple, Generic[R]):
-    """What a call returns: a message and tensors."""
-
-    message: R
-    arrays: Sequence[Array] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """One callable method: what it takes, which capability it needs ('infer' becomes 'infer:SCOPE'), who answers."""
-
-    name: str
-    needs: str
-    takes: type[Any]
-    handler: Callable[[Incoming[Any]], Awaitable[Answer[Any]]]
-    body_bytes_max: int = limits.MIB
-
-
-Admit = Callable[[PeerId], Awaitable[Authority]]
 Connect = Callable[[PeerId], Connection]
+
+
+class _Link:
+    """What the calls over one connection share."""
+
+    def __init__(self) -> None:
+        self.attached = Attached()
+        self.asking: Asking | None = None
+        self.opening = trio.Lock()
+        self.serving: Serving | None = None
+
+    def is_over(self, first: Attach) -> bool:
+        """Whether the call to which a stream belongs has ended. One that comes before its call is to wait for it."""
+        if first.to_caller:
+            return self.asking is None or self.asking.is_over(first.call)
+        return self.serving is not None and self.serving.machine.is_over(first.call)
 
 
 class Calls:
@@ -106,10 +83,18 @@ class Calls:
         self._connection_to = connection_to
         self._offend = offend
         self._methods: dict[str, Method] = {}
-        self._in_flight: dict[PeerId, int] = {}
-        self._waiting: dict[Connection, set[trio.CancelScope]] = {}
-        self.bytes_sent = 0
-        self.bytes_received = 0
+        self._links: dict[Connection, _Link] = {}
+        self._counts = Counts()
+
+    @property
+    def bytes_sent(self) -> int:
+        """By calls of both directions, without the wire's own overhead."""
+        return self._counts.sent
+
+    @property
+    def bytes_received(self) -> int:
+        """By calls of both directions, without the wire's own overhead."""
+        return self._counts.received
 
     def serve(self, *methods: Method) -> None:
         """Answer these methods from now on."""
@@ -120,7 +105,7 @@ class Calls:
         for name in names:
             self._methods.pop(name, None)
 
-    # -- calling ----------------------------------------------------------------------------------------------------
+    # -- calling ------------------------------------------------------------------------------------------------------
 
     async def call(
         self,
@@ -136,291 +121,344 @@ class Calls:
     ) -> Answer[R]:
         """Call a method of a peer. Raises LinkError when no answer comes in time, else what the handler raised.
 
-        A peer's unreadable answer raises PeerError and costs it the connection; UsageError means that the call itself
-        is not one that any peer would read.
+        Raises Busy when the peer, or this node's list of calls to it, has as many as it takes.
         """
         if peer == self._me.subject:
-            return await self._call_oneself(method, message, scope, arrays, timeout_s)
-        payload = pack(message)
-        header = RequestHeader(
-            method=method,
-            scope=scope,
-            timeout_s=min(timeout_s, limits.CALL_TIMEOUT_S_MAX),
-            payload_bytes=len(payload),
-            tensors=tuple(tensors.describe(array) for array in arrays),
+            return await self._call_oneself(method, Answer(message, arrays), scope, timeout_s)
+        return await self._exchange(
+            peer, method, body_of(message, arrays), answers, scope, timeout_s, bytes_max=answer_bytes_max
         )
-        pieces = frames.encode(_checked(header), [payload, *(tensors.buffer_of(array) for array in arrays)])
-        try:
-            with trio.fail_after(timeout_s):
-                frame = await self._exchange(peer, pieces, answer_bytes_max)
-            return _read_answer(frame, answers, peer)
-        except trio.TooSlowError as error:
-            msg = f"{short(peer)} did not answer {method!r} within {timeout_s:g} s."
-            raise LinkError(msg) from error
-        except PeerError as error:
-            error.offender = peer
-            self._offend(peer, str(error))
-            raise
 
-    async def _exchange(self, peer: PeerId, pieces: Sequence[Any], answer_bytes_max: int) -> frames.Frame:
-        connection = self._connection_to(peer)
-        waiting = self._waiting.setdefault(connection, set())
-        waiting.add(scope := trio.CancelScope())
+    async def send(
+        self,
+        peer: PeerId,
+        method: str,
+        message: Message,
+        source: Source,
+        answers: type[R],
+        *,
+        scope: str = "",
+        timeout_s: float = limits.CALL_TIMEOUT_S_MAX,
+    ) -> Answer[R]:
+        """Call a method with a transfer of any size: bytes, an array, or part of a file. Otherwise like ``call``."""
+        body = body_of(message, (), source)
+        return await self._exchange(peer, method, body, answers, scope, timeout_s, bytes_max=limits.BODY_BYTES_MAX)
+
+    async def fetch(
+        self,
+        peer: PeerId,
+        method: str,
+        message: Message,
+        answers: type[R],
+        into: Destination,
+        *,
+        scope: str = "",
+        size_bytes_max: int = limits.BULK_BYTES_MAX,
+        timeout_s: float = limits.CALL_TIMEOUT_S_MAX,
+    ) -> Answer[R]:
+        """Call a method whose answer is a transfer, and put it straight into a buffer of its size or a file-like sink.
+
+        Raises PeerError when more is announced than ``size_bytes_max``; otherwise like ``call``. After an error a part
+        of it may have been written.
+        """
+        return await self._exchange(
+            peer,
+            method,
+            body_of(message),
+            answers,
+            scope,
+            timeout_s,
+            bytes_max=limits.BODY_BYTES_MAX,
+            bulk_to=into,
+            bulk_bytes_max=size_bytes_max,
+        )
+
+    async def feed(
+        self,
+        peer: PeerId,
+        method: str,
+        message: Message,
+        items: AsyncIterable[Item],
+        answers: type[R],
+        *,
+        scope: str = "",
+        timeout_s: float = limits.CALL_TIMEOUT_S,
+        answer_bytes_max: int = limits.BODY_BYTES_MAX,
+    ) -> Answer[R]:
+        """Call a client stream's method with messages, or ``Answer(message, tensors)``, as they come.
+
+        Takes the next of ``items`` only when the other side has room. Otherwise like ``call``.
+        """
+        if peer == self._me.subject:
+            return await self._call_oneself(method, Answer(message), scope, timeout_s, items=_Answers(items))
+        return await self._exchange(
+            peer, method, body_of(message), answers, scope, timeout_s, bytes_max=answer_bytes_max, items=items
+        )
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        peer: PeerId,
+        method: str,
+        message: Message,
+        *,
+        items: type[R],
+        scope: str = "",
+        arrays: Sequence[Array] = (),
+        timeout_s: float = limits.CALL_TIMEOUT_S,
+        item_bytes_max: int = limits.BODY_BYTES_MAX,
+    ) -> AsyncIterator["ItemStream[R]"]:
+        """Call a server stream's method; iterate over what comes. Leaving the block ends the call.
+
+        The deadline is that of the whole stream. Iterating raises what ``call`` raises, behind the last item.
+        """
+        if peer == self._me.subject:
+            msg = f"{method!r} is this node's own; iterate over what its handler iterates over."
+            raise UsageError(msg)
+        deadline = _deadline(method, timeout_s)
+        body = body_of(message, arrays)
+        asking = self._asking_nowait(peer) or await self._asking(peer, method, timeout_s)
+        pending = asking.begin(method, body, scope=scope, deadline=deadline, kind="server_stream")
+        inlet = asking.inlet(pending)
         try:
-            with scope:
-                return await self._exchange_over(await connection.open_stream(PROTOCOL), pieces, answer_bytes_max)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            msg = f"The connection to {short(peer)} broke during a call."
-            raise LinkError(msg) from error
+            async with asking.outlet(pending) as outlet:
+                if body.aside:
+                    await asking.push(pending, body, outlet)
+                yield ItemStream(asking, pending, inlet, items, deadline, timeout_s, item_bytes_max, self._blame)
         finally:
-            waiting.discard(scope)
-            if not waiting:
-                self._waiting.pop(connection, None)
-        msg = f"The connection to {short(peer)} was closed during a call."
-        raise LinkError(msg)
+            asking.leave(pending)
+            inlet.close()
 
-    async def _exchange_over(self, stream: Stream, pieces: Sequence[Any], answer_bytes_max: int) -> frames.Frame:
+    async def _exchange(
+        self,
+        peer: PeerId,
+        method: str,
+        body: Body,
+        answers: type[R],
+        scope: str,
+        timeout_s: float,
+        *,
+        bytes_max: int,
+        items: AsyncIterable[Item] | None = None,
+        bulk_to: Destination | None = None,
+        bulk_bytes_max: int = 0,
+    ) -> Answer[R]:
+        """Everything but a server stream: ask, send what there is to send, wait for the one answer, read it."""
+        deadline = _deadline(method, timeout_s)
+        asking = self._asking_nowait(peer) or await self._asking(peer, method, timeout_s)
+        kind: Kind = "unary" if items is None else "client_stream"
+        pending = asking.begin(method, body, scope=scope, deadline=deadline, kind=kind)
         try:
-            await self._send(stream, pieces)
-            await stream.send_eof()
-            frame = await self._receive(stream, answer_bytes_max)
-        except BaseException:
-            stream.reset()
+            if items is not None or body.aside:
+                async with asking.outlet(pending) as outlet:
+                    await self._pour(asking, pending, body, items, outlet)
+                    last = await asking.answer(pending)
+            else:
+                last = await asking.answer(pending)
+            if not last.header.aside:
+                return Answer(*await read_body(last.header, last.body, answers, None, bytes_max))
+            with _limit(deadline, _too_late(peer, method, timeout_s)), asking.inlet(pending) as inlet:
+                return await asking.read(
+                    pending,
+                    last.header,
+                    last.body,
+                    answers,
+                    inlet,
+                    bytes_max=bytes_max,
+                    bulk_to=bulk_to,
+                    bulk_bytes_max=bulk_bytes_max,
+                )
+        except PeerError as error:
+            self._blame(asking, error)
             raise
-        await stream.aclose()
-        return frame
+        finally:
+            asking.leave(pending)
 
-    def disconnected(self, connection: Connection) -> None:
-        """End the calls that wait for an answer over a connection that is gone: their callers get a LinkError."""
-        for scope in self._waiting.pop(connection, ()):
-            scope.cancel()
+    async def _pour(
+        self, asking: Asking, pending: Pending, body: Body, items: AsyncIterable[Item] | None, outlet: Outlet
+    ) -> None:
+        if body.aside:
+            await asking.push(pending, body, outlet)
+        if items is not None:
+            await asking.feed(pending, items, outlet)
+
+    def _asking_nowait(self, peer: PeerId) -> Asking | None:
+        """The open control stream to a peer, if there is one that has room. Raises LinkError."""
+        link = self._links.get(self._connection_to(peer))
+        asking = None if link is None else link.asking
+        return asking if asking is not None and not asking.channel.over and asking.ready else None
+
+    async def _asking(self, peer: PeerId, method: str, timeout_s: float) -> Asking:
+        """Wait for room on the control stream to a peer, or open a new one. Raises LinkError."""
+        connection = self._connection_to(peer)
+        link = self._link(connection)
+        with _limit(trio.current_time() + timeout_s, _too_late(peer, method, timeout_s)):
+            async with link.opening:
+                if link.asking is None or link.asking.channel.over:
+                    stream = await connection.open_stream(PROTOCOL)
+                    first = link.asking.next_call if link.asking else 1  # a new stream's calls are told from the old's
+                    link.asking = Asking(connection, stream, link.attached, self._counts, first, self._blame)
+                await link.asking.channel.room()
+                return link.asking
+        raise AssertionError("unreachable")
+
+    def _link(self, connection: Connection) -> _Link:
+        if connection not in self._links:
+            for old in [old for old in self._links if old.closed.is_set()]:
+                del self._links[old]
+            self._links[connection] = _Link()
+        return self._links[connection]
+
+    def _blame(self, asking: Asking, error: PeerError) -> None:
+        """An answer broke the protocol."""
+        error.offender = asking.connection.peer_id
+        self._offend(asking.connection.peer_id, str(error))
 
     async def _call_oneself(
-        self, method: str, message: Message, scope: str, arrays: Sequence[Array], timeout_s: float
+        self,
+        method: str,
+        asked: Answer[Any],
+        scope: str,
+        timeout_s: float,
+        items: AsyncIterator[Answer[Any]] | None = None,
     ) -> Answer[Any]:
-        try:
-            with trio.fail_after(timeout_s):
-                known = self._method(method)
-                self._me.require(_capability(known, scope), time.time())
-                return await known.handler(Incoming(self._me.subject, self._me, scope, message, list(arrays)))
-        except trio.TooSlowError as error:
-            msg = f"This node did not answer its own {method!r} within {timeout_s:g} s."
-            raise LinkError(msg) from error
+        with trio.CancelScope(deadline=trio.current_time() + timeout_s):
+            known = self._methods.get(method)
+            if known is None or known.kind != ("unary" if items is None else "client_stream"):
+                msg = f"This node does not answer {method!r} when called like this."
+                raise UsageError(msg)
+            self._me.require(capability(known, scope), time.time())
+            incoming = Incoming(self._me.subject, self._me, scope, asked.message, list(asked.arrays))
+            return await known.handler(incoming if items is None else incoming._replace(items=items)) or Answer(Empty())
+        msg = f"This node did not answer its own {method!r} within {timeout_s:g} s."
+        raise LinkError(msg)
 
-    # -- answering --------------------------------------------------------------------------------------------------
+    # -- answering ----------------------------------------------------------------------------------------------------
 
     async def answer(self, stream: Stream) -> None:
-        """Serve one inbound stream: the handler of ``PROTOCOL``. Whatever happens, only this stream or peer ends."""
+        """Serve one inbound stream, of calls or of one call's large buffers: the handler of ``PROTOCOL``."""
         peer = stream.peer_id
         try:
-            authority = await self._admit(peer)
-        except Refused as error:
-            stream.reset()
+            await self._admit(peer)
+            with trio.fail_after(limits.FRAME_TIMEOUT_S):
+                frame = await receive_frame(stream, body_bytes_max=0)
+            self._counts.received += frames.PREFIX.size + len(frame.header)
+            first = headers.first(frame.header)
+            link = self._link(stream.connection)
+            if isinstance(first, Attach):
+                if not link.is_over(first):  # else its sender has not heard yet
+                    await link.attached.serve(Key(first.call, first.to_caller), stream)
+            else:
+                await self._serve(link, stream)
+        except (Refused, PeerError) as error:
             self._offend(peer, str(error))
-            return
-        if self._in_flight.get(peer, 0) >= limits.CALLS_PER_PEER_MAX:
-            busy = Busy(f"This node already answers {limits.CALLS_PER_PEER_MAX} calls of yours.", 0.1)
-            await self._send_error(stream, busy)
-            return
-        self._in_flight[peer] = self._in_flight.get(peer, 0) + 1
-        try:
-            await self._answer(stream, authority)
-        except LeptonError as error:
-            await self._fail(stream, error)
+        except trio.TooSlowError:
+            self._offend(peer, f"It opened a stream for calls and said nothing for {limits.FRAME_TIMEOUT_S:g} s.")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("the caller %s went away", short(peer))
-            stream.reset()
-        except Exception as error:  # our own bug: it must cost no more than this call
-            log.exception("a call by %s failed", short(peer))
-            msg = f"an unexpected {type(error).__name__}; the log of that node has more."
-            await self._send_error(stream, LeptonError(msg))
-        finally:
-            self._in_flight[peer] -= 1
-            if not self._in_flight[peer]:
-                del self._in_flight[peer]
 
-    async def _fail(self, stream: Stream, error: LeptonError) -> None:
-        """Tell the caller why, and hang up on one that broke the protocol."""
-        peer = stream.peer_id
-        if not isinstance(error, PeerError):
-            await self._send_error(stream, error)
-        elif error.offender not in {"", peer}:  # somebody whom the handler called: not the caller's fault
-            await self._send_error(stream, LinkError(str(error)))
-        else:
-            await self._send_error(stream, error)
-            self._offend(peer, str(error))
-
-    async def _answer(self, stream: Stream, authority: Authority) -> None:
-        with trio.move_on_after(limits.FRAME_TIMEOUT_S) as reading:
-            header, method, frame = await self._receive_request(stream, authority)
-        if reading.cancelled_caught:
-            msg = f"A request was not complete after {limits.FRAME_TIMEOUT_S:g} s."
-            raise PeerError(msg)
-        payload, buffers = _split(frame.body, header.payload_bytes)
-        message, arrays = unpack(payload, method.takes), tensors.read(header.tensors, buffers)
-        deadline = trio.current_time() + header.timeout_s  # past it nobody waits for the answer
-        answer = None
-        with trio.CancelScope(deadline=deadline):
-            answer = await method.handler(Incoming(stream.peer_id, authority, header.scope, message, arrays))
-        if answer is None:
-            msg = f"{method.name!r} was not done within the {header.timeout_s:g} s that its caller gave."
-            raise LinkError(msg)
-        with trio.CancelScope(deadline=deadline + _COURTESY_S) as sending:
-            await self._send_answer(stream, answer)
-        if sending.cancelled_caught:
-            log.debug("the caller %s did not read its answer", short(stream.peer_id))
-            stream.reset()
-
-    async def _receive_request(
-        self, stream: Stream, authority: Authority
-    ) -> tuple[RequestHeader, Method, frames.Frame]:
-        """Read one request. What is not allowed is not kept: no memory is spent on its body."""
-        decoder = frames.FrameDecoder()
-        head, frame = await _receive_header(stream, decoder)
-        header = unpack(head, RequestHeader)
-        try:
-            method = self._method(header.method)
-            authority.require(_capability(method, header.scope), time.time())
-        except LeptonError:
-            await self._pass_over(stream, decoder.body_bytes)  # so that the caller is there to read the reason
-            raise
-        most = method.body_bytes_max
-        if decoder.body_bytes > most:
-            msg = f"A request to {method.name!r} has {decoder.body_bytes} B; it takes at most {most} B."
-            raise PeerError(msg)
-        return header, method, self._count(frame or await _receive_rest(stream, decoder))
-
-    async def _pass_over(self, stream: Stream, size_bytes: int) -> None:
-        while size_bytes:
-            data = await stream.receive_some(min(size_bytes, _READ_BYTES))
-            if not data:
-                msg = "The stream ended inside a frame."
-                raise PeerError(msg)
-            size_bytes -= len(data)
-            self.bytes_received += len(data)
-
-    def _method(self, name: str) -> Method:
-        if name not in self._methods:
-            msg = f"This node does not answer {name!r}; it may run another release, or not hold what was asked for."
-            raise UsageError(msg)
-        return self._methods[name]
-
-    async def _send_answer(self, stream: Stream, answer: Answer[Any]) -> None:
-        payload = pack(answer.message)
-        header = AnswerHeader(
-            payload_bytes=len(payload), tensors=tuple(tensors.describe(array) for array in answer.arrays)
-        )
-        await self._send(stream, frames.encode(pack(header), [payload, *map(tensors.buffer_of, answer.arrays)]))
-        await stream.send_eof()
-        await stream.aclose()
-
-    async def _send_error(self, stream: Stream, error: LeptonError) -> None:
-        header = AnswerHeader(
-            error=next((name for name, cls in _KINDS.items() if isinstance(error, cls)), "internal"),
-            reason=str(error)[:_REASON_CHARACTERS_MAX],
-            retry_after_s=_sane_pause(error.retry_after_s) if isinstance(error, Busy) else 0.0,
-        )
-        with trio.move_on_after(_COURTESY_S):
-            try:
-                await self._send(stream, frames.encode(pack(header)))
-                await stream.send_eof()
-                await stream.aclose()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                log.debug("could not tell %s: %s", short(stream.peer_id), error)
-            else:
+    async def _serve(self, link: _Link, stream: Stream) -> None:
+        while link.serving is not None:
+            if stream.broken:
                 return
-        stream.reset()
-
-    # -- frames on streams ------------------------------------------------------------------------------------------
-
-    async def _send(self, stream: Stream, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
-        for piece in pieces:
-            await stream.send_all(piece)
-            self.bytes_sent += len(piece)
-
-    async def _receive(self, stream: Stream, body_bytes_max: int) -> frames.Frame:
-        return self._count(await receive_frame(stream, body_bytes_max=body_bytes_max))
-
-    def _count(self, frame: frames.Frame) -> frames.Frame:
-        self.bytes_received += len(frame.header) + frame.body.nbytes
-        return frame
+            if not link.serving.channel.over:
+                msg = "A second control stream was opened beside the first."
+                raise PeerError(msg)
+            await link.serving.finished.wait()  # else handlers that are slow to stop would pile up
+        serving = link.serving = Serving(
+            stream, link.attached, self._counts, methods=self._methods, admit=self._admit, offend=self._offend
+        )
+        try:
+            await serving.run()
+        finally:
+            link.serving = None
+            serving.finished.set()
 
 
-_KINDS: Final[dict[ErrorKind, type[LeptonError]]] = {
-    "usage": UsageError,
-    "refused": Refused,
-    "busy": Busy,
-    "peer": PeerError,
-    "link": LinkError,
-}
+class ItemStream(Generic[R]):
+    """What a server stream brings, in order: iterate over it."""
+
+    def __init__(
+        self,
+        asking: Asking,
+        pending: Pending,
+        inlet: Inlet,
+        kind: type[R],
+        deadline: float,
+        timeout_s: float,
+        item_bytes_max: int,
+        blame: Callable[[Asking, PeerError], None],
+    ) -> None:
+        self._asking = asking
+        self._pending = pending
+        self._inlet = inlet
+        self._kind = kind
+        self._deadline = deadline
+        self._timeout_s = timeout_s
+        self._item_bytes_max = item_bytes_max
+        self._blame = blame
+
+    def __aiter__(self) -> "ItemStream[R]":
+        return self
+
+    async def __anext__(self) -> Answer[R]:
+        asking, pending = self._asking, self._pending
+        with _limit(self._deadline, _too_late(asking.connection.peer_id, pending.method, self._timeout_s)):
+            came = await asking.next_item(pending)
+            if came is None:
+                raise StopAsyncIteration
+            try:
+                item = await asking.read(
+                    pending, came.header, came.body, self._kind, self._inlet, bytes_max=self._item_bytes_max
+                )
+            except PeerError as error:
+                self._blame(asking, error)
+                raise
+            asking.consumed(pending)
+            return item
+
+
+@contextmanager
+def _limit(deadline: float, message: str) -> Iterator[None]:
+    with trio.CancelScope(deadline=deadline) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise LinkError(message)
+
+
+def _deadline(method: str, timeout_s: float) -> float:
+    if not timeout_s > 0:
+        msg = f"{method!r} cannot be called like this: a deadline of {timeout_s:g} s leaves no time to answer."
+        raise UsageError(msg)
+    return trio.current_time() + timeout_s
+
+
+def _too_late(peer: PeerId, method: str, timeout_s: float) -> str:
+    return f"{short(peer)} did not answer {method!r} within {timeout_s:g} s."
+
+
+class _Answers:
+    """The items of a client stream, as the handler of this same node sees them."""
+
+    def __init__(self, items: AsyncIterable[Item]) -> None:
+        self._next = aiter(items).__anext__
+
+    def __aiter__(self) -> "_Answers":
+        return self
+
+    async def __anext__(self) -> Answer[Any]:
+        item = await self._next()
+        return item if isinstance(item, Answer) else Answer(item)
 
 
 async def receive_frame(stream: Stream, *, body_bytes_max: int) -> frames.Frame:
     """Read exactly one frame. Raises PeerError when the stream ends before it does."""
-    return await _receive_rest(stream, frames.FrameDecoder(body_bytes_max=body_bytes_max))
-
-
-async def _receive_header(stream: Stream, decoder: frames.FrameDecoder) -> tuple[bytes, frames.Frame | None]:
-    """Read until the header is complete, and none of the body. Returns the whole frame too if it has no body."""
-    while (header := decoder.header) is None:
-        if got := decoder.receive(await _read(stream, decoder)):
-            return got[0].header, got[0]
-    return header, None
-
-
-async def _receive_rest(stream: Stream, decoder: frames.FrameDecoder) -> frames.Frame:
-    while not (got := decoder.receive(await _read(stream, decoder))):
-        pass
-    return got[0]
-
-
-async def _read(stream: Stream, decoder: frames.FrameDecoder) -> bytes:
-    data = await stream.receive_some(min(decoder.bytes_wanted, _READ_BYTES))
-    if not data:
-        decoder.end()
-        msg = "The stream ended where a frame was expected."
-        raise PeerError(msg)
-    return data
-
-
-def _capability(method: Method, scope: str) -> str:
-    return f"{method.needs}:{scope}" if scope else method.needs
-
-
-def _checked(header: RequestHeader) -> bytes:
-    """Encode a header that any peer will read. Raises UsageError: a wrong one would cost us the connection."""
-    data = pack(header)
-    try:
-        unpack(data, RequestHeader)
-    except PeerError as error:
-        msg = f"{header.method!r} cannot be called like this: {error}"
-        raise UsageError(msg) from error
-    return data
-
-
-def _split(body: memoryview, payload_bytes: int) -> tuple[memoryview, memoryview]:
-    """Cut a body into its message and its tensors. Raises PeerError when it is shorter than announced."""
-    if payload_bytes > body.nbytes:
-        msg = f"A message of {payload_bytes} B was announced in a body of {body.nbytes} B."
-        raise PeerError(msg)
-    return body[:payload_bytes], body[payload_bytes:]
-
-
-def _sane_pause(pause_s: float) -> float:
-    return min(max(pause_s, 0.0), limits.CALL_TIMEOUT_S_MAX) if math.isfinite(pause_s) else 1.0
-
-
-def _read_answer(frame: frames.Frame, answers: type[R], peer: PeerId) -> Answer[R]:
-    header = unpack(frame.header, AnswerHeader)
-    if header.error == "busy":
-        raise Busy(header.reason, header.retry_after_s)
-    if header.error == "peer":  # what we sent was malformed in its eyes: our bug or a release apart, not its offence
-        msg = f"{short(peer)} could not read our request: {header.reason}"
-        raise LinkError(msg)
-    if header.error == "internal":
-        msg = f"{short(peer)} failed: {header.reason}"
-        raise LinkError(msg)
-    if header.error:
-        raise _KINDS[header.error](header.reason)
-    payload, buffers = _split(frame.body, header.payload_bytes)
-    return Answer(unpack(payload, answers), tensors.read(header.tensors, buffers))
+    decoder = frames.FrameDecoder(body_bytes_max=body_bytes_max)
+    while True:
+        data = await stream.receive_some(min(decoder.bytes_wanted, _READ_BYTES))
+        if not data:
+            decoder.end()
+            msg = "The stream ended where a frame was expected."
+            raise PeerError(msg)
+        if got := decoder.receive(data):
+            return got[0]

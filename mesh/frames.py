@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from . import limits
 from .errors import PeerError
 
-_PREFIX = struct.Struct(">II")
+PREFIX = struct.Struct(">II")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def encode(
     if size > limits.BODY_BYTES_MAX:
         msg = f"A frame body of {size} B is over the limit of {limits.BODY_BYTES_MAX} B; send it in parts."
         raise ValueError(msg)
-    return [_PREFIX.pack(len(header), size) + header, *views]
+    return [PREFIX.pack(len(header), size) + header, *views]
 
 
 class FrameDecoder:
@@ -63,7 +63,7 @@ class FrameDecoder:
     def bytes_wanted(self) -> int:
         """How many bytes complete the current part (prefix, header or body). Who reads no more stays inside a frame."""
         if self._header_bytes is None:
-            return _PREFIX.size - len(self._prefix)
+            return PREFIX.size - len(self._prefix)
         return self._header_bytes - len(self._header) or self.body_bytes - self._filled
 
     @property
@@ -73,8 +73,10 @@ class FrameDecoder:
 
     def receive(self, data: bytes | bytearray | memoryview) -> list[Frame]:
         """Add bytes. Raises PeerError when a frame announces more than the limits allow."""
-        frames = []
+        frames: list[Frame] = []
         view = memoryview(data)
+        if not self._prefix:
+            view = self._take_whole(view, frames)
         while view.nbytes:
             n = min(self.bytes_wanted, view.nbytes)
             self._take(view[:n])
@@ -91,11 +93,25 @@ class FrameDecoder:
             msg = f"The stream ended inside a frame, at least {self.bytes_wanted} B short; nothing of it was used."
             raise PeerError(msg)
 
+    def _take_whole(self, view: memoryview, frames: list[Frame]) -> memoryview:
+        """Cut off the frames that lie here whole, as those of calls do: the same as below in a fifth of the steps."""
+        size, start = view.nbytes, 0
+        while size - start >= PREFIX.size:
+            header_bytes, body_bytes = PREFIX.unpack_from(view, start)
+            body = start + PREFIX.size + header_bytes
+            if header_bytes > self._header_bytes_max or body_bytes > self._body_bytes_max or body + body_bytes > size:
+                break
+            frames.append(
+                Frame(bytes(view[start + PREFIX.size : body]), memoryview(bytearray(view[body : body + body_bytes])))
+            )
+            start = body + body_bytes
+        return view[start:]
+
     def _take(self, part: memoryview) -> None:
         """Add bytes that are all of the current part."""
         if self._header_bytes is None:
             self._prefix += part
-            if len(self._prefix) == _PREFIX.size:
+            if len(self._prefix) == PREFIX.size:
                 self._begin()
         elif len(self._header) < self._header_bytes:
             self._header += part
@@ -106,7 +122,7 @@ class FrameDecoder:
             self._filled += part.nbytes
 
     def _begin(self) -> None:
-        header_bytes, body_bytes = _PREFIX.unpack(self._prefix)
+        header_bytes, body_bytes = PREFIX.unpack(self._prefix)
         for part, size, most in (
             ("header", header_bytes, self._header_bytes_max),
             ("body", body_bytes, self._body_bytes_max),

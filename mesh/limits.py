@@ -19,6 +19,11 @@ DEPTH_MAX: Final = 8  # our deepest message has 5
 BUFFERS_MAX: Final = 64  # tensors in one frame: live values of a cut, or tensors of one layer
 # One frame's raw part. The largest in use is one blob chunk or one batch of activations.
 BODY_BYTES_MAX: Final = 64 * MIB
+# Tensors up to this size travel in the control stream's frames, larger ones on a stream of their own. A stream costs
+# about as much CPU as copying 1 MiB, and 64 KiB hold up a small call on a 100 Mbit/s link by 5 ms.
+INLINE_BYTES_MAX: Final = 64 * KIB
+BULK_BYTES_MAX: Final = 64 * 1024 * MIB  # one transfer, when neither side names less: what fits on an edge node's disk
+REASON_CHARACTERS_MAX: Final = 1000  # of an error's text
 TENSOR_DIMENSIONS_MAX: Final = 8  # numpy itself stops at 64; no layer of ours sees more than 5
 
 # -- one peer ---------------------------------------------------------------------------------------------------------
@@ -27,6 +32,15 @@ HINTED_ADDRESSES_MAX: Final = 8  # of one peer: two interfaces, IPv4 and IPv6, b
 CONNECTIONS_PER_PEER_MAX: Final = 4  # simultaneous dials make two; more is a leak or an attack
 STREAMS_PER_PEER_MAX: Final = 32
 CALLS_PER_PEER_MAX: Final = 8  # in flight at once towards us
+CALLS_OUT_PER_PEER_MAX: Final = 32  # in flight at once towards one peer: more than it takes at once, so that it decides
+STREAM_ITEMS_MAX: Final = 16  # items of one streaming call that wait for its consumer: a round trip's worth of tokens
+CREDIT_MAX: Final = 1024  # items that a peer may let us send at once; what holds us back then is the link
+CONTROL_UNSENT_BYTES_MAX: Final = 256 * KIB  # frames of calls that wait for a peer to read: then it is not read either
+ASIDE_BYTES_PER_PEER_MAX: Final = (
+    128 * MIB
+)  # requests' large buffers that are held here at once, reserved before reading
+TRANSFERS_PER_PEER_MAX: Final = 2  # that come to us at once; a third would only slow these down
+ATTACHED_PER_PEER_MAX: Final = 32  # streams that wait for the call which they belong to; two for each call are in use
 CONNECTIONS_MAX: Final = 256  # of all peers; a full mesh has 50
 STRANGERS_MAX: Final = 32  # connections that have not yet proved membership
 
@@ -36,6 +50,9 @@ DIAL_TIMEOUT_S: Final = 10.0
 CALL_TIMEOUT_S: Final = 10.0  # when the caller names no deadline
 CALL_TIMEOUT_S_MAX: Final = 600.0  # the longest deadline that a peer may ask for
 FRAME_TIMEOUT_S: Final = 30.0  # a frame once begun must be complete: the slow-loris bound
+TRANSFER_STALL_S: Final = 30.0  # large buffers that make no progress for so long are given up
+REASON_WAIT_S: Final = 1.0  # for the reason why a stream was reset to come on another: a round trip
+BUSY_RETRY_S: Final = 0.1  # the hint that goes with Busy: some calls' length
 JOIN_TIMEOUT_S: Final = 20.0
 
 # -- trust ------------------------------------------------------------------------------------------------------------

@@ -82,6 +82,8 @@ def _no_extension(code: int, _data: bytes) -> object:
 
 
 def _check_depth(value: object) -> None:
+    if isinstance(value, dict) and not any(isinstance(item, list | dict) for item in value.values()):
+        return  # most messages
     level = [value]
     for _ in range(limits.DEPTH_MAX + 1):
         level = [

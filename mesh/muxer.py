@@ -9,7 +9,7 @@ reset, when a part of what it sent had gone.
 
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -76,9 +76,12 @@ class Muxer:
         self._work = trio.Event()
         self._arrival = trio.Event()
         self._clock_moved = trio.Event()
+        self._rings_at = 0.0
+        self._alarms: dict[Callable[[], None], float] = {}
         self._scope = trio.CancelScope()
         self._closing = False
         self._left = memoryview(b"")  # sealed, and not yet taken by the socket
+        self._held = False  # frames are being taken in or out, so others wait
         self._remote_ended = trio.Event()
         self.reason = ""  # why it is closed
         self.closed = trio.Event()
@@ -124,6 +127,15 @@ class Muxer:
         self._yamux.accept(state)
         self._kick()
         return stream
+
+    def alarm(self, at: float, ring: Callable[[], None]) -> None:
+        """Call ``ring`` once at this time, unless the connection is closed by then; it must neither wait nor raise.
+
+        One clock for all calls of a connection costs less than a cancel scope for each.
+        """
+        self._alarms[ring] = at
+        if at < self._rings_at:
+            self._clock_moved.set()
 
     async def ping(self) -> float:
         """Measure the round trip in seconds; bound it with a timeout. Raises LinkError when the connection closes."""
@@ -177,7 +189,10 @@ class Muxer:
                     await self._socket.readable()
                 elif size:
                     self._take(self._records.open(scratch[:size]))
-                    await trio.lowlevel.checkpoint()
+                    if size == READ_BYTES:
+                        await trio.lowlevel.checkpoint()
+                    else:  # all that was there: to ask again would cost a system call and a task switch
+                        await self._socket.readable()
                 else:
                     break
             self._fail("the peer closed the connection")
@@ -214,7 +229,9 @@ class Muxer:
 
         What the socket does not take is the writer's, and as long as it has some nothing overtakes it.
         """
-        if self._left or self._closing:
+        if self._held:
+            self._kick()
+        if self._held or self._left or self._closing:
             return
         try:
             self._left = memoryview(self._next_batch())
@@ -226,39 +243,52 @@ class Muxer:
 
     def _next_batch(self) -> Buffer:
         pieces, drained = self._yamux.take(BATCH_BYTES)
+        self._held = True  # what a watcher says now comes behind these frames
         for state in drained:
             if (stream := self._streams.get(state)) is not None:
-                stream.notice()
+                stream.notice_drained()
             self._drop_if_gone(state)
+        self._held = False
         return self._records.seal(pieces) if pieces else b""
 
     def _send_left(self) -> None:
+        now = trio.current_time()
         if sent := self._socket.send_nowait(self._left):
             self._left = self._left[sent:]
-            self._yamux.progressed(trio.current_time())
+            self._yamux.progressed(now)
         if not self._left:
-            self._yamux.flushed(trio.current_time())
+            self._yamux.flushed(now)
 
     async def _watch(self) -> None:
         while True:
-            deadline = self._yamux.deadline
-            await trio.sleep_until(deadline)
-            for event in self._yamux.tick(trio.current_time()):
+            self._rings_at = min([self._yamux.deadline, *self._alarms.values()])
+            self._clock_moved = trio.Event()
+            with trio.move_on_at(self._rings_at):
+                await self._clock_moved.wait()
+            now = trio.current_time()
+            for ring in [ring for ring, at in self._alarms.items() if at <= now]:
+                del self._alarms[ring]
+                ring()
+            for event in self._yamux.tick(now):
                 self._handle(event)
             self._kick()
 
     # -- events -------------------------------------------------------------------------------------------------------
 
     def _take(self, chunks: Sequence[bytes]) -> None:
+        self._held = True  # all that watchers answer goes in one batch
         for event in self._yamux.receive(chunks, trio.current_time()):
             self._handle(event)
+        self._held = False
         if self._yamux.has_frames:
-            self._kick()
+            self._push()
 
     def _handle(self, event: Event) -> None:
         match event:
-            case Readable(state) | Widened(state):
-                self._wake(state)
+            case Readable(state):
+                self._wake(state, MuxedStream.notice_readable)
+            case Widened(state):
+                self._wake(state, MuxedStream.notice_drained)
             case Opened(state):
                 self._inbound[state] = self._wrap(state)
                 self._arrival.set()
@@ -273,9 +303,10 @@ class Muxer:
             case Died():
                 self._fail("the peer has been silent for too long")
 
-    def _wake(self, state: YamuxStream) -> None:
+    def _wake(self, state: YamuxStream, notice: Callable[["MuxedStream"], None]) -> None:
         if (stream := self._streams.get(state)) is not None:
-            stream.notice()
+            notice(stream)
+        if not state.was_reset:  # else WasReset follows in the same batch, for readers and writers to hear of
             self._drop_if_gone(state)
 
     def _wrap(self, state: YamuxStream) -> "MuxedStream":
@@ -329,6 +360,46 @@ class MuxedStream(trio.abc.HalfCloseableStream):
         self._receiving = False
         self._moved_in = trio.Event()
         self._moved_out = trio.Event()
+        self._on_readable: Callable[[], None] | None = None
+        self._on_drained: Callable[[], None] | None = None
+
+    # -- without waiting ----------------------------------------------------------------------------------------------
+
+    def watch(self, readable: Callable[[], None], drained: Callable[[], None]) -> None:
+        """Call these, from the connection's own tasks, when there may be more to read, and when all was sent; both
+        when the stream breaks.
+
+        It saves a task's wake-up for every small message. They must neither wait nor raise; now is a first call.
+        """
+        self._on_readable, self._on_drained = readable, drained
+        readable()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What was queued and is in no frame yet."""
+        return self._state.unsent_bytes
+
+    @property
+    def broken(self) -> str:
+        """Why nothing more comes or goes, ``""`` while it does. What came before an end on purpose is read first."""
+        if self._broken or self._closed:
+            return self._broken or "this stream was closed here"
+        return "the peer ended the stream" if self._state.finished and not self._state.unread_bytes else ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the peer ended it on purpose, so that all that it sent is here."""
+        return self._state.finished and not self._state.was_reset and not self._reset_here
+
+    def send_nowait(self, data: bytes) -> None:
+        """Queue bytes behind those queued before; bound ``unsent_bytes``. Of a broken stream they go nowhere."""
+        if not (self._broken or self._closed or self._state.ending):
+            self._yamux.send(self._state, (memoryview(data),))
+            self._muxer._push()  # noqa: SLF001  the two classes are one module's
+
+    def receive_nowait(self) -> list[memoryview]:
+        """What lies here unread, in pieces."""
+        return self._read(RECEIVE_BYTES) if self._state.unread_bytes else []
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -471,7 +542,8 @@ class MuxedStream(trio.abc.HalfCloseableStream):
             self._yamux.close(self._state, trio.current_time())
             self._muxer._kick()  # noqa: SLF001
             self._muxer._drop_if_gone(self._state)  # noqa: SLF001
-        self.notice()
+        self._moved_in.set()
+        self._moved_out.set()
 
     def reset(self) -> None:
         """Break the stream in both directions, at once; the remote's reads and writes fail. Never blocks."""
@@ -485,17 +557,26 @@ class MuxedStream(trio.abc.HalfCloseableStream):
     def break_off(self, reason: str) -> None:
         """The muxer's word that nothing more comes or goes."""
         self._broken = self._broken or reason
-        self.notice()
+        self.notice_readable()
+        self.notice_drained()
 
-    def notice(self) -> None:
-        """Let whoever waits look again: there is something to read, room to write, or an end."""
+    def notice_readable(self) -> None:
+        """Let whoever waits to read look again: there is something, or an end."""
         self._moved_in.set()
+        if self._on_readable is not None:
+            self._on_readable()
+
+    def notice_drained(self) -> None:
+        """Let whoever waits to write look again."""
         self._moved_out.set()
+        if self._on_drained is not None:
+            self._on_drained()
 
     def _check(self, *, reading: bool = False) -> None:
         if self._closed:
             msg = "this stream was closed here"
             raise trio.ClosedResourceError(msg)
-        whole = self._state.finished and not self._state.was_reset and not self._reset_here
-        if self._broken and not (reading and whole):  # all that the remote sent is here, whatever became of the rest
+        if self._broken and not (
+            reading and self.ended
+        ):  # all that the remote sent is here, whatever became of the rest
             raise trio.BrokenResourceError(self._broken)

@@ -20,7 +20,7 @@ DTYPES: Final = {
 }
 
 
-class TensorSpec(Message, frozen=True, kw_only=True):
+class TensorSpec(Message, frozen=True, kw_only=True, array_like=True):
     """Element type and shape of one tensor; its buffer follows in the body, C order, without padding."""
 
     dtype: str

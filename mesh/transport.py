@@ -61,6 +61,25 @@ class Stream(trio.abc.HalfCloseableStream):
         self.send_parts = muxed.send_parts
         self.receive_into = muxed.receive_into
         self.reset = muxed.reset
+        self.watch = muxed.watch
+        self.alarm = connection._muxer.alarm  # noqa: SLF001  the two classes are one module's
+        self.send_nowait = muxed.send_nowait
+        self.receive_nowait = muxed.receive_nowait
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What ``send_nowait`` queued and is in no frame yet."""
+        return self._muxed.unsent_bytes
+
+    @property
+    def ended(self) -> bool:
+        """Whether the peer ended it on purpose, so that all that it sent is here."""
+        return self._muxed.ended
+
+    @property
+    def broken(self) -> str:
+        """Why nothing more comes or goes, ``""`` while it does."""
+        return self._muxed.broken
 
     async def send_all(self, data: Buffer) -> None:
         """Send bytes; see MuxedStream.send_all for what a cancellation leaves."""

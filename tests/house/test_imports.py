@@ -19,7 +19,10 @@ MAY_IMPORT = {
     "simulations": {"simulations", "gossip", "mesh", "node"},
 }
 # The modules of mesh/ that reach the network or drive those that do. All others there are pure, like all of gossip/.
-SHELLS = {"calls", "dialler", "discovery", "joining", "mesh", "muxer", "records_layer", "shells", "tcp", "transport"}
+SHELLS = {
+    *("asking", "attached", "bulk", "calls", "channel", "dialler", "discovery", "joining", "mesh", "methods", "muxer"),
+    *("records_layer", "serving", "shells", "tcp", "transport"),
+}
 
 HEAVY = {"trio", "libp2p", "torch"}  # a pure module loads none of them
 SLOW = {"libp2p", "torch"}  # seconds that `lepton-node --help` must not take

@@ -12,13 +12,16 @@ from lepton.mesh import limits, membership
 from lepton.mesh import mesh as mesh_module
 from lepton.mesh.admission import Credentials
 from lepton.mesh.calls import PROTOCOL as CALLS
-from lepton.mesh.calls import Answer, Empty, Incoming, Method, RequestHeader
+from lepton.mesh.calls import Answer, Empty, Incoming, Method
 from lepton.mesh.errors import LeptonError, LinkError, Refused
+from lepton.mesh.frames import encode
 from lepton.mesh.grants import ROLES, issue
 from lepton.mesh.identity import Identity
-from lepton.mesh.messages import encoded, pack
+from lepton.mesh.messages import pack
 from lepton.mesh.protocol import HELLO, JOIN, Delta, JoinAsk, JoinGranted, JoinHeld, JoinSecret
 from lepton.mesh.records import Digest, RecordStore, SignedRecord
+from lepton.mesh.rpc.headers import Control, RequestHeader
+from lepton.mesh.tensors import TensorSpec
 from lepton.mesh.transport import Connection
 
 from .fakes import FOREVER, ROOT, SERIAL, Note, credentials, grant, identity
@@ -76,6 +79,12 @@ async def test_members_see_each_other_and_what_each_says() -> None:
         assert gone == [BOB.peer_id]
         assert notes(alice) == {(ALICE.peer_id, "after"): "2"}
         assert [record.owner for record, _ in alice.live("kept", Note)] == [BOB.peer_id]
+    alice.publish("note", "to nobody", Note())
+
+
+async def test_an_address_that_the_user_gave_needs_no_discovery() -> None:
+    async with member(ALICE) as alice, member(BOB, bootstrap={ALICE.peer_id: alice.addresses}) as bob:
+        await until(bob, lambda: bob.present == {ALICE.peer_id})
 
 
 async def test_what_is_said_in_a_rush_arrives_whole() -> None:
@@ -127,7 +136,7 @@ async def test_calls_work_and_a_bug_in_a_handler_ends_no_node() -> None:
             await alice.calls.call(BOB.peer_id, "echo", Note(), Note)
         introduce(alice, bob)
         await until(alice, lambda: alice.present)
-        with pytest.raises(LinkError, match="an unexpected ZeroDivisionError"):
+        with pytest.raises(LinkError, match="raised ZeroDivisionError"):
             await alice.calls.call(BOB.peer_id, "divide", Note(), Note)
         assert (await alice.calls.call(BOB.peer_id, "divide", Note(text="xx"), Note)).message.text == "0.5"
         assert alice.present == {BOB.peer_id}
@@ -241,11 +250,14 @@ async def test_who_dials_somebody_that_is_no_member_refuses_it() -> None:
         introduce(alice, bob)
         await until(alice, lambda: BOB.peer_id in alice.refusals)
         assert alice.present == frozenset()
+        introduce(bob, alice)
+        await until(bob, lambda: "of another mesh or forged" in bob.refusals.get(ALICE.peer_id, ""))
+        assert bob.present == frozenset()
 
 
 async def call_without_a_word(connection: Connection) -> None:
     stream = await connection.open_stream(CALLS)
-    await say(stream, RequestHeader(method="echo", timeout_s=5.0, payload_bytes=0))
+    await say(stream, RequestHeader(call=1, method="echo", timeout_s=5.0))
     await hear(stream, Anything)
 
 
@@ -327,18 +339,22 @@ def test_refusals_are_bounded_and_the_latest_stay() -> None:
 # -- members that break the protocol -----------------------------------------------------------------------------------
 
 
-REQUEST = encoded({"method": "echo", "timeout_s": 5.0, "payload_bytes": 1})
-TENSOR = {"dtype": "float32", "shape": [2]}
-WITH_TENSOR = encoded({"method": "echo", "timeout_s": 5.0, "payload_bytes": 1, "tensors": [TENSOR]})
+FLOATS = TensorSpec(dtype="float32", shape=(2,))
+OPENING = b"".join(encode(pack(Control())))
+REQUEST = pack(RequestHeader(call=1, method="echo", timeout_s=5.0, payload_bytes=1))
+WITH_TENSOR = pack(RequestHeader(call=1, method="echo", timeout_s=5.0, payload_bytes=1, tensors=(FLOATS,)))
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(struct.pack(">II", 2, 0) + b"\xc1\xc1", id="malformed header"),
-        pytest.param(struct.pack(">II", 2**31, 0), id="oversized frame"),
-        pytest.param(struct.pack(">II", len(REQUEST), 1) + REQUEST, id="truncated frame"),
-        pytest.param(struct.pack(">II", len(WITH_TENSOR), 8) + WITH_TENSOR + b"\x80" + bytes(7), id="wrong length"),
+        pytest.param(struct.pack(">II", 2, 0) + b"\xc1\xc1", id="malformed opening"),
+        pytest.param(OPENING + struct.pack(">II", 2, 0) + b"\xc1\xc1", id="malformed header"),
+        pytest.param(OPENING + struct.pack(">II", 2**31, 0), id="oversized frame"),
+        pytest.param(OPENING + struct.pack(">II", len(REQUEST), 1) + REQUEST, id="truncated frame"),
+        pytest.param(
+            OPENING + struct.pack(">II", len(WITH_TENSOR), 8) + WITH_TENSOR + b"\x80" + bytes(7), id="wrong length"
+        ),
     ],
 )
 async def test_what_is_malformed_costs_its_sender_the_connection_and_nothing_else(data: bytes) -> None:
@@ -361,7 +377,7 @@ async def test_who_sends_too_slowly_is_cut_off(monkeypatch: pytest.MonkeyPatch) 
         stream = await connection.open_stream(CALLS)
         await stream.send_all(b"\x00")
         await closed(connection)
-        await until(alice, lambda: "not complete after 0.2 s" in alice.refusals.get(EVE.peer_id, ""))
+        await until(alice, lambda: "said nothing for 0.2 s" in alice.refusals.get(EVE.peer_id, ""))
 
 
 def forged() -> SignedRecord:
@@ -377,12 +393,17 @@ LIES: dict[str, Callable[[], Delta]] = {
 }
 
 
-async def lie(eve: Guest, delta: Delta) -> None:
-    async def exchange(_call: Incoming[Digest]) -> Answer[Delta]:
+async def lie(eve: Guest, delta: Delta) -> list[Digest]:
+    """Answer every exchange with this; returns what is asked."""
+    asked = list[Digest]()
+
+    async def exchange(call: Incoming[Digest]) -> Answer[Delta]:
+        asked.append(call.message)
         return Answer(delta)
 
     eve.calls.serve(Method(name="mesh.exchange", needs="mesh", takes=Digest, handler=exchange))
     eve.served = eve.calls.answer
+    return asked
 
 
 @pytest.mark.parametrize("name", LIES)
@@ -412,9 +433,9 @@ async def test_a_push_that_does_not_follow_on_what_is_known_is_asked_for_whole()
     second = store.publish("note", "second", Note(text="2"))
     chains = {EVE.peer_id: credentials(EVE).chain}
     async with member(ALICE, pace=membership.Config(exchange_interval_s=600.0)) as alice, guest(EVE, alice) as eve:
-        await lie(eve, Delta(digest=Digest()))
+        asked = await lie(eve, Delta(digest=Digest()))
         await eve.enter()
-        await until(alice, lambda: True)
+        await until(alice, lambda: asked)  # the exchange that every new connection begins with
         push = Delta(records=(second.signed,), chains=chains, since=since)
         await lie(eve, Delta(records=(first.signed, second.signed), chains=chains, digest=store.digest()))
         await eve.calls.call(ALICE.peer_id, "mesh.push", push, Empty)

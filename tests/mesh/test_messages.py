@@ -11,13 +11,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from lepton.mesh import limits
-from lepton.mesh.calls import AnswerHeader, RequestHeader
 from lepton.mesh.errors import PeerError
 from lepton.mesh.grants import Grant, Statement
 from lepton.mesh.invites import Invite
 from lepton.mesh.messages import Message, Name, Natural, Sha256, Text, encoded, pack, unpack
 from lepton.mesh.protocol import Delta, Hello, HelloAnswer, JoinAsk, JoinGranted, JoinHeld, JoinSecret
 from lepton.mesh.records import Content, Digest, SignedRecord
+from lepton.mesh.rpc.headers import AnswerHeader, RequestHeader
 
 
 class Sample(Message, frozen=True, kw_only=True):
@@ -162,12 +162,11 @@ def test_the_schema_is_exact(fields: dict[str, Any]) -> None:
 
 
 def test_a_call_has_a_deadline_that_is_a_number() -> None:
-    good: dict[str, Any] = {"method": "a", "timeout_s": 1.0, "payload_bytes": 0}
+    good = msgpack.unpackb(pack(RequestHeader(call=1, method="a", timeout_s=1.0)))
     assert unpack(msgpack.packb(good), RequestHeader).timeout_s == 1.0
+    place = good.index(1.0)
     for timeout_s in (0, -1.0, float("nan"), float("inf"), limits.CALL_TIMEOUT_S_MAX + 1, "1", None):
-        refused(msgpack.packb(good | {"timeout_s": timeout_s}), RequestHeader)
-    for pause_s in (-1.0, float("nan"), float("inf"), 1e9):
-        refused(msgpack.packb({"error": "busy", "retry_after_s": pause_s}), AnswerHeader)
+        refused(msgpack.packb([*good[:place], timeout_s, *good[place + 1 :]]), RequestHeader)
 
 
 def test_our_own_oversized_message_is_our_bug() -> None:

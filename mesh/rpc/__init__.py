@@ -1,0 +1,1 @@
+"""Calls between two nodes: machines (``caller``, ``callee``) and the shells that drive them."""

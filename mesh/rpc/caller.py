@@ -1,0 +1,230 @@
+"""The asking side of one control stream, as a machine: commands in, frames out; bytes in, events out.
+
+Invariants, tested with the other side (``callee``) and a link that cuts and delays:
+
+- Every call gets exactly one last word from the callee, an answer or an error, also after a cancellation. Until it
+  comes the call counts as in flight, so what one side thinks is in flight is never less than what the other works on.
+- Each call that is not cancelled here ends with exactly one ``Answered`` or ``Failed``, at its deadline at the latest;
+  a cancelled one with no event.
+- No more than ``limits.STREAM_ITEMS_MAX`` items of a call are here that ``consumed`` has not confirmed.
+- What the callee does against the rules is a PeerError out of ``receive``; after one the machine is of no use.
+"""
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple, NoReturn
+
+from .. import limits
+from ..errors import Busy, LeptonError, LinkError, PeerError
+from ..frames import Frame, FrameDecoder
+from . import headers
+from .headers import (
+    AnswerHeader,
+    CancelHeader,
+    CreditHeader,
+    EndHeader,
+    ErrorHeader,
+    ItemHeader,
+    Kind,
+    RequestHeader,
+    ToCaller,
+)
+
+# Payload and small tensors.
+BODY_BYTES_MAX: Final = limits.HEADER_BYTES_MAX + limits.INLINE_BYTES_MAX
+
+
+class Answered(NamedTuple):
+    """The call succeeded."""
+
+    call: int
+    header: AnswerHeader
+    body: memoryview
+
+
+class ItemCame(NamedTuple):
+    """The next item of a server stream."""
+
+    call: int
+    header: ItemHeader
+    body: memoryview
+
+
+class Widened(NamedTuple):
+    """Items may be sent again."""
+
+    call: int
+
+
+class Failed(NamedTuple):
+    """The call failed."""
+
+    call: int
+    error: LeptonError
+
+
+Event = Answered | ItemCame | Widened | Failed
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    method: str
+    kind: Kind
+    cancelled: bool = False
+    ended: bool = False  # no more items from us
+    deadline: float = float("inf")
+    timeout_s: float = 0.0
+    may_send: int = 0
+    may_come: int = 0  # items that the callee may still send
+    consumed: int = 0  # and were not yet confirmed
+
+
+class Caller:
+    """The calls to one peer that travel on one control stream. ``first`` keeps ids apart from an earlier stream's."""
+
+    def __init__(self, peer: str, *, first: int = 1, in_flight_max: int = limits.CALLS_OUT_PER_PEER_MAX) -> None:
+        """``peer`` is how errors name it."""
+        self._peer = peer
+        self.next_call = first
+        self._in_flight_max = in_flight_max
+        self._calls: dict[int, _Asked] = {}
+        self._decoder = FrameDecoder(body_bytes_max=BODY_BYTES_MAX)
+        self._out: list[bytes] = [headers.frame(headers.Control())]
+
+    @property
+    def in_flight(self) -> int:
+        """Calls without a last word, cancelled ones included."""
+        return len(self._calls)
+
+    def finish(self) -> None:
+        """Note the end of the stream. Raises PeerError when it comes inside a frame."""
+        self._decoder.end()
+
+    def take(self) -> list[bytes]:
+        """The frames to send now, in order."""
+        out, self._out = self._out, []
+        return out
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    def start(self, header: RequestHeader, payload: bytes, buffers: tuple[memoryview, ...] = (), *, now: float) -> int:
+        """Ask; ``header.call`` must be ``next_call``. Its time is over when ``header.timeout_s`` is.
+
+        Raises Busy when as many calls as may be are in flight.
+        """
+        if len(self._calls) >= self._in_flight_max:
+            msg = f"{len(self._calls)} calls to {self._peer} are in flight, all that this node makes at once."
+            raise Busy(msg, limits.BUSY_RETRY_S)
+        call = self.next_call
+        self.next_call += 1
+        self._calls[call] = _Asked(
+            header.method,
+            header.kind,
+            deadline=now + header.timeout_s,
+            timeout_s=header.timeout_s,
+            may_come=header.credit,
+        )
+        self._out.append(headers.frame(header, (payload, *buffers)))
+        return call
+
+    @property
+    def deadline(self) -> float:
+        """When ``tick`` wants to be called at the latest."""
+        return min([asked.deadline for asked in self._calls.values() if not asked.cancelled], default=float("inf"))
+
+    def tick(self, now: float) -> list[Event]:
+        """Give up the calls whose time is over, and tell the callee."""
+        events: list[Event] = []
+        for call, asked in self._calls.items():
+            if asked.deadline <= now and not asked.cancelled:
+                msg = f"{self._peer} did not answer {asked.method!r} within {asked.timeout_s:g} s."
+                events.append(Failed(call, LinkError(msg)))
+                self.cancel(call)
+        return events
+
+    def may_send(self, call: int) -> bool:
+        """Whether an item may be sent now."""
+        asked = self._calls.get(call)
+        return asked is not None and asked.may_send > 0 and not asked.ended
+
+    def item(self, header: ItemHeader, payload: bytes, buffers: list[memoryview]) -> None:
+        """Send an item, which ``may_send`` allowed."""
+        assert self.may_send(header.call), "an item without credit"
+        self._calls[header.call].may_send -= 1
+        self._out.append(headers.frame(header, (payload, *buffers)))
+
+    def end(self, call: int) -> None:
+        """Say that the last item was sent. Nothing if the call is over."""
+        asked = self._calls.get(call)
+        if asked is not None and not asked.ended and not asked.cancelled:
+            asked.ended = True
+            self._out.append(headers.frame(EndHeader(call=call)))
+
+    def cancel(self, call: int) -> None:
+        """Say that the answer is no longer wanted; no event comes for this call from now on."""
+        asked = self._calls.get(call)
+        if asked is not None and not asked.cancelled:
+            asked.cancelled = asked.ended = True
+            self._out.append(headers.frame(CancelHeader(call=call)))
+
+    def consumed(self, call: int) -> None:
+        """One item was taken by whoever wants them; the callee may send more once half of what may wait was."""
+        asked = self._calls.get(call)
+        if asked is None or asked.cancelled:
+            return
+        asked.consumed += 1
+        if 2 * asked.consumed >= limits.STREAM_ITEMS_MAX:
+            self._out.append(headers.frame(CreditHeader(call=call, items=asked.consumed)))
+            asked.may_come += asked.consumed
+            asked.consumed = 0
+
+    # -- bytes in -----------------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes | bytearray | memoryview) -> list[Event]:
+        """Take the next bytes, cut anywhere. Raises PeerError, or LinkError when the callee gave the stream up."""
+        events: list[Event] = []
+        for frame in self._decoder.receive(data):
+            self._take(headers.to_caller(frame.header), frame, events)
+        return events
+
+    def _take(self, header: ToCaller, frame: Frame, events: list[Event]) -> None:
+        call = header.call
+        asked = self._calls.get(call)
+        if asked is None:
+            self._take_stray(header)
+        headers.check_body(header, frame.body.nbytes)
+        match header:
+            case AnswerHeader():
+                del self._calls[call]
+                if not asked.cancelled:
+                    events.append(Answered(call, header, frame.body))
+            case ErrorHeader():
+                del self._calls[call]
+                if not asked.cancelled:
+                    events.append(Failed(call, headers.exception(header, self._peer, asked.method)))
+            case ItemHeader():
+                self._take_item(asked, header, frame, events)
+            case CreditHeader():
+                self._take_credit(asked, header, events)
+
+    def _take_item(self, asked: _Asked, header: ItemHeader, frame: Frame, events: list[Event]) -> None:
+        if not asked.may_come:
+            msg = f"{self._peer} sent an item of {asked.method!r} that it had no credit for."
+            raise PeerError(msg)
+        asked.may_come -= 1
+        if not asked.cancelled:
+            events.append(ItemCame(header.call, header, frame.body))
+
+    def _take_credit(self, asked: _Asked, header: CreditHeader, events: list[Event]) -> None:
+        if asked.kind != "client_stream" or asked.may_send + header.items > limits.CREDIT_MAX:
+            msg = f"{self._peer} gave {header.items} credit for {asked.method!r}, more than there may be."
+            raise PeerError(msg)
+        if not asked.may_send and not asked.cancelled:
+            events.append(Widened(header.call))
+        asked.may_send += header.items
+
+    def _take_stray(self, header: ToCaller) -> NoReturn:
+        if isinstance(header, ErrorHeader) and not header.call:
+            msg = f"{self._peer} gave up our calls: {header.reason}"
+            raise LinkError(msg)
+        msg = f"{self._peer} answered call {header.call}, which is over or was never made."
+        raise PeerError(msg)

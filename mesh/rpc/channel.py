@@ -1,0 +1,109 @@
+"""Pumps one control stream: what the muxer has goes into a machine, what the machine says goes out. No task of its own.
+
+The muxer's reader calls in here, so a small answer wakes the one task that waits for it and no other. A peer that does
+not read what we say is not read either: that bounds both queues.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from .. import limits
+from ..errors import LeptonError, LinkError, PeerError
+from ..identity import short
+from ..transport import Stream
+
+
+@dataclass(slots=True)
+class Counts:
+    """Bytes of all calls of a node, both ways."""
+
+    sent: int = 0
+    received: int = 0
+
+
+class Channel:
+    """One control stream. ``end`` is called once: with what the peer or the link did.
+
+    ``finish`` hears that the peer ended the stream, and raises PeerError when that was inside a frame.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        counts: Counts,
+        *,
+        receive: Callable[[memoryview], Iterable[Any]],
+        take: Callable[[], list[bytes]],
+        handle: Callable[[Any], None],
+        finish: Callable[[], None],
+        end: Callable[[LeptonError], None],
+    ) -> None:
+        self._stream = stream
+        self._counts = counts
+        self._receive = receive
+        self._take = take
+        self._handle = handle
+        self._finish = finish
+        self._end = end
+        self._drained = trio.Event()
+        self._full = False  # the peer does not read what we sent, so it waits, and so does whoever wants to send
+        self.over = False
+
+    def start(self) -> None:
+        """Begin to pump; from now on ``handle`` and ``end`` are called."""
+        self.flush()
+        self._stream.watch(self._moved, self._emptied)
+
+    def flush(self) -> None:
+        """Send what the machine has to say."""
+        for data in self._take():
+            self._stream.send_nowait(data)
+            self._counts.sent += len(data)
+
+    async def room(self) -> None:
+        """Wait until the peer has read enough of what was sent. Returns at once when it has; checks nothing else."""
+        while self._stream.unsent_bytes > limits.CONTROL_UNSENT_BYTES_MAX and not self.over:
+            self._drained, self._full = trio.Event(), True
+            await self._drained.wait()
+
+    def close(self, error: LeptonError) -> None:
+        """End it from here."""
+        if not self.over:
+            self.over = True
+            self._drained.set()
+            self._end(error)
+
+    def _emptied(self) -> None:
+        if self._full:
+            self._full = False
+            self._drained.set()
+            self._moved()
+
+    def _moved(self) -> None:
+        if self.over or self._full:
+            return
+        stream = self._stream
+        try:
+            while pieces := stream.receive_nowait():
+                for piece in pieces:
+                    self._counts.received += len(piece)
+                    for event in self._receive(piece):
+                        self._handle(event)
+                self.flush()
+                if stream.unsent_bytes > limits.CONTROL_UNSENT_BYTES_MAX:
+                    self._full = True
+                    return
+        except LeptonError as error:
+            self.close(error)
+            return
+        if reason := stream.broken:
+            if stream.ended:
+                try:
+                    self._finish()
+                except PeerError as error:
+                    self.close(error)
+                    return
+            self.close(LinkError(f"The connection to {short(stream.peer_id)} broke during a call: {reason}."))
