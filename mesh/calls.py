@@ -107,7 +107,6 @@ class Calls:
         self._offend = offend
         self._methods: dict[str, Method] = {}
         self._in_flight: dict[PeerId, int] = {}
-        self._waiting: dict[Connection, set[trio.CancelScope]] = {}
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -163,21 +162,12 @@ class Calls:
             raise
 
     async def _exchange(self, peer: PeerId, pieces: Sequence[Any], answer_bytes_max: int) -> frames.Frame:
-        connection = self._connection_to(peer)
-        waiting = self._waiting.setdefault(connection, set())
-        waiting.add(scope := trio.CancelScope())
         try:
-            with scope:
-                return await self._exchange_over(await connection.open_stream(PROTOCOL), pieces, answer_bytes_max)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            stream = await self._connection_to(peer).open_stream(PROTOCOL)
+            return await self._exchange_over(stream, pieces, answer_bytes_max)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:  # at once when the connection closes
             msg = f"The connection to {short(peer)} broke during a call."
             raise LinkError(msg) from error
-        finally:
-            waiting.discard(scope)
-            if not waiting:
-                self._waiting.pop(connection, None)
-        msg = f"The connection to {short(peer)} was closed during a call."
-        raise LinkError(msg)
 
     async def _exchange_over(self, stream: Stream, pieces: Sequence[Any], answer_bytes_max: int) -> frames.Frame:
         try:
@@ -189,11 +179,6 @@ class Calls:
             raise
         await stream.aclose()
         return frame
-
-    def disconnected(self, connection: Connection) -> None:
-        """End the calls that wait for an answer over a connection that is gone: their callers get a LinkError."""
-        for scope in self._waiting.pop(connection, ()):
-            scope.cancel()
 
     async def _call_oneself(
         self, method: str, message: Message, scope: str, arrays: Sequence[Array], timeout_s: float

@@ -351,7 +351,6 @@ class Mesh:
         peer = connection.peer_id
         self._note(membership.Connected(peer))
         await connection.closed.wait()
-        self.calls.disconnected(connection)
         if self._transport.connections.get(peer) is None:
             self._note(membership.Disconnected(peer))
             for listener in self.on_absent:

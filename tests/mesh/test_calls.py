@@ -235,34 +235,14 @@ async def test_one_call_more_than_eight_at_once_is_told_to_come_again() -> None:
     assert bob.calls._in_flight == {}
 
 
-async def test_a_connection_that_closes_ends_its_calls_at_once(autojump_clock: MockClock) -> None:
+async def test_who_is_not_connected_cannot_be_called() -> None:
     alice, bob = pair()
-    eve = Party(EVE)
-    bob.calls.serve(method(never))
-    eve.calls.serve(method())
-    async with linked(alice, bob, eve):
-        errors = list[LeptonError]()
-
-        async def call() -> None:
-            with pytest.raises(LinkError, match="was closed during a call") as caught:
-                await alice.calls.call(bob.peer_id, "m", Note(), Note, timeout_s=500)
-            errors.append(caught.value)
-
-        began_s = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(call)
-            nursery.start_soon(call)
-            await trio.testing.wait_all_tasks_blocked()
-            alice.calls.disconnected(alice.connection_to(bob.peer_id))
-        assert len(errors) == 2
-        assert trio.current_time() == began_s  # virtual
-        await alice.calls.call(eve.peer_id, "m", Note(), Note)
-        assert alice.calls._waiting == {}
+    async with linked(alice, bob):
         with pytest.raises(LinkError, match="not connected"):
             await alice.calls.call(PeerId("nobody"), "m", Note(), Note)
-        alice.connections[eve.peer_id].closed.set()
+        alice.connections[bob.peer_id].closed.set()
         with pytest.raises(LinkError, match="the connection is closed"):
-            await alice.calls.call(eve.peer_id, "m", Note(), Note)
+            await alice.calls.call(bob.peer_id, "m", Note(), Note)
 
 
 async def test_a_caller_that_goes_away_costs_nothing() -> None:

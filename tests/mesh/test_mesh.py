@@ -76,6 +76,12 @@ async def test_members_see_each_other_and_what_each_says() -> None:
         assert gone == [BOB.peer_id]
         assert notes(alice) == {(ALICE.peer_id, "after"): "2"}
         assert [record.owner for record, _ in alice.live("kept", Note)] == [BOB.peer_id]
+    alice.publish("note", "to nobody", Note())
+
+
+async def test_an_address_that_the_user_gave_needs_no_discovery() -> None:
+    async with member(ALICE) as alice, member(BOB, bootstrap={ALICE.peer_id: alice.addresses}) as bob:
+        await until(bob, lambda: bob.present == {ALICE.peer_id})
 
 
 async def test_what_is_said_in_a_rush_arrives_whole() -> None:
@@ -241,6 +247,9 @@ async def test_who_dials_somebody_that_is_no_member_refuses_it() -> None:
         introduce(alice, bob)
         await until(alice, lambda: BOB.peer_id in alice.refusals)
         assert alice.present == frozenset()
+        introduce(bob, alice)
+        await until(bob, lambda: "of another mesh or forged" in bob.refusals.get(ALICE.peer_id, ""))
+        assert bob.present == frozenset()
 
 
 async def call_without_a_word(connection: Connection) -> None:
@@ -377,12 +386,17 @@ LIES: dict[str, Callable[[], Delta]] = {
 }
 
 
-async def lie(eve: Guest, delta: Delta) -> None:
-    async def exchange(_call: Incoming[Digest]) -> Answer[Delta]:
+async def lie(eve: Guest, delta: Delta) -> list[Digest]:
+    """Answer every exchange with this; returns what is asked."""
+    asked = list[Digest]()
+
+    async def exchange(call: Incoming[Digest]) -> Answer[Delta]:
+        asked.append(call.message)
         return Answer(delta)
 
     eve.calls.serve(Method(name="mesh.exchange", needs="mesh", takes=Digest, handler=exchange))
     eve.served = eve.calls.answer
+    return asked
 
 
 @pytest.mark.parametrize("name", LIES)
@@ -412,9 +426,9 @@ async def test_a_push_that_does_not_follow_on_what_is_known_is_asked_for_whole()
     second = store.publish("note", "second", Note(text="2"))
     chains = {EVE.peer_id: credentials(EVE).chain}
     async with member(ALICE, pace=membership.Config(exchange_interval_s=600.0)) as alice, guest(EVE, alice) as eve:
-        await lie(eve, Delta(digest=Digest()))
+        asked = await lie(eve, Delta(digest=Digest()))
         await eve.enter()
-        await until(alice, lambda: True)
+        await until(alice, lambda: asked)  # the exchange that every new connection begins with
         push = Delta(records=(second.signed,), chains=chains, since=since)
         await lie(eve, Delta(records=(first.signed, second.signed), chains=chains, digest=store.digest()))
         await eve.calls.call(ALICE.peer_id, "mesh.push", push, Empty)
