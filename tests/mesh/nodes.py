@@ -1,7 +1,7 @@
 """Members over the real transport on 127.0.0.1, and people who only look like members."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -45,8 +45,11 @@ async def member(
     book: InviteBook | None = None,
     held: Credentials | None = None,
     pace: membership.Config | None = None,
+    bootstrap: Mapping[PeerId, tuple[str, ...]] | None = None,
 ) -> AsyncIterator[Mesh]:
-    config = MeshConfig(listen=LOCAL, interfaces=("127.0.0.1",), pace=pace or membership.Config())
+    config = MeshConfig(
+        listen=LOCAL, interfaces=("127.0.0.1",), pace=pace or membership.Config(), bootstrap=bootstrap or {}
+    )
     async with open_mesh(
         who, held or credentials(who), store or RecordStore(who, 1), book or InviteBook(), config
     ) as mesh:
