@@ -132,8 +132,7 @@ def mesh() -> None:
 @_friendly
 def mesh_create(name: str, home: Path) -> None:
     """Make a mesh called NAME. Its root key stays in this device's folder."""
-    with _loading():
-        from .setup import create_mesh
+    from .setup import create_mesh
 
     root = create_mesh(home, name)
     click.echo(f"Made the mesh {name!r}. This device is its first admin; the root key stays in {home.expanduser()}.")
@@ -203,11 +202,6 @@ def up(
     interfaces: tuple[str, ...],
 ) -> None:
     """Run this device's node until Ctrl-C. Settings come from node.toml in the folder; options override them."""
-    with _loading():
-        import trio
-
-        from . import control, node  # noqa: F401 - loaded here, used below
-
     _log_to_stderr(verbose=verbose)
     overrides: dict[str, Any] = {}
     if name:
@@ -221,7 +215,23 @@ def up(
     if memory:
         overrides["serve"] = {"memory": memory}
     files = dict(_data_option(item) for item in data)
+    _check(home, overrides)
+    with _loading():
+        import trio
+
+        from . import control, node  # noqa: F401 - loaded here, used below
     trio.run(_run_node, home, overrides, files)
+
+
+def _check(home: Path, overrides: Mapping[str, Any]) -> None:
+    """Say what is wrong with the folder or the configuration now, not after the seconds that loading torch takes."""
+    from .config import load_config
+    from .home import Home
+
+    folder = Home(home)
+    _ = load_config(folder.path / "node.toml", overrides).memory_bytes
+    folder.credentials()
+    folder.identity()
 
 
 async def _run_node(home: Path, overrides: Mapping[str, Any], files: Mapping[str, str]) -> None:
@@ -425,8 +435,7 @@ def _no_node_runs() -> type[LeptonError]:
 
 def _invite_offline(home: Path, *, role: str, uses: int, lifetime_s: float) -> str:
     """Open an invite while no node runs, for the node to honour once it does."""
-    with _loading():
-        from .setup import open_invite
+    from .setup import open_invite
 
     return open_invite(home, role=role, uses=uses, lifetime_s=lifetime_s)
 

@@ -6,6 +6,7 @@ answers, then one result or error.
 
 import hashlib
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -68,6 +69,12 @@ def socket_path(home: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"lepton-{name}" / SOCKET
 
 
+def _require_own(folder: Path) -> None:
+    """Raise LeptonError unless a socket in this folder can be this user's alone: anybody may make folders in /tmp."""
+    if folder.exists() and folder.stat().st_uid != os.geteuid():
+        raise LeptonError(f"{folder} belongs to somebody else, so no control socket can be there; shorten --home.")
+
+
 async def serve_control(
     node: "Node", stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
@@ -80,6 +87,7 @@ async def serve_control(
     try:
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
+            _require_own(path.parent)
             path.unlink(missing_ok=True)  # of a node that was killed; a live one holds the folder's lock
             await listener.bind(str(path))
             path.chmod(0o600)
@@ -96,6 +104,8 @@ async def serve_control(
     finally:
         listener.close()
         path.unlink(missing_ok=True)
+        if path.parent != node.home.path.resolve():
+            path.parent.rmdir()
 
 
 async def _answer(node: "Node", stop: trio.Event, stream: trio.SocketStream) -> None:
@@ -181,8 +191,10 @@ class Control:
         on_progress: Progress | None = None,
     ) -> tuple[Any, list[Array]]:  # fmt: skip
         """Have the running node do something; returns its result. Raises what it raised, LinkError when none runs."""
+        path = socket_path(self._home)
+        _require_own(path.parent)
         try:
-            stream = await trio.open_unix_socket(str(socket_path(self._home)))
+            stream = await trio.open_unix_socket(str(path))
         except OSError as error:
             msg = f"No node runs with the folder {self._home}. Start it with `lepton-node up`."
             raise NoNode(msg) from error

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...mesh.errors import UsageError
-from ..models import WIDTH_MAX
+from ..limits import WIDTH_MAX
 
 TEST_SHARE: Final = 0.2  # held out when a file has no test part
 TEST_SEED: Final = 0  # the same samples every time, else a restarted node would be tested on what it trained on

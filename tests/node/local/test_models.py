@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 from typing import Any
 
 import msgspec
@@ -221,3 +223,24 @@ def test_whatever_a_stranger_describes_is_bounded_or_refused(data: dict[str, Any
 def test_a_description_travels_and_keeps_its_meaning() -> None:
     for spec in (MLP, RELU, CNN):
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(spec), type=ModelSpec) == spec
+
+
+def test_building_and_training_leave_torchs_compiler_alone() -> None:
+    """Importing it costs each node more than a second and 75 MB; `torch.optim` and running layers on `meta` do it."""
+    program = """
+import sys
+import numpy as np
+from lepton.node.learning.data import Dataset
+from lepton.node.learning.trainer import Trainer, TrainSettings
+from lepton.node.models import ModelSpec, layer_output_shape
+for architecture in ("mlp", "cnn"):
+    spec = ModelSpec(architecture=architecture, inputs=(64,), classes=3)
+    layer_output_shape(spec, 0)
+    x, y = np.zeros((8, 64), np.float32), np.arange(8) % 3
+    trainer = Trainer(spec, Dataset(x=x, y=y, classes=3, x_test=x, y_test=y), TrainSettings())
+    trainer.run_steps(2)
+    trainer.evaluate()
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
