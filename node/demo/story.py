@@ -285,5 +285,5 @@ def _true(condition: Callable[[], bool]) -> Callable[[], Any]:
 
 async def _until(condition: Callable[[], Any]) -> None:
     with trio.fail_after(_WAIT_S):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 - it is another process whose state is asked for
             await trio.sleep(_POLL_S)
