@@ -153,9 +153,10 @@ class Asking:
             raise LinkError(msg)
         wide = any(len(spec.shape) > limits.TENSOR_DIMENSIONS_MAX for spec in body.specs)
         if wide or len(body.specs) > limits.BUFFERS_MAX or not is_readable(method, scope):
+            most = f"{limits.BUFFERS_MAX} tensors of {limits.TENSOR_DIMENSIONS_MAX} dimensions"
             msg = (
-                f"{method!r} cannot be called like this: it and its scope {scope!r} are names of 1 to 64 of a-z, 0-9, '.', "
-                f"'_' and '-'; at most {limits.BUFFERS_MAX} tensors of {limits.TENSOR_DIMENSIONS_MAX} dimensions go along."
+                f"{method!r} cannot be called like this: it and its scope {scope!r} have to be names (1 to 64 of a-z, "
+                f"0-9, '.', '_', '-'), and at most {most} go with a message."
             )
             raise UsageError(msg)
         call, now = self._machine.next_call, trio.current_time()

@@ -3,8 +3,8 @@ machine.
 
 Run ``python -m tests.bench.wire`` from the root of the project (JSON=FILE writes the ratios as flat JSON, ROUNDS and
 MIB change the effort). Figures are medians; CPU is that of the busier of the two processes, user and system together,
-because wall time says more about the machine's other work. ``connect`` is TCP, security, first stream and one echo; TLS
-shows certificates on both sides, as libp2p does.
+because wall time says more about the machine's other work. Calls follow (``calls.py``). ``connect`` is TCP, security,
+first stream and one echo; TLS shows certificates on both sides, as libp2p does.
 """
 
 import gc
@@ -23,6 +23,7 @@ from typing import Any
 
 import trio
 
+from . import calls
 from .stacks import REQUEST, STACKS, TITLES, exactly, pour, swallow
 
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
@@ -212,7 +213,8 @@ def main() -> None:
     print_table({pair.name: pair.title for pair in pairs}, tasks, middle)
     print("kB of memory for an idle connection, a stream on it open:")  # noqa: T201
     print(", ".join(f"{title} {size / 1024:.0f}" for title, size in memory.items()))  # noqa: T201
-    figures = ratios(middle)
+    figures = ratios(middle) | calls.measure()
+    print("calls, and all ratios:")  # noqa: T201
     print(json.dumps(figures, indent=1))  # noqa: T201
     if path := os.environ.get("JSON"):
         Path(path).write_text(json.dumps(figures, indent=1) + "\n")
