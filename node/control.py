@@ -138,7 +138,7 @@ async def _perform(
         case "predict":
             return None, [await node.predict(arguments["model"], arrays[0])]
         case "export":
-            spec, layers = await node.serving.weights(arguments["model"])
+            spec, layers = await node.weights.whole(arguments["model"])
             return msgspec.to_builtins(spec), [np.frombuffer(layer, dtype=np.uint8) for layer in layers]
         case "train":
             return await _train(node, arguments, stream), []

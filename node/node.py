@@ -31,8 +31,10 @@ from ..mesh.records import RecordStore
 from .blobs import BlobStore
 from .config import Config, did_you_mean, load_config
 from .home import Home
+from .inference.requests import Requests
 from .inference.serving import Serving
-from .inference.session import Config as SessionConfig
+from .inference.view import View
+from .inference.weights import Weights
 from .learning.checkpoint import CheckpointStore
 from .learning.data import TEST_SEED, TEST_SHARE, DataFile, Dataset, data_file, hold_out
 from .learning.learner import Learner, Progress
@@ -89,7 +91,10 @@ class Node:
         self._learning: dict[str, trio.CancelScope] = {}
         self._stack = AsyncExitStack()
         self.mesh: Mesh
+        self.view: View
+        self.weights: Weights
         self.serving: Serving
+        self.requests: Requests
         self._nursery: trio.Nursery
         self._mesh_name = ""
 
@@ -126,7 +131,10 @@ class Node:
             ):
                 mesh.on_invite_used = lambda: self.home.save_invites(invites)
                 self.mesh, self._nursery, self._mesh_name = mesh, nursery, credentials.mesh_name
-                self.serving = Serving(mesh, BlobStore(self.home.folder("blobs")), memory_bytes, SessionConfig())
+                self.view = View(mesh)
+                self.weights = Weights(mesh, self.view, BlobStore(self.home.folder("blobs")))
+                self.serving = Serving(mesh, self.view, self.weights, memory_bytes)
+                self.requests = Requests(mesh, self.view)
                 self._serve_learning()
                 mesh.publish(
                     PROFILE,
@@ -134,6 +142,7 @@ class Node:
                     Profile(device=self.device, memory_bytes=memory_bytes, data=tuple(sorted(self._datasets))),
                 )
                 nursery.start_soon(self.serving.run)
+                nursery.start_soon(self.requests.run)
                 nursery.start_soon(self._follow_tasks)
                 nursery.start_soon(self._keep_records)
                 try:
@@ -213,7 +222,7 @@ class Node:
             own = nodes.get(self.mesh.me)
             if own is not None and own.state == "failed":
                 raise LeptonError(f"This node could not go on with {name!r}: {own.reason}")
-            model = self.serving.models().get(name)
+            model = self.view.models().get(name)
             trained = model is not None and model.version >= version
             if trained and all(node.state in {"done", "failed"} for node in nodes.values()):
                 rounds = max((node.round for node in nodes.values()), default=0)
@@ -323,7 +332,7 @@ class Node:
         taken: dict[str, int] = {}
         while True:
             changed = self.mesh.changed
-            done = {name: model.version for name, model in self.serving.models().items()}
+            done = {name: model.version for name, model in self.view.models().items()}
             for name, (record, task) in newest(self.mesh.live(TASK, TaskRecord)).items():
                 over = task.version <= max(done.get(name, 0), taken.get(name, 0))
                 if (
@@ -373,13 +382,13 @@ class Node:
         """Keep the trained layers; the task's owner makes them the model to serve, or whoever comes first after it."""
         chain = build(task.spec)
         load_vector(chain, trainer.vector())
-        self.serving.keep(task.spec, chain)
+        self.weights.keep(task.spec, chain)
         self._nursery.start_soon(self._publish_when_due, name, owner, task, chain)
 
     async def _publish_when_due(self, name: str, owner: PeerId, task: TaskRecord, chain: Any) -> None:  # noqa: ANN401
         while True:
             changed = self.mesh.changed
-            model = self.serving.models().get(name)
+            model = self.view.models().get(name)
             if model is not None and model.version >= task.version:
                 return
             taking_part = {
@@ -387,7 +396,7 @@ class Node:
             }
             first = owner if owner in taking_part else min(taking_part, default=self.mesh.me)
             if first == self.mesh.me:
-                self.serving.publish(name, task.spec, chain, version=task.version, copies=task.copies)
+                self.weights.publish(name, task.spec, chain, version=task.version, copies=task.copies)
                 return
             await changed.wait()
 
@@ -423,7 +432,7 @@ class Node:
 
         Raises UsageError for an unknown model or another shape, LinkError when nobody could answer in time.
         """
-        return await self.serving.predict(model, np.asarray(x, dtype=np.float32))
+        return await self.requests.predict(model, np.asarray(x, dtype=np.float32))
 
     async def wait_served(self, model: str, *, timeout_s: float = 60.0) -> None:
         """Wait until every layer of a model is loaded somewhere. Raises LinkError that says what is missing."""
@@ -438,11 +447,11 @@ class Node:
 
     def is_served(self, name: str) -> bool:
         """Whether every layer of a model is loaded somewhere, as many times as its plan says."""
-        model = self.serving.models().get(name)
-        plan = self.serving.plans().get(name)
+        model = self.view.models().get(name)
+        plan = self.view.plans().get(name)
         if model is None or plan is None or not plan.stages:
             return False
-        serving = self.serving.serving(name, model.version)
+        serving = self.view.serving(name, model.version)
         return all(set(plan.replicas(stage)) <= set(serving.get(stage, ())) for stage in plan.stages)
 
     # -- seeing ---------------------------------------------------------------------------------------------------
@@ -466,7 +475,7 @@ class Node:
                 }
                 for peer in sorted({self.mesh.me, *self.mesh.present})
             ],
-            "models": [self._model_status(name, model) for name, model in sorted(self.serving.models().items())],
+            "models": [self._model_status(name, model) for name, model in sorted(self.view.models().items())],
             "tasks": [
                 {"name": name, "version": task.version, "rounds": task.rounds, "nodes": {
                     peer: msgspec.to_builtins(trainer) for peer, trainer in self.trainers(name, task.version).items()
@@ -475,15 +484,15 @@ class Node:
             ],
             "refusals": dict(self.mesh.refusals),
             "requests": {
-                "asked": self.serving.counts.asked,
-                "failed": self.serving.counts.failed,
-                "rerouted": self.serving.counts.reroutes,
-                "stages_run": self.serving.counts.served,
+                "asked": self.requests.counts.asked,
+                "failed": self.requests.counts.failed,
+                "rerouted": self.requests.counts.reroutes,
+                "stages_run": self.serving.pieces_done,
             },
         }  # fmt: skip
 
     def _model_status(self, name: str, model: ModelRecord) -> dict[str, Any]:
-        serving = self.serving.serving(name, model.version)
+        serving = self.view.serving(name, model.version)
         return {
             "name": name,
             "version": model.version,

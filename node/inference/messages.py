@@ -8,6 +8,7 @@ from ...mesh.identity import PeerId
 from ...mesh.messages import Message, Natural, Sha256, Text
 
 _STAGES_MAX = 64
+BATCH_MAX = 256  # samples of one request that travel together
 
 Token = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
 

@@ -9,7 +9,7 @@ import trio
 from lepton.mesh.calls import Answer, Empty, Incoming, Method
 from lepton.mesh.errors import LinkError, UsageError
 from lepton.node import Node
-from lepton.node.inference import serving
+from lepton.node.inference import weights
 from lepton.node.inference.messages import BlobWanted, StageWork
 from lepton.node.inference.session import Config
 
@@ -17,7 +17,7 @@ from .fakes import MLP, random_model, running, samples, unsharded, until
 
 
 def publish(node: Node, name: str = "net", seed: int = 7, copies: int = 2) -> None:
-    node.serving.publish(name, MLP, random_model(seed), version=seed, copies=copies)
+    node.weights.publish(name, MLP, random_model(seed), version=seed, copies=copies)
 
 
 def replace(node: Node, name: str, takes: type[Any], handler: Any) -> None:
@@ -37,7 +37,7 @@ async def test_a_model_that_no_node_can_hold_is_answered_by_all(tmp_path: Path) 
         for node, count in ((a, 1), (b, 257), (c, 700)):  # more than travel together
             x = samples(count)
             np.testing.assert_allclose(await node.predict("net", x), unsharded(truth, x), rtol=0, atol=1e-6)
-        assert c.serving.counts.asked == 3
+        assert c.requests.counts.asked == 3
 
         for model, x, said in (
             ("nat", samples(1), "No model 'nat' is served in this mesh. Did you mean 'net'"),
@@ -66,7 +66,7 @@ async def test_a_model_that_no_node_can_hold_is_answered_by_all(tmp_path: Path) 
 async def test_weights_come_from_whoever_has_them_and_from_nobody_who_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "_FETCH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(weights, "_FETCH_TIMEOUT_S", 0.5)
     asked: list[tuple[str, str]] = []  # by whom, whom
 
     async def lie(call: Incoming[BlobWanted]) -> Answer[Empty]:
@@ -84,16 +84,16 @@ async def test_weights_come_from_whoever_has_them_and_from_nobody_who_lies(
         replace(liar, "blob.get", BlobWanted, lie)
         replace(mute, "blob.get", BlobWanted, keep_silent)
         order = [liar.mesh.me, mute.mesh.me, owner.mesh.me]
-        monkeypatch.setattr(reader.serving._rng, "sample", lambda peers, _: sorted(peers, key=order.index))
+        monkeypatch.setattr(reader.weights._rng, "sample", lambda peers, _: sorted(peers, key=order.index))
         publish(owner, copies=4)
         await until(lambda: reader.serving.stages().get("net") == (0, 2))
         assert [whom for who, whom in asked if who == reader.mesh.me] == ["liar", "mute"] * 2  # for each layer
-        spec, layers = await reader.serving.weights("net")
+        spec, layers = await reader.weights.whole("net")
         assert spec == MLP
-        assert layers == (await owner.serving.weights("net"))[1]
-        blob = tmp_path / "reader" / "blobs" / reader.serving.models()["net"].layers[0]
+        assert layers == (await owner.weights.whole("net"))[1]
+        blob = tmp_path / "reader" / "blobs" / reader.view.models()["net"].layers[0]
         blob.write_bytes(b"damaged")  # found out when it is needed, and fetched again
-        assert (await reader.serving.weights("net"))[1] == layers
+        assert (await reader.weights.whole("net"))[1] == layers
 
 
 async def test_a_stage_that_accepts_work_and_never_answers_is_left(
@@ -110,24 +110,24 @@ async def test_a_stage_that_accepts_work_and_never_answers_is_left(
         replace(mute, "infer.run", StageWork, swallow)
         publish(good, copies=3)
         await until(lambda: all(node.serving.stages().get("net") == (0, 2) for node in world.nodes.values()))
-        await until(lambda: len(asker.serving.serving("net", 7)[0, 2]) == 3)
-        asker.serving._config = Config(attempt_timeout_s=0.3)
+        await until(lambda: len(asker.view.serving("net", 7)[0, 2]) == 3)
+        asker.requests._config = Config(attempt_timeout_s=0.3)
 
         def mute_first(peers: list[str]) -> str:
             return mute.mesh.me if mute.mesh.me in peers else peers[0]
 
-        monkeypatch.setattr(asker.serving._rng, "choice", mute_first)
+        monkeypatch.setattr(asker.requests._rng, "choice", mute_first)
         np.testing.assert_allclose(
             await asker.predict("net", samples(5)), unsharded(random_model(), samples(5)), atol=1e-6
         )
         assert len(swallowed) == 1
-        assert asker.serving.counts.reroutes == 1
-        asker.serving._config = Config(attempt_timeout_s=0.1, deadline_s=0.5)
-        monkeypatch.setattr(asker.serving._rng, "choice", lambda _: mute.mesh.me)  # nobody else is ever tried
+        assert asker.requests.counts.reroutes == 1
+        asker.requests._config = Config(attempt_timeout_s=0.1, deadline_s=0.5)
+        monkeypatch.setattr(asker.requests._rng, "choice", lambda _: mute.mesh.me)  # nobody else is ever tried
         with pytest.raises(LinkError, match=r"No answer within 0.5 s: .* the last failed: the route .* brought no"):
             await asker.predict("net", samples(5))
-        assert asker.serving.counts.failed == 1
-        assert not asker.serving._waiting
+        assert asker.requests.counts.failed == 1
+        assert not asker.requests._waiting
 
 
 async def test_too_little_memory_is_said(tmp_path: Path) -> None:

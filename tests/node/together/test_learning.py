@@ -82,7 +82,7 @@ async def test_two_tasks_at_once_and_one_again(tmp_path: Path) -> None:
         await until(lambda: any(said.state == "training" for said in b.trainers("one", 2).values()))
         await train(b, "one", data="digits", rounds=10)
         assert results["one", "b"].version == 3
-        await until(lambda: a.serving.models()["one"].version == 3)
+        await until(lambda: a.view.models()["one"].version == 3)
         await until(lambda: results["one", "a"].version == 2)  # whoever waits for the older one is not left waiting
 
 
@@ -223,5 +223,5 @@ async def test_unsharded_and_untrained_models_can_be_told_apart(tmp_path: Path) 
         (a,) = world.nodes.values()
         await a.train("digits", data="digits", model=random_model().spec, rounds=1, settings=QUICK)
         await a.wait_served("digits")
-        spec, _ = await a.serving.weights("digits")
+        spec, _ = await a.weights.whole("digits")
         assert spec == random_model().spec

@@ -1,0 +1,202 @@
+"""Requests of this node: each goes along a route of stages, and along another when that breaks."""
+
+import logging
+import random
+import secrets
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import trio
+
+from ...mesh import limits, tensors
+from ...mesh.calls import Answer, Empty, Incoming, Method
+from ...mesh.errors import LeptonError, LinkError, PeerError, UsageError
+from ...mesh.identity import PeerId
+from ...mesh.mesh import Mesh
+from ...mesh.tensors import Array
+from ..models import ModelSpec, layer_count, layer_input_shape, layer_output_shape
+from ..picture import ModelRecord
+from .messages import BATCH_MAX, StageBroke, StageResult, StageWork
+from .session import Absent, Arrived, Ask, Broke, Config, Done, Expired, Failed, Picture, Session
+from .view import View
+
+_REQUESTS_AT_ONCE = 4  # of one `predict`: keeps two stages busy without filling their queues
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """One request of this node: where its events go, and who may answer it."""
+
+    events: trio.MemorySendChannel[object]
+    classes: int
+    samples: int
+    last: set[PeerId] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What this node asked, and how it went."""
+
+    asked: int = 0
+    failed: int = 0
+    reroutes: int = 0
+
+
+class Requests:
+    """One node's requests in flight."""
+
+    def __init__(self, mesh: Mesh, view: View, config: Config | None = None) -> None:
+        self.counts = Counts()
+        self._mesh = mesh
+        self._view = view
+        self._config = config or Config()
+        self._waiting: dict[str, _Waiting] = {}
+        self._rng = random.Random(secrets.randbits(64))
+        mesh.calls.serve(
+            Method(
+                name="infer.result", needs="infer", takes=StageResult, handler=self._take_result,
+                body_bytes_max=limits.BODY_BYTES_MAX,
+            ),
+            Method(name="infer.broke", needs="infer", takes=StageBroke, handler=self._take_broke),
+        )  # fmt: skip
+        mesh.on_absent.append(self._left)
+
+    async def run(self) -> None:
+        """Let requests that wait for a route look at every new picture, for ever."""
+        while True:
+            changed = self._mesh.changed
+            for token in list(self._waiting):
+                self._event(token, Picture({}))
+            await changed.wait()
+
+    async def predict(self, name: str, x: Array) -> Array:
+        """Run samples ``x``, float32 (B, *inputs), through the mesh; returns float32 (B, classes).
+
+        Raises UsageError for a model that is not there or samples of another shape, Refused without the grant,
+        LinkError when no route brought an answer in time.
+        """
+        model = self._view.model(name)
+        self._mesh.authority(self._mesh.me).require(f"infer:{name}", time.time())
+        samples = _samples(x, model.spec)
+        results: dict[int, Array] = {}
+        limiter = trio.CapacityLimiter(_REQUESTS_AT_ONCE)
+
+        async def one(start: int) -> None:
+            async with limiter:
+                results[start] = await self._request(name, model, samples[start : start + BATCH_MAX])
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for start in range(0, len(samples), BATCH_MAX):
+                    nursery.start_soon(one, start)
+        except* LeptonError as group:
+            raise _first(group) from None
+        return np.concatenate([results[start] for start in sorted(results)])
+
+    async def _request(self, name: str, model: ModelRecord, x: Array) -> Array:
+        """One batch: drive its session machine until it is done or has failed."""
+        send, receive = trio.open_memory_channel[object](limits.CALLS_PER_PEER_MAX * 8)
+        token = secrets.token_hex(16)
+        waiting = _Waiting(send, layer_output_shape(model.spec, layer_count(model.spec) - 1)[0], len(x))
+        self._waiting[token] = waiting
+        session = Session(layer_count(model.spec), self._rng, trio.current_time(), self._config)
+        self.counts.asked += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                event: object = Picture(self._view.serving(name, model.version))
+                while True:
+                    result = event if isinstance(event, np.ndarray) else None
+                    known = Arrived() if result is not None else event
+                    for effect in session.handle(known, trio.current_time()):  # type: ignore[arg-type]
+                        match effect:
+                            case Ask():
+                                self.counts.reroutes += effect.attempt > 1
+                                waiting.last.add(PeerId(effect.route[-1]))
+                                nursery.start_soon(self._ask, name, model, token, effect, x)
+                            case Done():
+                                nursery.cancel_scope.cancel()
+                                assert result is not None
+                                return result
+                            case Failed(reason):
+                                self.counts.failed += 1
+                                raise LinkError(reason)
+                    event = Expired()
+                    with trio.move_on_at(session.deadline):
+                        event = await receive.receive()
+                        if isinstance(event, Picture):
+                            event = Picture(self._view.serving(name, model.version))
+        finally:
+            del self._waiting[token]
+
+    async def _ask(self, name: str, model: ModelRecord, token: str, ask: Ask, x: Array) -> None:
+        first = PeerId(ask.route[0])
+        work = StageWork(
+            session=token, attempt=ask.attempt, version=model.version, stages=ask.stages, position=0,
+            route=tuple(PeerId(peer) for peer in ask.route), asker=self._mesh.me,
+        )  # fmt: skip
+        try:
+            await self._mesh.calls.call(
+                first, "infer.run", work, Empty, scope=name, arrays=[x], timeout_s=self._config.attempt_timeout_s
+            )
+        except LeptonError as error:
+            self._event(token, Broke(first, ask.attempt, str(error)))
+
+    async def _take_result(self, call: Incoming[StageResult]) -> Answer[Empty]:
+        waiting = self._waiting.get(call.message.session)
+        if waiting is None or call.caller not in waiting.last:
+            return Answer(Empty())  # of a request that is over, or never was
+        if len(call.arrays) != 1:
+            msg = f"A result carries one tensor; this one carries {len(call.arrays)}."
+            raise PeerError(msg)
+        y = tensors.require(
+            call.arrays[0], dtype="float32", shape=(waiting.samples, waiting.classes), what="the result of a request"
+        )
+        self._event(call.message.session, y)
+        return Answer(Empty())
+
+    async def _take_broke(self, call: Incoming[StageBroke]) -> Answer[Empty]:
+        message = call.message
+        self._event(message.session, Broke(message.peer, message.attempt, message.reason))
+        return Answer(Empty())
+
+    def _left(self, peer: PeerId) -> None:
+        for token in list(self._waiting):
+            self._event(token, Absent(peer))
+
+    def _event(self, token: str, event: object) -> None:
+        waiting = self._waiting.get(token)
+        if waiting is not None:
+            try:
+                waiting.events.send_nowait(event)
+            except trio.WouldBlock:  # the session is far behind; its deadline repeats the work
+                log.debug("an event of a request was dropped")
+
+
+def _check_layers(model: ModelRecord) -> None:
+    if len(model.layers) != (count := layer_count(model.spec)):
+        msg = f"it names {len(model.layers)} layers where its architecture has {count}"
+        raise UsageError(msg)
+
+
+def _samples(x: Array, spec: ModelSpec) -> Array:
+    shape = layer_input_shape(spec, 0)
+    samples = np.asarray(x, dtype=np.float32)
+    if samples.size == 0 or samples.shape[1:] != shape:
+        expected = " x ".join(str(size) for size in shape)
+        msg = (
+            f"Samples of this model have the shape ({expected}); these are {samples.shape[1:]}, {len(samples)} of them."
+        )
+        raise UsageError(msg)
+    if not np.isfinite(samples).all():
+        raise UsageError("The samples hold values that are not finite numbers (NaN or infinite); clean them first.")
+    return samples
+
+
+def _first(group: BaseExceptionGroup[LeptonError]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
