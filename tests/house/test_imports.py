@@ -21,7 +21,8 @@ MAY_IMPORT = {
 # The modules of mesh/ that reach the network or drive those that do. All others there are pure, like all of gossip/.
 SHELLS = {
     *("asking", "attached", "bulk", "calls", "channel", "dialler", "discovery", "joining", "mesh", "methods", "muxer"),
-    *("records_layer", "serving", "shells", "tcp", "transport"),
+    *("records_layer", "serving", "tcp", "transport", "upgrade"),
+    *("noise", "stock", "tls"),  # handshakes: bytes in, bytes out, but with libp2p's payloads and certificates
 }
 
 HEAVY = {"trio", "libp2p", "torch"}  # a pure module loads none of them
