@@ -205,12 +205,12 @@ class Mesh:
             self._behind.add(peer)
             self._nursery.start_soon(self._exchange, peer)
 
-    def _merge(self, delta: Delta) -> int:
+    def _merge(self, delta: Delta) -> None:
         """Take in a delta. Raises PeerError when a record in it is forged."""
         self._admission.learn(delta.chains, time.time())
         revision = self.store.revision
         try:
-            return len(self.store.merge(delta.records, since=delta.since, known=self._admission.knows))
+            self.store.merge(delta.records, since=delta.since, known=self._admission.knows)
         finally:
             if self.store.revision != revision:
                 self._notify()
@@ -230,16 +230,18 @@ class Mesh:
         self._note(membership.Exchanged(peer, ok))
 
     async def _exchange_once(self, peer: PeerId) -> bool:
-        """Reconcile one message each way; true when something was new here, for there may be more of it."""
-        got = (await self.calls.call(peer, "mesh.exchange", self.store.digest(), Delta)).message
-        merged = self._merge(got)
+        """Reconcile one message each way; true when this node read on and the peer has more."""
+        asked = self.store.digest()
+        got = (await self.calls.call(peer, "mesh.exchange", asked, Delta)).message
+        self._merge(got)
         if got.digest is None:
             msg = f"{short(peer)} answered an exchange without a digest."
             raise PeerError(msg)
         delta = self._delta(self._lacking(got.digest), got.digest)
         if delta.records:
             await self.calls.call(peer, "mesh.push", delta, Empty)
-        return merged > 0
+        # Whether it was this answer or a push meanwhile that brought it; but never again for what is not taken here.
+        return self.store.digest() != asked and not self.store.follows_on(got.digest)
 
     # -- invites ----------------------------------------------------------------------------------------------------
 

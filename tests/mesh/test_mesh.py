@@ -101,7 +101,8 @@ async def test_what_is_said_in_a_rush_arrives_whole() -> None:
 
 
 async def test_more_than_one_message_holds_is_read_in_one_go() -> None:
-    async with member(ALICE) as alice, member(BOB) as bob:
+    seldom = membership.Config(exchange_interval_s=600.0)
+    async with member(ALICE, pace=seldom) as alice, member(BOB, pace=seldom) as bob:
         for n in range(100):
             alice.publish("note", f"n{n}", Note(text="x" * 3000))
         introduce(bob, alice)
