@@ -62,6 +62,11 @@ class NoiseRecords:
 
     def seal(self, pieces: Sequence[Buffer]) -> bytes:
         """One message for each run of pieces that fits; a piece that is too long is cut."""
+        if pieces and sum(map(len, pieces)) <= PLAINTEXT_BYTES_MAX:  # a small call, which this makes cheaper
+            plaintext = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            sealed = self._encrypt(_NONCE.pack(self._sent), plaintext, None)
+            self._sent += 1
+            return _LENGTH.pack(len(sealed)) + sealed
         out: list[Buffer] = []
         run: list[Buffer] = []
         size = 0
