@@ -126,8 +126,10 @@ class Averager:
         self._running = self._new_round(ready)
         self._enter(ready.round)
         early = self._early_events()
-        effects = self._after(self._running.start(now))
-        return effects + self._forward(early, now)
+        effects = self._after(self._running.start(now)) + self._forward(early, now)
+        for peer in sorted({peer for round_, peer, _ in self._early if round_ > ready.round}):
+            effects += self._wait_no_more(peer, now)
+        return effects
 
     def _new_round(self, ready: Ready) -> Round:
         members = group_of(self._mesh, self._task, ready.round, self._me, ready.members, self._group_size)
@@ -193,9 +195,14 @@ class Averager:
             return self._forward([Received(peer, message)], now)
         elif ahead <= self._config.rounds_ahead_max:
             self._keep(peer, message)
+            return self._wait_no_more(peer, now)
         else:
             return self._tell_behind(peer, ahead)
         return []
+
+    def _wait_no_more(self, peer: str, now: float) -> list[Effect]:
+        """Finish without a peer that is in a later round; to wait for it only makes this node fall behind further."""
+        return self._after(self._running.wait_no_more(peer, now)) if self._running else []
 
     def _tell_behind(self, peer: str, by: int) -> list[Effect]:
         self.counts.behind += 1

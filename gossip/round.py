@@ -77,6 +77,7 @@ class Round:
         self._answered: dict[str, set[str]] = {"contribution": set(), "mean": set()}  # also by what was refused
         self._down: set[str] = set()
         self._elsewhere: set[str] = set()  # members whose messages show that they see another group
+        self._gone_on: set[str] = set()  # members whose messages show that they are in a later round
         self._refused: list[Refusal] = []
         self._ignored = self._bytes_sent = self._bytes_received = 0
 
@@ -103,6 +104,13 @@ class Round:
                 self._down.add(peer)
             case _:
                 pass  # Expired: what has become due is done below, as after every event
+        return self._advance(now)
+
+    def wait_no_more(self, peer: str, now: float) -> list[Effect]:
+        """Do without what `peer` has not sent: it is in a later round, so that was lost, or is about to come."""
+        if self.phase is Phase.FINISHED:
+            return []
+        self._gone_on.add(peer)
         return self._advance(now)
 
     def expects(self, peer: str, message: Message) -> bool:
@@ -168,7 +176,7 @@ class Round:
 
     def _settled(self, kind: str) -> bool:
         """Whether there is nobody left to wait for."""
-        return set(self._others()) <= self._answered[kind] | self._down | self._elsewhere
+        return set(self._others()) <= self._answered[kind] | self._down | self._elsewhere | self._gone_on
 
     def _average(self, now: float) -> list[Effect]:
         """Average what has arrived, adopt it as everyone else will decode it, and send it."""
@@ -230,6 +238,8 @@ class Round:
             return "the peer went down"
         if peer in self._elsewhere:
             return "the peer sees another group"
+        if peer in self._gone_on:
+            return "the peer is in a later round"
         return "it did not come by the deadline"
 
     # Small things

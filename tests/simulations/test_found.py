@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-
 from lepton.gossip.averager import Averager
-from lepton.gossip.events import Ready, Received, Send
+from lepton.gossip.events import Finished, Ready, Received, Send
 
 MEMBERS = ("a", "b")
 ROUND = 2  # as far ahead as messages are kept for
@@ -20,7 +19,8 @@ def ready(round_: int, value: float) -> Ready:
 
 def test_who_skips_to_a_round_has_what_was_sent_for_it_before() -> None:
     """A machine made anew in its place waits 20 s for what came already, is overtaken, skips again, and so on: after a
-    partition was healed one half of the nodes never finished a round of its own."""
+    partition was healed one half of the nodes never finished a round of its own.
+    """
     behind, ahead = averager("a"), averager("b", first_round=ROUND)
     behind.handle(ready(0, 1.0), now=0.0)  # nobody is in this round any more
     for effect in ahead.handle(ready(ROUND, 3.0), now=0.0):
@@ -49,3 +49,37 @@ def test_what_was_kept_for_rounds_that_are_skipped_is_dropped(round_: int) -> No
             machine.handle(Received("b", effect.message), now=0.0)
     machine.skip_to(4 + 1)
     assert machine.counts.dropped + machine.counts.behind == 1
+
+
+def contributions(me: str, round_: int) -> list[Received]:
+    effects = averager(me, first_round=round_).handle(ready(round_, 3.0), now=0.0)
+    return [Received(me, effect.message) for effect in effects if isinstance(effect, Send)]
+
+
+def test_nobody_waits_for_a_peer_that_is_in_a_later_round() -> None:
+    """With a tenth of all messages lost, nodes waited 20 s for what would never come, and were overtaken meanwhile."""
+    machine = averager("a")
+    machine.handle(ready(0, 1.0), now=0.0)
+    (later,) = contributions("b", 1)
+    effects = machine.handle(later, now=0.5)
+    (finished,) = (effect for effect in effects if isinstance(effect, Finished))
+    assert {absence.why for absence in finished.report.missing} == {"the peer is in a later round"}
+    assert machine.round == 1
+    sent = machine.handle(ready(1, 1.0), now=1.0)
+    assert len(sent) == 2, "what came early is used in its own round: a contribution goes out, and a mean at once"
+
+
+def test_who_begins_late_does_not_wait_for_those_who_have_gone_on() -> None:
+    machine = averager("a")
+    for event in contributions("b", 1):
+        machine.handle(event, now=0.0)
+    assert any(isinstance(effect, Finished) for effect in machine.handle(ready(0, 1.0), now=0.1))
+
+
+def test_one_who_has_gone_on_is_not_waited_for_but_the_others_are() -> None:
+    members = ("a", "b", "c")
+    machine = averager("a")
+    machine.handle(Ready(0, np.ones(8, dtype=np.float32), 1.0, members), now=0.0)
+    for event in contributions("b", 1):
+        assert machine.handle(event, now=0.1) == []
+    assert machine.running
