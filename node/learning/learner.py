@@ -34,6 +34,8 @@ _SEND_TIMEOUT_S = 20.0
 _PROGRESS_INTERVAL_S = 0.5  # records travel to everyone: two a second are enough for a live table
 _EVALUATE_INTERVAL_S = 0.5
 _CHECKPOINT_INTERVAL_S = 2.0
+_PASSED_S = 1.0  # a message of a round that its sender has long finished arrives within this, or never
+_ROUNDS_AHEAD_MAX = 2  # as the averaging machine has it: further on, others do not wait for this node
 _LEAVE_S = 1.0  # the last round's messages get this long to arrive before the task is called done
 
 log = logging.getLogger(__name__)
@@ -134,6 +136,7 @@ class Learner:
                 await self._join()
             self._averager = self._new_averager()
             self._tell("training")
+            nursery.start_soon(self._notice_passed)
             while self._round < self.task.rounds:
                 await self._one_round()
             await self._finish()
@@ -247,7 +250,24 @@ class Learner:
             event: object = RoundExpired()
             with trio.move_on_at(self._averager.deadline):
                 event = await self._events.receive()
-            behind = await self._apply(self._averager.handle(event, trio.current_time()))  # type: ignore[arg-type]
+            if isinstance(event, Behind):
+                behind = event
+            else:
+                behind = await self._apply(self._averager.handle(event, trio.current_time()))  # type: ignore[arg-type]
+
+    async def _notice_passed(self) -> None:
+        """Read in the records that others have left this node behind: who does not count it in sends it nothing."""
+        before: set[tuple[int, PeerId]] = set()
+        while True:
+            await trio.sleep(_PASSED_S)
+            passed = {
+                (self._round, peer)
+                for peer, record in self._records().items()
+                if record.state == "done" or record.round > self._round + _ROUNDS_AHEAD_MAX
+            }
+            for _, peer in sorted(passed & before):
+                self._event(Behind(_ROUNDS_AHEAD_MAX + 1, peer))
+            before = passed
 
     async def _apply(self, effects: list[Send | Finished | Behind]) -> Behind | None:
         behind = None

@@ -50,8 +50,11 @@ async def test_a_model_that_no_node_can_hold_is_answered_by_all(tmp_path: Path) 
                 await a.predict(model, x)
 
         async with world.node("d") as late:  # comes later, takes its share, and answers too
+            nodes = (a, b, c, late)
+            await until(
+                lambda: sorted(n.serving.stages().get("net", ()) for n in nodes) == [(0, 1), (0, 1), (1, 2), (1, 2)]
+            )
             await late.wait_served("net")
-            assert late.serving.stages()["net"] == (1, 2)
             np.testing.assert_allclose(await late.predict("net", samples(9)), unsharded(truth, samples(9)), atol=1e-6)
             publish(b, seed=8)  # a new version under the same name
             await until(lambda: all(n.is_served("net") and n.status()["models"][0]["version"] == 8 for n in (a, late)))
