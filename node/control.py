@@ -33,6 +33,9 @@ _KINDS: Final[dict[str, type[LeptonError]]] = {
     "usage": UsageError, "refused": Refused, "link": LinkError, "peer": PeerError, "busy": Busy, "error": LeptonError,
 }  # fmt: skip
 
+# What a command of another release, or our own mistake, raises: it costs the command, never the node.
+_MISTAKES: Final = (KeyError, IndexError, TypeError, ValueError)
+
 log = logging.getLogger(__name__)
 
 
@@ -118,7 +121,7 @@ async def _answer(node: "Node", stop: trio.Event, stream: trio.SocketStream) -> 
         except LeptonError as error:
             kind = next(name for name, cls in _KINDS.items() if isinstance(error, cls))
             await _reply(stream, kind, str(error))
-        except (KeyError, IndexError, TypeError, ValueError) as error:  # of another release, or our mistake
+        except _MISTAKES as error:
             log.exception("a command failed")
             await _reply(stream, "error", f"The node could not do this ({error!r}); its log says more.")
         else:
@@ -172,7 +175,7 @@ async def _train(node: "Node", arguments: Arguments, stream: trio.SocketStream) 
             nursery.start_soon(train)
             async for item in receive:
                 await _reply(stream, "progress", item)
-    except* (LeptonError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
+    except* (LeptonError, trio.BrokenResourceError, trio.ClosedResourceError, *_MISTAKES) as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
@@ -211,13 +214,14 @@ class Control:
                     if reply.kind == "progress":
                         if on_progress is not None:
                             on_progress(value)
-                    elif reply.kind == "result":
-                        return value, given
                     else:
-                        raise _KINDS[reply.kind](value)
+                        break
             except (trio.BrokenResourceError, trio.ClosedResourceError, PeerError) as error:
                 msg = "The node stopped before it answered."
                 raise LinkError(msg) from error
+        if reply.kind != "result":
+            raise _KINDS[reply.kind](value)
+        return value, given
 
 
 async def _reply(stream: trio.SocketStream, kind: str, value: object, arrays: Sequence[Array] = ()) -> None:
