@@ -1,0 +1,62 @@
+"""The simulator's command line: `python -m lepton.simulations run NAME` plays a scenario, `list` names them."""
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from ..mesh.errors import UsageError
+from . import report, scenario
+from .run import Broken, simulate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Play scenarios of a mesh, with every fault in them, on virtual time: the same seed, the same history."""
+
+
+@main.command()
+@click.argument("scenario_file", metavar="FILE_OR_NAME")
+@click.option("--seed", type=click.IntRange(min=0), help="Another history of the same scenario.")
+@click.option("--transcript", type=click.Path(dir_okay=False, path_type=Path), help="Write the whole story to a file.")
+def run(scenario_file: str, seed: int | None, transcript: Path | None) -> None:
+    """Play a scenario: a TOML file, or one that ships with Lepton, by its name. Prints its figures.
+
+    Exit status: 0 when every invariant held, 1 when one broke, 2 when the scenario cannot be played.
+    """
+    try:
+        read = scenario.load(scenario_file)
+        outcome = simulate(read, seed=seed, name=scenario_file)
+    except UsageError as error:
+        _stop(str(error), 2)
+    except Broken as error:
+        _write(transcript, error.transcript)
+        _stop(str(error), 1)
+    else:
+        _write(transcript, outcome.transcript)
+        print(report.table(Path(scenario_file).stem, read.about, outcome.figures))
+
+
+@main.command(name="list")
+def list_() -> None:
+    """List the scenarios that ship with Lepton."""
+    for name in scenario.shipped():
+        print(f"{name:<14}  {scenario.load(name).about}")
+
+
+def _write(file: Path | None, lines: tuple[str, ...]) -> None:
+    if file is not None:
+        try:
+            file.write_text(report.transcript(lines), "utf-8")
+        except OSError as error:
+            _stop(f"The transcript cannot be written: {error}.", 2)
+
+
+def _stop(why: str, status: int) -> NoReturn:
+    print(why, file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m lepton.simulations")

@@ -1,0 +1,283 @@
+"""One simulated device: the deployed machines, wired as `mesh/mesh.py` wires them, on virtual time.
+
+Hello with a grant on every connection, then exchanges and pushes of records; membership decides who is dialled, asked
+and dropped. Nothing here decides anything: where this file and the real shell differ, the simulation proves less.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..gossip.averager import Averager
+from ..mesh import limits, membership
+from ..mesh.admission import Admission, Credentials
+from ..mesh.errors import LeptonError, LinkError, PeerError, Refused
+from ..mesh.grants import Authority
+from ..mesh.identity import Identity, PeerId
+from ..mesh.messages import Message, pack, unpack
+from ..mesh.protocol import Hello, HelloAnswer
+from ..mesh.records import Record, RecordStore, SignedRecord
+from ..node.inference.session import Session
+from .calls import Answer, Calls, Done, Reply, Request
+from .network import Connection, Network
+from .records import Records
+from .world import Action, World
+
+_ANNOUNCE_S = 10.0  # how often mDNS repeats itself; zeroconf asks again on a similar scale
+_BYE_S = 0.2  # as in mesh/mesh.py
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machines:
+    """The machines that devices run: the deployed ones, unless a test breaks one on purpose."""
+
+    store: Callable[[Identity, int, Iterable[SignedRecord]], RecordStore] = RecordStore
+    session: type[Session] = Session
+    averager: type[Averager] = Averager
+
+
+@dataclass(slots=True)
+class Disk:
+    """What a crash leaves."""
+
+    incarnation: int = 0
+    records: list[SignedRecord] = field(default_factory=list)
+    checkpoint: tuple[int, np.ndarray] | None = None  # the last finished round, the model after it
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who hears what a device does: the ledgers that the invariants are checked against."""
+
+    published: Callable[[Record], None]
+    left: Callable[[PeerId, PeerId], None]  # who noticed, who left
+
+
+class Device:
+    """One process, from its start to its crash."""
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        name: str,
+        identity: Identity,
+        credentials: Credentials,
+        disk: Disk,
+        *,
+        watch: Watch,
+        machines: Machines,
+    ) -> None:
+        disk.incarnation += 1
+        self.world, self.network, self.name, self.disk, self.machines = world, network, name, disk, machines
+        self.me = identity.peer_id
+        self.alive = True
+        self.dice = world.dice(f"{name}/{disk.incarnation}")
+        self.members = membership.Membership(self.me, self.dice)
+        self.connections: dict[PeerId, list[Connection]] = {}
+        self.refusals = 0
+        self.on_absent: list[Callable[[PeerId], None]] = []
+        self._left = watch.left
+        self.admission = Admission(credentials, self.me, world.unix_s)
+        self.calls = Calls(world, network, self.me, admit=self._admitted, offend=self.offended)
+        self._greeting: dict[PeerId, list[tuple[Connection, Request]]] = {}
+        self.records = Records(self, machines.store(identity, disk.incarnation, disk.records), watch.published)
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.me
+
+    @property
+    def present(self) -> set[PeerId]:
+        return self.members.present
+
+    def start(self) -> None:
+        """Come to life: be reachable, announce oneself."""
+        self.network.attach(self)
+        self.tell("starts" if self.disk.incarnation == 1 else "starts again")
+        self._announce()
+        self._tick()
+
+    def crash(self) -> None:
+        """Die without a word."""
+        self.alive = False
+        self.calls.stop()
+        self.network.crash(self.me)
+        self.tell("crashes")
+
+    def tell(self, what: str) -> None:
+        self.world.tell(self.name, self.world.in_words(what))
+
+    def after(self, delay_s: float, action: Action) -> None:
+        """Do something later, unless this process is dead by then."""
+        self.world.after(delay_s, lambda: action() if self.alive else None)
+
+    def authority(self, peer: PeerId) -> Authority:
+        return self.admission.authority(peer)
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    def call(
+        self,
+        peer: PeerId,
+        method: str,
+        message: Message,
+        answers: type[object],
+        done: Done | None = None,
+        **how: object,
+    ) -> None:
+        """Call a method of a present peer; see `Calls.call`."""
+        open_ones = self.connections.get(peer, []) if peer in self.present else []
+        connection = open_ones[-1] if open_ones else None
+        self.calls.call(connection, method, message, answers, self._living(done), **how)  # type: ignore[arg-type]
+
+    def _living(self, done: Done | None) -> Done:
+        return lambda result: done(result) if done is not None and self.alive else None
+
+    def on_packet(self, connection: Connection, packet: object) -> None:
+        """Take a message from the network."""
+        if isinstance(packet, Reply):
+            self.calls.on_reply(connection, packet)
+        elif isinstance(packet, Request) and packet.method == "hello":
+            self._serve_hello(connection, packet)
+        elif isinstance(packet, Request):
+            waiting = self._greeting.get(connection.other(self.me))
+            if waiting is not None:  # it may overtake its caller's answer to our hello
+                waiting.append((connection, packet))
+            else:
+                self.calls.on_request(connection, packet)
+
+    def on_connection(self, connection: Connection) -> None:
+        """Give who dialled us a while to show a grant."""
+        peer = connection.other(self.me)
+        self.connections.setdefault(peer, []).append(connection)
+
+        def expire() -> None:
+            if connection.open_at[self.me] and peer not in self.present:
+                self.refuse(peer, "connected and showed no grant")
+                self.hang_up(peer)
+
+        self.after(limits.HANDSHAKE_TIMEOUT_S, expire)
+
+    def on_closed(self, connection: Connection) -> None:
+        """Take the end of a connection; with the last one a peer is absent."""
+        peer = connection.other(self.me)
+        left = [other for other in self.connections.get(peer, []) if other is not connection]
+        self.connections[peer] = left
+        self.calls.closed(connection)
+        if not left and peer in self.present:
+            self._left(self.me, peer)
+            self.note(membership.Disconnected(peer))
+            for listener in self.on_absent:
+                listener(peer)
+
+    def hang_up(self, peer: PeerId) -> None:
+        for connection in list(self.connections.get(peer, [])):
+            self.network.close(connection, self.me)
+            self.on_closed(connection)
+
+    # -- admission ----------------------------------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        return Hello(chain=self.admission.chains([self.me])[self.me])
+
+    def _dial(self, peer: PeerId) -> None:
+        def dialled(connection: Connection | None, _why: str) -> None:
+            if connection is None:
+                self.undialled(peer)
+                return
+            self.connections.setdefault(peer, []).append(connection)
+            self._greeting.setdefault(peer, [])
+            done = self._living(lambda result: self._greeted(connection, result))
+            timeout_s = limits.HANDSHAKE_TIMEOUT_S
+            self.calls.call(connection, "hello", self.hello(), HelloAnswer, done, timeout_s=timeout_s)
+
+        self.network.dial(self, peer, dialled)
+
+    def undialled(self, peer: PeerId) -> None:
+        self.note(membership.DialFailed(peer))
+
+    def _greeted(self, connection: Connection, result: Answer | LeptonError) -> None:
+        peer = connection.other(self.me)
+        waiting = self._greeting.pop(peer, [])
+        try:
+            if isinstance(result, LeptonError):
+                raise result
+            if result.message.refused:
+                raise Refused(result.message.refused)
+            self.admission.admit(peer, result.message.chain, self.world.unix_s)
+            if not connection.open_at[self.me]:
+                raise LinkError("the connection is gone")
+            self.note(membership.Connected(peer))
+        except LeptonError as error:
+            if refused := isinstance(error, Refused | PeerError):
+                self.refuse(peer, str(error))
+            if connection.open_at[self.me]:
+                self.network.close(connection, self.me)
+                self.on_closed(connection)
+            self.note(membership.DialFailed(peer, refused=refused))
+        for waited, request in waiting:
+            if waited.open_at[self.me]:
+                self.calls.on_request(waited, request)
+
+    def _serve_hello(self, connection: Connection, request: Request) -> None:
+        peer = connection.other(self.me)
+        try:
+            self.admission.admit(peer, unpack(request.payload, Hello).chain, self.world.unix_s)
+        except (Refused, PeerError) as error:
+            self.refuse(peer, str(error))
+            answer = HelloAnswer(refused=str(error))
+            self.after(_BYE_S, lambda: self.hang_up(peer))
+        else:
+            answer = HelloAnswer(chain=self.hello().chain)
+            self.note(membership.Connected(peer))  # before the answer, which the peer's first call might overtake
+        payload = pack(answer)
+        self.network.send(connection, self.me, Reply(request.number, "", "", payload, b""), len(payload))
+
+    def _admitted(self, peer: PeerId) -> Authority:
+        if peer not in self.present:
+            raise Refused("A call came before a grant of this mesh was shown.")
+        return self.admission.authority(peer)
+
+    def offended(self, peer: PeerId, reason: str) -> None:
+        self.refuse(peer, reason)
+        self.after(0.0, lambda: self.hang_up(peer))
+
+    def refuse(self, peer: PeerId, reason: str) -> None:
+        self.refusals += 1
+        self.tell(f"refuses {self.world.called(peer)}: {reason}")
+
+    # -- membership ---------------------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        """Speak as mDNS does: who hears it knows where this device is, and answers."""
+        for endpoint in self.network.heard_by(self.me):
+            if isinstance(endpoint, Device):
+                endpoint.after(0.0, lambda heard=endpoint: heard.hint(self.me))  # type: ignore[misc]
+                self.hint(endpoint.me)
+        self.after(_ANNOUNCE_S, self._announce)
+
+    def hint(self, peer: PeerId) -> None:
+        self.note(membership.Hinted(peer, (f"simulated/{self.world.called(peer)}",)))
+
+    def note(self, event: membership.Event) -> None:
+        before = set(self.present)
+        for effect in self.members.handle(event, self.world.now):
+            match effect:
+                case membership.Dial(peer, _):
+                    self._dial(peer)
+                case membership.Exchange(peer):
+                    self.records.exchange(peer)
+                case membership.Drop(peer, reason):
+                    self.tell(f"drops {self.world.called(peer)}: it {reason}")
+                    self.after(0.0, lambda gone=peer: self.hang_up(gone))  # type: ignore[misc]
+        if before != self.present:
+            came, went = sorted(self.present - before), sorted(before - self.present)
+            self.tell(" ".join([f"+{self.world.called(p)}" for p in came] + [f"-{self.world.called(p)}" for p in went]))
+            self.records.changed()
+
+    def _tick(self) -> None:
+        """Call the machine at its deadline, which may move in either direction meanwhile."""
+        self.note(membership.Expired())
+        self.after(max(self.members.deadline - self.world.now, 0.01), self._tick)

@@ -1,0 +1,170 @@
+"""What truly happened, noted beside the devices: what each published, offered to a round, asked, and was answered.
+
+The invariants compare what devices believe with these. A device cannot write here except by doing the thing.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..gossip.codecs import Floats
+from ..gossip.events import Report
+from ..gossip.groups import balanced
+from ..mesh.identity import PeerId
+from ..mesh.records import Record
+from .world import World
+
+# Of the largest |x| of a part: what goes in is rounded once, what comes out once more (the bounds of gossip/codecs.py).
+CODEC_ERROR = {"float32": 1e-6, "float16": 2**-9, "int8": 2 * 1.02 / 127, "int4": 2 * 1.02 / 7}
+
+
+class Violation(Exception):
+    """Something happened that the machines promise never happens."""
+
+
+@dataclass(slots=True)
+class Published:
+    """All records that their owners ever made, in the order in which they made them."""
+
+    by_owner: dict[PeerId, list[Record]] = field(default_factory=dict)
+    contents: set[bytes] = field(default_factory=set)
+
+    def note(self, record: Record) -> None:
+        if record.signed.content not in self.contents:
+            self.by_owner.setdefault(record.owner, []).append(record)
+            self.contents.add(record.signed.content)
+
+
+@dataclass(slots=True)
+class Request:
+    """One request, from its asking to its end."""
+
+    asker: PeerId
+    asked_s: float
+    expected: int
+    attempts: int = 0
+    outcomes: list[str] = field(default_factory=list)  # '' for an answer, else the reason
+    waited_s: float = 0.0
+    abandoned: bool = False  # its asker crashed
+
+    @property
+    def answered(self) -> bool:
+        return self.outcomes == [""]
+
+
+class Requests:
+    """All requests that devices accepted."""
+
+    def __init__(self, world: World) -> None:
+        self.all: dict[int, Request] = {}
+        self._world = world
+
+    def accepted(self, number: int, asker: PeerId, expected: int) -> None:
+        self.all[number] = Request(asker, self._world.now, expected)
+
+    def asked(self, number: int, attempt: int) -> None:
+        request = self.all[number]
+        request.attempts = attempt
+        if attempt > 1:
+            self._tell(number, f"goes another way, attempt {attempt}")
+
+    def answered(self, number: int, y: int | None) -> None:
+        """Note an answer. Raises Violation when it is a wrong one."""
+        request = self.all[number]
+        if y != request.expected:
+            raise Violation(f"request {number} was answered with {y}; right is {request.expected}")
+        self._end(number, "")
+        self._tell(number, f"is answered after {request.waited_s:.3f} s")
+
+    def failed(self, number: int, reason: str) -> None:
+        """Note a failure. Raises Violation when no reason is given."""
+        if not reason:
+            raise Violation(f"request {number} failed without a reason")
+        self._end(number, reason)
+        self._tell(number, f"failed: {self._world.in_words(reason)}")
+
+    def abandon(self, asker: PeerId) -> None:
+        """Note that an asker is dead, with all that it waited for."""
+        for request in self.all.values():
+            request.abandoned |= request.asker == asker and not request.outcomes
+
+    def _end(self, number: int, outcome: str) -> None:
+        request = self.all[number]
+        request.outcomes.append(outcome)
+        request.waited_s = self._world.now - request.asked_s
+        if len(request.outcomes) > 1:
+            raise Violation(f"request {number} ended {len(request.outcomes)} times")
+
+    def _tell(self, number: int, what: str) -> None:
+        self._world.tell(self._world.called(self.all[number].asker), f"request {number} {what}")
+
+
+class Rounds:
+    """What devices put into rounds, and what came out. Invariant: a result is the mean of those that it names."""
+
+    def __init__(self, world: World, codec: str) -> None:
+        self.finished_count = 0
+        self.complete_count = 0
+        self.missing_count = 0
+        self._world, self._error = world, CODEC_ERROR[codec]
+        self._offers: dict[tuple[PeerId, int], list[tuple[Floats, float]]] = {}  # several after a crash
+
+    def offered(self, me: PeerId, round_: int, vector: Floats, weight: float) -> None:
+        self._offers.setdefault((me, round_), []).append((vector.copy(), weight))
+
+    def finished(self, me: PeerId, report: Report, vector: Floats) -> None:
+        """Check a result. Raises Violation when a part of it is not the mean of those that the report names."""
+        self.finished_count += 1
+        self.complete_count += report.complete
+        self.missing_count += len(report.missing)
+        parts = balanced(vector.size, len(report.members))
+        for number, (part, named) in enumerate(zip(parts, report.parts, strict=True)):
+            if not self._is_mean(me, report.round, part, named, vector):
+                names = ", ".join(self._world.called(peer) for peer, _ in named) or "nobody"
+                who = self._world.called(me)
+                raise Violation(f"{who}, round {report.round}: part {number} is not the mean of {names}, as reported")
+
+    def _is_mean(
+        self, me: PeerId, round_: int, part: slice, named: tuple[tuple[str, float], ...], vector: Floats
+    ) -> bool:
+        if not named:  # it kept its own
+            return bool(np.array_equal(vector[part], self._offers[me, round_][-1][0][part]))
+        choices = [self._offers.get((PeerId(peer), round_), []) for peer, _ in named]
+        weights = [weight for _, weight in named]
+        for offers in itertools.product(*choices):  # one, but for who crashed in this round and came back to it
+            if any(weight > offer[1] for weight, offer in zip(weights, offers, strict=True)):
+                continue
+            mean = np.zeros(vector[part].size)
+            for weight, (offer, _) in zip(weights, offers, strict=True):
+                mean += weight / sum(weights) * offer[part].astype(np.float64)
+            largest = max(float(np.abs(offer[part]).max(initial=0.0)) for offer, _ in offers)
+            if np.allclose(vector[part], mean, rtol=0, atol=self._error * largest + 1e-9):
+                return True
+        return False
+
+
+@dataclass(slots=True)
+class Crashed:
+    """One crash, and when the others noticed."""
+
+    peer: PeerId
+    at_s: float
+    noticed_s: list[float] = field(default_factory=list)
+    back: bool = False
+
+
+@dataclass(slots=True)
+class Crashes:
+    """All crashes of a run."""
+
+    all: list[Crashed] = field(default_factory=list)
+
+    def noticed(self, left: PeerId, now: float) -> None:
+        for crash in self.all:
+            if crash.peer == left and not crash.back:
+                crash.noticed_s.append(now - crash.at_s)
+
+    def returned(self, peer: PeerId) -> None:
+        for crash in self.all:
+            crash.back |= crash.peer == peer

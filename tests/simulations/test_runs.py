@@ -1,0 +1,69 @@
+"""Every scenario that ships holds its invariants, whatever the seed; the same seed tells the same story."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lepton.simulations import report, scenario
+from lepton.simulations.run import simulate
+
+SEEDS = {"quiet": (2, 3, 4), "partition": (2, 9), "lossy_crash": (2, 3)}
+
+
+def test_every_shipped_scenario_is_run() -> None:
+    assert set(SEEDS) == set(scenario.shipped())
+
+
+@pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, seeds in SEEDS.items() for seed in seeds])
+def test_every_invariant_holds(name: str, seed: int) -> None:
+    read = scenario.load(name)
+    figures = simulate(read, seed=seed, name=name).figures
+    assert figures.requests_answered + figures.requests_abandoned == figures.requests > 0.9 * read.requests.count
+    assert figures.rounds >= read.task.rounds * (read.nodes - len(read.crash)) / 2
+    assert figures.crashes == len(read.crash)
+    assert (figures.lies > 100) == (read.liars > 0)
+
+
+def test_nothing_is_lost_refused_or_repeated_where_nothing_goes_wrong() -> None:
+    read = scenario.load("quiet")
+    figures = simulate(read).figures
+    assert figures.rounds == figures.rounds_complete == read.nodes * read.task.rounds
+    assert figures.requests_rerouted == figures.refusals == figures.dials_failed == 0
+
+
+def test_another_seed_tells_another_story() -> None:
+    read = scenario.load("quiet")
+    assert simulate(read, seed=1).transcript != simulate(read, seed=2).transcript
+
+
+def test_who_is_cut_off_goes_on_and_comes_back() -> None:
+    told = report.transcript(simulate(scenario.load("partition"), seed=2).transcript)
+    before, _, rest = told.partition("is cut: n0 n1 n2 | n3 n4 n5")
+    during, _, after = rest.partition("is whole again")
+    assert "drops" not in before
+    assert "members 3" in during, "each half trains on"
+    assert "members 6" in after, "and both together again"
+
+
+def play(tmp_path: Path, hash_seed: str) -> tuple[str, bytes]:
+    file = tmp_path / hash_seed
+    command = [
+        sys.executable,
+        "-m",
+        "lepton.simulations",
+        "run",
+        "lossy_crash",
+        "--seed",
+        "5",
+        "--transcript",
+        str(file),
+    ]
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return ran.stdout, file.read_bytes()
+
+
+def test_the_same_seed_tells_the_same_story_in_every_process(tmp_path: Path) -> None:
+    assert play(tmp_path, "1") == play(tmp_path, "2")
