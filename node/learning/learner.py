@@ -182,6 +182,8 @@ class Learner:
                 ahead = self._ahead()
                 for peer in ahead:
                     if await self._adopt_from(peer):
+                        # The round that it is in has begun without this node, and what was sent in it is lost to it.
+                        self._round = self._first_round = min(self._round + 1, self.task.rounds)
                         return
                 if not ahead:
                     return
@@ -197,7 +199,7 @@ class Learner:
         return [peer for _, peer in sorted(found, reverse=True)]
 
     async def _adopt_from(self, peer: PeerId) -> bool:
-        """Take a peer's model, and part in the rounds after the one that it is in: that one is too late to enter."""
+        """Take a peer's model, and part in the round that it is in: in a later one, two would leapfrog for ever."""
         try:
             answer = await self._mesh.calls.call(
                 peer, "train.state", StateWanted(version=self.task.version), State, scope=self.name
@@ -214,7 +216,7 @@ class Learner:
             log.info("task %s: no model from %s: %s", self.name, short(peer), error)
             return False
         self._shared = vector
-        self._round = self._first_round = min(answer.message.round + 1, self.task.rounds)
+        self._round = self._first_round = min(answer.message.round, self.task.rounds)
         log.info("task %s: took the model of %s, round %d", self.name, short(peer), self._round)
         return True
 
