@@ -17,9 +17,9 @@ from ..mesh.identity import PeerId
 from ..mesh.records import Digest, Line, Record, SignedRecord, Version, open_record
 from .device import Device
 from .learner import Learner, Share
-from .ledgers import Published, Requests, Violation
+from .ledgers import Published, Requests
 from .serving import Serving
-from .world import World
+from .world import Violation, World
 
 
 @dataclass(slots=True)

@@ -27,10 +27,12 @@ from .device import Device
 from .picture import TASK_NAME, TRAINER, TrainerRecord
 from .scenario import Task
 
-_EVENTS_MAX = 1024  # as in node/learning/learner.py, like the three below
+_EVENTS_MAX = 1024  # as in node/learning/learner.py, like all below but the last
 _SEND_TIMEOUT_S = 20.0
 _PROGRESS_INTERVAL_S = 0.5
 _CHECKPOINT_INTERVAL_S = 2.0
+_PASSED_S = 1.0
+_ROUNDS_AHEAD_MAX = 2
 _VERSION = 1
 
 
@@ -59,7 +61,7 @@ class Learner:
         self._device, self._task, self._share, self._watch = device, task, share, watch
         self._members_min = members_min
         self._shared: Floats | None = None
-        self._inbox: deque[RoundEvent] = deque()
+        self._inbox: deque[RoundEvent | Behind] = deque()
         self._asking = False  # for a model to begin with
         self._exchanging = False  # a round's machine runs, and nothing is being adopted
         self._armed: tuple[Averager | None, float] = (None, 0.0)  # the deadline that a timer is set for
@@ -81,7 +83,7 @@ class Learner:
             self.round = self._first_round = done + 1
             self._shared = self.vector
         self._device.after(self._task.start_wait_s, self._look)
-        self._tell("ready")
+        self._tell("preparing" if self._ahead() else "ready")  # nobody waits for who is preparing
         self._look()
 
     # -- what peers ask -----------------------------------------------------------------------------------------------
@@ -99,7 +101,7 @@ class Learner:
             raise UsageError(f"This node has no model of {TASK_NAME!r} to give yet.")
         return Answer(State(round=self.round), self._shared.tobytes())
 
-    def _event(self, event: RoundEvent) -> None:
+    def _event(self, event: RoundEvent | Behind) -> None:
         if len(self._inbox) < _EVENTS_MAX:
             self._inbox.append(event)
         self._drain()
@@ -111,44 +113,55 @@ class Learner:
         waited = self._device.world.now >= self._gather_until
         if self.state == "ready":
             begun = any(record.state == "training" for record in self._records().values())
-            if begun or waited or len(self._members()) >= self._members_min:
-                self._join()
+            if begun or waited or self.round > 0 or len(self._members()) >= self._members_min:
+                self._begin()
         elif self.state == "preparing" and not self._asking:
-            self._join()
-
-    def _join(self) -> None:
-        """Take the model of whoever is furthest and gives it; a model that nobody trained would pull the mean down."""
-        ahead = self._ahead()
-        if not ahead or self._device.world.now >= self._gather_until:
-            self._tell("training")
-            self._averager = self._new_averager()
-            self._train()
-            return
-        self._tell("preparing")  # nobody waits for this device yet
-        self._asking = True
-        self._ask_first(ahead)
-
-    def _ask_first(self, ahead: list[PeerId]) -> None:
-        def done(adopted: bool) -> None:  # noqa: FBT001 - an answer, not a setting
-            if adopted:
-                self.round = self._first_round = min(self.round + 1, self._task.rounds)
-                self._asking = False
-                self._join()
+            ahead = self._ahead()
+            if waited or not ahead:
+                self._begin()
             else:
-                self._ask_first(ahead[1:])
+                self._join(ahead)
+
+    def _begin(self) -> None:
+        self._averager = self._new_averager()
+        self._tell("training")
+        self._device.after(_PASSED_S, lambda: self._notice_passed(set()))
+        self._train()
+
+    def _join(self, ahead: list[PeerId]) -> None:
+        """Take the model of whoever is furthest and gives it; a model that nobody trained would pull the mean down."""
+
+        def done(adopted: bool) -> None:  # noqa: FBT001 - an answer, not a setting
+            if adopted:  # the round that it is in has begun without this device
+                self.round = self._first_round = min(self.round + 1, self._task.rounds)
+                self._begin()
+            else:
+                self._join(ahead[1:])
 
         self._asking = bool(ahead)
         if ahead:
             self._adopt_from(ahead[0], done)
 
     def _ahead(self) -> list[PeerId]:
-        """Return who is further than this device, whoever is furthest first."""
+        """Return who is under way and not behind this device, whoever is furthest first."""
         found = [
             (record.round, peer)
             for peer, record in self._records().items()
-            if peer != self._device.me and record.state in {"training", "done"} and record.round > self.round
+            if peer != self._device.me and record.state in {"training", "done"} and record.round >= self.round
         ]
         return [peer for _, peer in sorted(found, reverse=True)]
+
+    def _notice_passed(self, before: set[tuple[int, PeerId]]) -> None:
+        """Read in the records that others have left this device behind: who does not count it in sends it nothing."""
+        passed = {
+            (self.round, peer)
+            for peer, record in self._records().items()
+            if record.state == "done" or record.round > self.round + _ROUNDS_AHEAD_MAX
+        }
+        for _, peer in sorted(passed & before):
+            self._event(Behind(_ROUNDS_AHEAD_MAX + 1, peer))
+        if self.state != "done":
+            self._device.after(_PASSED_S, lambda: self._notice_passed(passed))
 
     def _adopt_from(self, peer: PeerId, done: Callable[[bool], None]) -> None:
         def answered(result: Answer | LeptonError) -> None:
@@ -219,7 +232,10 @@ class Learner:
             self._armed = (averager, deadline)
             self._device.after(deadline - self._device.world.now, expire)
 
-    def _handle(self, event: RoundEvent) -> None:
+    def _handle(self, event: RoundEvent | Behind) -> None:
+        if isinstance(event, Behind):
+            self._catch_up(PeerId(event.peer))
+            return
         behind = None
         for effect in self._averager.handle(event, self._device.world.now):
             match effect:

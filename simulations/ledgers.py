@@ -4,6 +4,7 @@ The invariants compare what devices believe with these. A device cannot write he
 """
 
 import itertools
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,16 +12,13 @@ import numpy as np
 from ..gossip.codecs import Floats
 from ..gossip.events import Report
 from ..gossip.groups import balanced
+from ..mesh.errors import PeerError
 from ..mesh.identity import PeerId
-from ..mesh.records import Record
-from .world import World
+from ..mesh.records import Record, open_record
+from .world import Violation, World
 
 # Of the largest |x| of a part: what goes in is rounded once, what comes out once more (the bounds of gossip/codecs.py).
 CODEC_ERROR = {"float32": 1e-6, "float16": 2**-9, "int8": 2 * 1.02 / 127, "int4": 2 * 1.02 / 7}
-
-
-class Violation(Exception):
-    """Something happened that the machines promise never happens."""
 
 
 @dataclass(slots=True)
@@ -31,7 +29,11 @@ class Published:
     contents: set[bytes] = field(default_factory=set)
 
     def note(self, record: Record) -> None:
-        if record.signed.content not in self.contents:
+        """Note a record that its owner holds for its own, if it has truly signed it."""
+        if record.signed.content in self.contents:
+            return
+        with suppress(PeerError):
+            open_record(record.signed)
             self.by_owner.setdefault(record.owner, []).append(record)
             self.contents.add(record.signed.content)
 

@@ -15,14 +15,14 @@ from ..mesh.invites import InviteBook, read_code
 from .device import Device, Disk, Machines, Watch
 from .invariants import Invariants, Member, Signatures
 from .learner import Learner, Share
-from .ledgers import Crashed, Crashes, Published, Requests, Rounds, Violation
+from .ledgers import Crashed, Crashes, Published, Requests, Rounds
 from .network import Network
 from .picture import MODEL, MODEL_NAME, MODULUS, PROFILE, ModelRecord, Profile, run_layers
 from .report import Figures
 from .scenario import Crash, Partition, Scenario
 from .serving import Serving
 from .strangers import Liar, Outsider
-from .world import World
+from .world import Violation, World
 
 _LOOK_INTERVAL_S = 0.005  # how often a crash that waits for its moment looks for it: under a stage's computing time
 _MESH_NAME = "simulated"

@@ -15,8 +15,15 @@ from ..mesh.identity import PeerId
 
 Action = Callable[[], None]
 
+# Things that may happen at one moment: a busy one of ten devices has some hundred.
+_EVENTS_AT_ONCE_MAX = 100_000
+
 # What virtual second 0 is called where a grant needs Unix seconds; any moment would do.
 UNIX_EPOCH_S = 1_750_000_000
+
+
+class Violation(Exception):
+    """Something happened that the machines promise never happens."""
 
 
 class World:
@@ -56,9 +63,14 @@ class World:
         heapq.heappush(self._queue, (self.now + max(delay_s, 0.0), self._scheduled, action))
 
     def run(self, until_s: float) -> None:
-        """Let everything happen that is due by then."""
+        """Let everything happen that is due by then. Raises Violation when a machine wants to be called for ever."""
+        at_once = 0
         while self._queue and self._queue[0][0] <= until_s:
-            self.now, _, action = heapq.heappop(self._queue)
+            due_s, _, action = heapq.heappop(self._queue)
+            at_once = at_once + 1 if due_s == self.now else 0
+            if at_once > _EVENTS_AT_ONCE_MAX:
+                raise Violation("a machine has a deadline that has passed, and keeps it: time stands still")
+            self.now = due_s
             self.events += 1
             action()
         self.now = until_s

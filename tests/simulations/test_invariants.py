@@ -1,17 +1,20 @@
 """The invariants can fail: each machine is broken on purpose, and the run says what broke and how to see it again."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from lepton.gossip.averager import Averager, Effect, Event
 from lepton.gossip.events import Finished
+from lepton.mesh.admission import Admission
+from lepton.mesh.errors import Refused
 from lepton.mesh.identity import PeerId
 from lepton.mesh.messages import unpack
 from lepton.mesh.records import Content, Digest, Record, RecordStore, SignedRecord
 from lepton.node.inference import session
-from lepton.simulations import serving
+from lepton.simulations import device, serving
 from lepton.simulations.device import Machines
 from lepton.simulations.run import Broken, simulate
 from lepton.simulations.scenario import Crash, Link, Requests, Scenario, Task
@@ -27,6 +30,16 @@ SHORT = Scenario(
     requests=Requests(count=20),
 )
 NO_LIARS = msgspec.structs.replace(SHORT, liars=0)
+LOSSY = Scenario(
+    about="lossy",
+    nodes=6,
+    duration_s=40,
+    settle_s=10,
+    check_interval_s=0.05,  # a record that is skipped is soon followed by one that hides it
+    link=Link(loss=0.2, jitter_s=0.05),
+    task=Task(rounds=0),
+    requests=Requests(count=0),
+)
 
 
 def broken(machines: Machines, scenario: Scenario = SHORT) -> str:
@@ -40,6 +53,7 @@ def broken(machines: Machines, scenario: Scenario = SHORT) -> str:
 def test_the_same_runs_hold_with_sound_machines() -> None:
     simulate(SHORT, seed=3)
     simulate(NO_LIARS, seed=3)
+    simulate(LOSSY, seed=3)
 
 
 class Gullible(RecordStore):
@@ -51,13 +65,58 @@ class Gullible(RecordStore):
 
 
 def test_a_forged_record_in_a_store_is_seen() -> None:
-    assert "with a bad signature" in broken(Machines(store=Gullible))
+    assert "it is forged" in broken(Machines(store=Gullible))
+
+
+class Hasty(RecordStore):
+    """Does not mind what was said in between."""
+
+    def merge(self, signed: Iterable[SignedRecord], *, since: Digest, known: Callable[[PeerId], bool]) -> list[Record]:
+        return super().merge(signed, since=Digest(), known=known)
+
+    def follows_on(self, since: Digest) -> bool:
+        return True
+
+
+def test_a_head_that_skips_is_seen() -> None:
+    assert "has read on beyond a record that it lacks" in broken(Machines(store=Hasty), LOSSY)
+
+
+def test_a_stranger_who_is_let_in_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Open(Admission):
+        def admit(self, peer: PeerId, chain: Any, now: float) -> Any:
+            try:
+                return super().admit(peer, chain, now)
+            except Refused:
+                self._authorities[peer] = self.me
+                return self.me
+
+    monkeypatch.setattr(device, "Admission", Open)
+    assert "not of this mesh" in broken(Machines())
 
 
 class Twice(session.Session):
     def handle(self, event: session.Event, now: float) -> list[session.Effect]:
         effects = session.Session.handle(self, event, now)
         return effects * 2 if session.Done() in effects else effects
+
+
+class Silent(session.Session):
+    """Keeps its answer to itself."""
+
+    def handle(self, event: session.Event, now: float) -> list[session.Effect]:
+        effects = session.Session.handle(self, event, now)
+        if session.Done() in effects:
+            self.deadline = now + 1e9
+        return [effect for effect in effects if effect != session.Done()]
+
+
+class Restless(session.Session):
+    """Wants to be called at once, for ever."""
+
+    def handle(self, event: session.Event, now: float) -> list[session.Effect]:
+        self.deadline = now
+        return []
 
 
 class Forlorn(session.Session):
@@ -67,6 +126,14 @@ class Forlorn(session.Session):
 
 def test_a_request_that_ends_twice_is_seen() -> None:
     assert "ended 2 times" in broken(Machines(session=Twice))
+
+
+def test_a_request_that_never_ends_is_seen() -> None:
+    assert "never ended" in broken(Machines(session=Silent))
+
+
+def test_a_machine_for_which_time_stands_still_is_seen() -> None:
+    assert "time stands still" in broken(Machines(session=Restless))
 
 
 def test_requests_that_fail_are_counted() -> None:

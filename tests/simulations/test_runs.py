@@ -9,7 +9,7 @@ import pytest
 from lepton.simulations import report, scenario
 from lepton.simulations.run import simulate
 
-SEEDS = {"quiet": (2, 3, 4), "partition": (2, 9), "lossy_crash": (2, 3)}
+SEEDS = {"quiet": (2, 3, 4), "partition": (2, 7), "lossy_crash": (2, 3)}
 
 
 def test_every_shipped_scenario_is_run() -> None:
@@ -67,3 +67,16 @@ def play(tmp_path: Path, hash_seed: str) -> tuple[str, bytes]:
 
 def test_the_same_seed_tells_the_same_story_in_every_process(tmp_path: Path) -> None:
     assert play(tmp_path, "1") == play(tmp_path, "2")
+
+
+def test_who_comes_back_after_a_crash_is_in_step_with_the_others_soon() -> None:
+    """Once it was overtaken again and again, and all others waited for it: 60 rounds took 105 s in place of 36 s."""
+    back = scenario.Scenario(
+        about="back",
+        nodes=4,
+        duration_s=65,
+        crash=(scenario.Crash(at_s=12, node="n2", restart_after_s=5),),
+        task=scenario.Task(rounds=60),
+    )
+    figures = simulate(back).figures
+    assert figures.rounds_complete > 0.8 * figures.rounds
