@@ -129,7 +129,7 @@ class Node:
                 open_mesh(identity, credentials, store, invites, mesh_config) as mesh,
                 trio.open_nursery() as nursery,
             ):
-                mesh.on_invite_used = lambda: self.home.save_invites(invites)
+                mesh.door.on_invite_used = lambda: self.home.save_invites(invites)
                 self.mesh, self._nursery, self._mesh_name = mesh, nursery, credentials.mesh_name
                 self.view = View(mesh)
                 self.weights = Weights(mesh, self.view, BlobStore(self.home.folder("blobs")))
@@ -161,7 +161,7 @@ class Node:
     def invite(self, *, role: str = "member", uses: int = 1, lifetime_s: float = 3600.0) -> str:
         """Open an invite and return its code. Raises Refused when this node may not, UsageError for bad values."""
         invite = self.mesh.invite(self._mesh_name, role=role, uses=uses, lifetime_s=lifetime_s)
-        self.home.save_invites(self.mesh.invites)
+        self.home.save_invites(self.mesh.door.invites)
         return invite.code()
 
     # -- learning -------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_what_is_announced_everywhere_can_be_reached_from_elsewhere() -> None:
 async def test_two_nodes_and_an_invite_find_each_other_by_mdns_alone() -> None:
     used = list[None]()
     async with member(ADMIN, held=credentials(ADMIN, role="admin")) as host:
-        host.on_invite_used = lambda: used.append(None)
+        host.door.on_invite_used = lambda: used.append(None)
         code = host.invite("home", role="trainer", uses=1, lifetime_s=3600.0).code()
         held = await join_mesh(BOB, read_code(code, time.time()), interfaces=LOOPBACK)
         assert used == [None]

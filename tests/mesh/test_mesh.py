@@ -10,6 +10,7 @@ import pytest
 import trio
 from lepton.mesh import limits, membership
 from lepton.mesh import mesh as mesh_module
+from lepton.mesh import picture as picture_module
 from lepton.mesh.admission import Credentials
 from lepton.mesh.calls import PROTOCOL as CALLS
 from lepton.mesh.calls import Answer, Empty, Incoming, Method
@@ -182,7 +183,7 @@ async def test_a_member_that_restarts_is_dialled_again() -> None:
 
 
 async def test_a_peer_that_no_longer_answers_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mesh_module, "_EXCHANGE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(picture_module, "EXCHANGE_TIMEOUT_S", 0.05)
     async with (
         member(ALICE, pace=membership.Config(exchange_interval_s=0.05)) as alice,
         guest(EVE, alice) as frozen,
@@ -299,7 +300,7 @@ async def test_strangers_at_the_door_are_counted(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(limits, "STRANGERS_MAX", 1)
     async with member(ALICE) as alice, guest(EVE, alice) as first, guest(CAROL, alice) as second:
         waiting = await first.dial()
-        await until(alice, lambda: alice._strangers)
+        await until(alice, lambda: alice.door._strangers)
         await closed(await second.dial())
         assert not waiting.closed.is_set()
 
@@ -331,8 +332,8 @@ def test_refusals_are_bounded_and_the_latest_stay() -> None:
     admission = Admission(credentials(ALICE), ALICE.peer_id, 0.0)
     mesh = mesh_module.Mesh(ALICE, admission, RecordStore(ALICE, 1), InviteBook(), mesh_module.MeshConfig())
     for n in range(3 * limits.STRANGERS_MAX):
-        mesh._refuse(identity(f"stranger {n}").peer_id, "no grant")
-        mesh._refuse(EVE.peer_id, f"for the {n}th time")
+        mesh.door.refuse(identity(f"stranger {n}").peer_id, "no grant")
+        mesh.door.refuse(EVE.peer_id, f"for the {n}th time")
     assert len(mesh.refusals) <= limits.STRANGERS_MAX
     assert mesh.refusals[EVE.peer_id] == f"for the {n}th time"
 

@@ -1,0 +1,152 @@
+"""The shell of the door: greets whom this node dials, hears who dials it, serves a stranger that comes to join.
+
+Order on every connection: the side that dialled says hello with its grant, the other verifies it and answers with its
+own. Until both hold nothing but the join protocol is served, and whoever does anything else loses the connection.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+import trio
+
+from . import limits
+from .admission import Admission
+from .calls import receive_frame
+from .errors import Busy, LinkError, PeerError, Refused
+from .frames import encode
+from .grants import Chain
+from .identity import Identity, PeerId, short
+from .invites import Invite, InviteBook
+from .messages import Message, pack, unpack
+from .protocol import HELLO, JOIN, Hello, HelloAnswer, JoinAsk, JoinGranted, JoinHeld, JoinSecret
+from .transport import Connection, Stream
+
+log = logging.getLogger(__name__)
+
+
+class Door:
+    """Lets connections in, or says why not."""
+
+    def __init__(self, identity: Identity, admission: Admission, invites: InviteBook) -> None:
+        self.invites = invites
+        self.refusals: dict[PeerId, str] = {}  # who refused us or whom we refused, and why; the latest comes last
+        self.on_invite_used: Callable[[], None] = lambda: None
+        self._identity = identity
+        self._admission = admission
+        self._strangers = 0  # connections of those who have shown nothing yet
+
+    @property
+    def _own_chain(self) -> Chain:
+        return self._admission.chains([self._identity.peer_id])[self._identity.peer_id]
+
+    def refuse(self, peer: PeerId, reason: str) -> None:
+        """Note that a peer was refused, or refused this node."""
+        log.warning("refused %s: %s", short(peer), reason)
+        self.refusals.pop(peer, None)
+        if len(self.refusals) >= limits.STRANGERS_MAX:
+            self.refusals.pop(next(iter(self.refusals)))
+        self.refusals[peer] = reason
+
+    async def pass_through(self, connection: Connection) -> None:
+        """Let a connection in. Raises LinkError, Refused or PeerError with why not."""
+        peer = connection.peer_id
+        try:
+            with trio.fail_after(limits.HANDSHAKE_TIMEOUT_S):
+                if connection.initiator:
+                    await self._greet(connection)
+                else:
+                    await self._be_greeted(connection)
+        except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            msg = f"{short(peer)} broke off the greeting."
+            raise LinkError(msg) from error
+        except (Refused, PeerError) as error:
+            self.refuse(peer, str(error))
+            raise
+
+    async def _greet(self, connection: Connection) -> None:
+        """Say hello on a connection that we dialled. Raises Refused or PeerError."""
+        async with await connection.open_stream(HELLO) as stream:
+            await _say(stream, Hello(chain=self._own_chain))
+            answer = unpack((await receive_frame(stream, body_bytes_max=0)).header, HelloAnswer)
+        if answer.refused:
+            raise Refused(answer.refused)
+        self._admission.admit(connection.peer_id, answer.chain, time.time())
+
+    async def _be_greeted(self, connection: Connection) -> None:
+        """Hear a hello, or serve a stranger's attempt to join and then see it off."""
+        if self._strangers >= limits.STRANGERS_MAX:
+            msg = f"{self._strangers} strangers are here already; try again in a while."
+            raise Busy(msg)
+        self._strangers += 1
+        try:
+            await self._hear_a_stranger(connection)
+        finally:
+            self._strangers -= 1
+
+    async def _hear_a_stranger(self, connection: Connection) -> None:
+        async with await connection.accept_stream(HELLO, JOIN) as stream:
+            if stream.protocol == JOIN:
+                await self._serve_join(stream)
+                msg = f"{short(connection.peer_id)} came to join; as a member it will greet on a new connection."
+                raise LinkError(msg)
+            hello = unpack((await receive_frame(stream, body_bytes_max=0)).header, Hello)
+            try:
+                self._admission.admit(connection.peer_id, hello.chain, time.time())
+            except Refused as error:
+                await _say(stream, HelloAnswer(refused=str(error)))
+                raise
+            await _say(stream, HelloAnswer(chain=self._own_chain))
+
+    # -- invites ------------------------------------------------------------------------------------------------------
+
+    def invite(self, mesh_name: str, *, role: str, uses: int, lifetime_s: float) -> Invite:
+        """Open an invite that this node will honour. Raises Refused or UsageError with the reason."""
+        if len(self._own_chain) >= limits.GRANT_CHAIN_MAX:
+            msg = (
+                f"This node's own grant is a chain of {limits.GRANT_CHAIN_MAX} links, and longer ones are refused; "
+                "let the node that invited it give the invite."
+            )
+            raise Refused(msg)
+        return self.invites.give(
+            mesh_name,
+            self._admission.root,
+            held=self._admission.me.capabilities,
+            role=role,
+            uses=uses,
+            now=time.time(),
+            lifetime_s=lifetime_s,
+            secret=secrets.token_bytes(16),
+        )
+
+    async def _serve_join(self, stream: Stream) -> None:
+        """Answer a stranger with an invite on the one connection that it has for that."""
+        ask = unpack((await receive_frame(stream, body_bytes_max=0)).header, JoinAsk)
+        held = self.invites.holds(ask.hint)
+        chain = self._own_chain if held else ()
+        await _say(stream, JoinHeld(held=held, chain=chain))
+        if not held:
+            return
+        shown = unpack((await receive_frame(stream, body_bytes_max=0)).header, JoinSecret)
+        try:
+            grant = self.invites.redeem(
+                ask.hint,
+                shown.secret,
+                stream.peer_id,
+                issuer=self._identity,
+                now=time.time(),
+                serial=secrets.token_bytes(16),
+            )
+        except Refused as error:
+            self.refuse(stream.peer_id, str(error))
+            await _say(stream, JoinGranted(refused=str(error)))
+            return
+        self.on_invite_used()
+        log.info("%s joined with an invite of this node", short(stream.peer_id))
+        await _say(stream, JoinGranted(chain=(*chain, grant)))
+
+
+async def _say(stream: Stream, message: Message) -> None:
+    for piece in encode(pack(message)):
+        await stream.send_all(piece)
