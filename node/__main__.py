@@ -1,106 +1,21 @@
 """The command line: one command for each thing that an owner does. Imports what is heavy only when it is used."""
 
-import functools
 import json
 import logging
-import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..mesh.errors import LeptonError, UsageError
+from ..mesh.errors import UsageError
+from .command import ask, friendly, home_option, interface_option, loading
+from .mesh_commands import invite, join, mesh
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-_INTERRUPTED: Final = 130  # the shell's convention for Ctrl-C
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]+)?)([smhd])")
-
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-
-_home_option = click.option(
-    "--home",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("~/.lepton"),
-    envvar="LEPTON_HOME",
-    show_default=True,
-    help="The node's data folder: identity, grants, weights, checkpoints.",
-)
-_interface_option = click.option(
-    "--interface",
-    "interfaces",
-    multiple=True,
-    metavar="ADDRESS",
-    help="Use only the interface with this address for discovery (repeatable). Default: all.",
-)
-
-
-def _friendly(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Turn our errors into one sentence and an exit status; a user's mistake never shows a traceback."""
-
-    @functools.wraps(command)
-    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return command(*args, **kwargs)
-        except (LeptonError, KeyboardInterrupt, BaseExceptionGroup) as error:
-            cause = _cause(error)
-            if isinstance(cause, KeyboardInterrupt):
-                _say_interrupted()
-                sys.exit(_INTERRUPTED)
-            if not isinstance(cause, LeptonError):
-                raise
-            click.echo(f"lepton-node: {cause}", err=True)
-            sys.exit(EXIT_USAGE if isinstance(cause, UsageError) else EXIT_FAILED)
-
-    return run
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Return what the owner has to hear of: an interrupt first, then our own error if there is nothing but ours."""
-    leaves = list(_leaves(error))
-    interrupts = [leaf for leaf in leaves if isinstance(leaf, KeyboardInterrupt)]
-    foreign = [leaf for leaf in leaves if not isinstance(leaf, LeptonError)]
-    return [*interrupts, *foreign, *leaves][0]
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if not isinstance(error, BaseExceptionGroup):
-        yield error
-        return
-    for inner in error.exceptions:
-        yield from _leaves(inner)
-
-
-def _say_interrupted() -> None:
-    os.write(sys.stderr.fileno(), b"lepton-node: interrupted\n")
-
-
-@contextmanager
-def _loading() -> Iterator[None]:
-    """Import what is heavy. An interrupt here ends the process at once: nothing is done yet that wants an orderly end.
-
-    Inside a half-made module it would come out as anything, a traceback of somebody else's among it.
-    """
-
-    def leave(_signal: int, _frame: object) -> None:
-        _say_interrupted()
-        os._exit(_INTERRUPTED)
-
-    before = signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @click.group(
@@ -118,60 +33,8 @@ def main() -> None:
     """
 
 
-# -- the mesh ----------------------------------------------------------------------------------------------------------
-
-
-@main.group()
-def mesh() -> None:
-    """Make a mesh and look at it."""
-
-
-@mesh.command("create")
-@click.argument("name")
-@_home_option
-@_friendly
-def mesh_create(name: str, home: Path) -> None:
-    """Make a mesh called NAME. Its root key stays in this device's folder."""
-    from .setup import create_mesh
-
-    root = create_mesh(home, name)
-    click.echo(f"Made the mesh {name!r}. This device is its first admin; the root key stays in {home.expanduser()}.")
-    click.echo(f"Its id: {root}")
-    click.echo("Next: `lepton-node up` here, and `lepton-node invite` for each device that may join.")
-
-
-@main.command()
-@click.option("--role", default="member", show_default=True, help="client, trainer, member or admin.")
-@click.option("--uses", default=1, show_default=True, type=click.IntRange(min=1), help="How many devices may use it.")
-@click.option("--expires", default="1h", show_default=True, help="Until when it is good: 30m, 1h, 2d.")
-@_home_option
-@_friendly
-def invite(role: str, uses: int, expires: str, home: Path) -> None:
-    """Print a code with which another device can join, once and for a while."""
-    lifetime_s = _duration_s(expires)
-    try:
-        code, _ = _ask(home, "invite", {"role": role, "uses": uses, "lifetime_s": lifetime_s})
-    except _no_node_runs():
-        code = _invite_offline(home, role=role, uses=uses, lifetime_s=lifetime_s)
-        click.echo("No node runs here: start it with `lepton-node up` before the code is used.", err=True)
-    click.echo(code)
-
-
-@main.command()
-@click.argument("code")
-@click.option("--timeout", "timeout_s", default=20.0, show_default=True, help="Seconds to look for the mesh.")
-@_home_option
-@_interface_option
-@_friendly
-def join(code: str, timeout_s: float, home: Path, interfaces: tuple[str, ...]) -> None:
-    """Join a mesh with the CODE that `lepton-node invite` printed on one of its devices."""
-    with _loading():
-        import trio
-
-        from .setup import join_mesh
-
-    name = trio.run(functools.partial(join_mesh, home, code, interfaces=interfaces, timeout_s=timeout_s))
-    click.echo(f"Joined the mesh {name!r}. Next: `lepton-node up`.")
+for command in (mesh, invite, join):
+    main.add_command(command)
 
 
 # -- the node ----------------------------------------------------------------------------------------------------------
@@ -189,9 +52,9 @@ def join(code: str, timeout_s: float, home: Path, interfaces: tuple[str, ...]) -
     help="A data set to learn from: .npz, or .csv whose labels are the last column, or TARGET: a name, or onehot:K.",
 )
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
-@_home_option
-@_interface_option
-@_friendly
+@home_option
+@interface_option
+@friendly
 def up(
     name: str | None,
     listen: tuple[str, ...],
@@ -216,7 +79,7 @@ def up(
         overrides["serve"] = {"memory": memory}
     files = dict(_data_option(item) for item in data)
     _check(home, overrides)
-    with _loading():
+    with loading():
         import trio
 
         from . import control, node  # noqa: F401 - loaded here, used below
@@ -265,11 +128,11 @@ async def _run_node(home: Path, overrides: Mapping[str, Any], files: Mapping[str
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print everything that the node knows as JSON.")
-@_home_option
-@_friendly
+@home_option
+@friendly
 def status(as_json: bool, home: Path) -> None:  # noqa: FBT001 - click passes flags by name
     """Show who is here, what is served and what is being learned."""
-    said, _ = _ask(home, "status")
+    said, _ = ask(home, "status")
     if as_json:
         click.echo(json.dumps(said, indent=2))
         return
@@ -282,11 +145,11 @@ def status(as_json: bool, home: Path) -> None:  # noqa: FBT001 - click passes fl
 
 
 @main.command()
-@_home_option
-@_friendly
+@home_option
+@friendly
 def down(home: Path) -> None:
     """Stop the node that runs with this folder."""
-    _ask(home, "stop")
+    ask(home, "stop")
     click.echo("The node is stopping.")
 
 
@@ -312,8 +175,8 @@ def down(home: Path) -> None:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--plain", is_flag=True, help="One line per change instead of a live table.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per change, the result last.")
-@_home_option
-@_friendly
+@home_option
+@friendly
 def train(
     name: str,
     data: str,
@@ -349,11 +212,11 @@ def train(
         "baseline": baseline,
         "seed": seed,
     }
-    with _loading():
+    with loading():
         from .watch import Watch
 
     with Watch(rounds, plain=plain, as_json=as_json) as watch:
-        result, _ = _ask(home, "train", arguments, on_progress=watch.show)
+        result, _ = ask(home, "train", arguments, on_progress=watch.show)
         watch.finish(result)
 
 
@@ -365,17 +228,17 @@ def train(
 @click.option("--target", default=None, help="Which columns of a .csv are labels, if any: last, a name, or onehot:K.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Write the probabilities to this .npy file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the predicted classes as JSON.")
-@_home_option
-@_friendly
+@home_option
+@friendly
 def predict(model: str, file: Path, target: str | None, out: Path | None, as_json: bool, home: Path) -> None:  # noqa: FBT001
     """Have the mesh answer the samples in a file with MODEL."""
-    with _loading():
+    with loading():
         import numpy as np
 
         from .learning.data import load_samples
 
     samples = load_samples(file, target=target)
-    _, (probabilities,) = _ask(home, "predict", {"model": model}, arrays=[samples.x])
+    _, (probabilities,) = ask(home, "predict", {"model": model}, arrays=[samples.x])
     classes = probabilities.argmax(axis=1)
     if out is not None:
         try:
@@ -395,57 +258,19 @@ def predict(model: str, file: Path, target: str | None, out: Path | None, as_jso
 @main.command()
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
-@_home_option
-@_friendly
+@home_option
+@friendly
 def export(model: str, out: Path, home: Path) -> None:
     """Write all of MODEL, gathered from the mesh, to one .safetensors file."""
-    with _loading():
+    with loading():
         from .export import save_model
 
-    spec, layers = _ask(home, "export", {"model": model})
+    spec, layers = ask(home, "export", {"model": model})
     save_model(out, spec, [bytes(layer) for layer in layers])
     click.echo(f"Wrote {model!r} to {out}.")
 
 
 # -- how it is done ----------------------------------------------------------------------------------------------------
-
-
-def _ask(
-    home: Path,
-    command: str,
-    arguments: Mapping[str, Any] | None = None,
-    arrays: Any = (),  # noqa: ANN401 - numpy arrays, whose type would import numpy
-    on_progress: Callable[[Any], None] | None = None,
-) -> tuple[Any, Any]:
-    with _loading():
-        import trio
-
-        from .control import Control
-
-    return trio.run(
-        functools.partial(Control(home.expanduser()).ask, command, arguments, arrays, on_progress=on_progress)
-    )
-
-
-def _no_node_runs() -> type[LeptonError]:
-    from .control import NoNode
-
-    return NoNode
-
-
-def _invite_offline(home: Path, *, role: str, uses: int, lifetime_s: float) -> str:
-    """Open an invite while no node runs, for the node to honour once it does."""
-    from .setup import open_invite
-
-    return open_invite(home, role=role, uses=uses, lifetime_s=lifetime_s)
-
-
-def _duration_s(text: str) -> float:
-    match = _DURATION.fullmatch(text)
-    if match is None or float(match[1]) <= 0:
-        msg = f"{text!r} is not a time; write a number and s, m, h or d, as in 30m."
-        raise UsageError(msg)
-    return float(match[1]) * _UNITS[match[2]]
 
 
 def _data_option(item: str) -> tuple[str, str]:

@@ -1,0 +1,123 @@
+"""What every command of the command line shares: its options, errors as sentences, late imports, asking the node."""
+
+import functools
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+
+import click
+
+from ..mesh.errors import LeptonError, UsageError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_INTERRUPTED: Final = 130  # the shell's convention for Ctrl-C
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]+)?)([smhd])")
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+
+home_option = click.option(
+    "--home",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("~/.lepton"),
+    envvar="LEPTON_HOME",
+    show_default=True,
+    help="The node's data folder: identity, grants, weights, checkpoints.",
+)
+interface_option = click.option(
+    "--interface",
+    "interfaces",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Use only the interface with this address for discovery (repeatable). Default: all.",
+)
+
+
+def friendly(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Turn our errors into one sentence and an exit status; a user's mistake never shows a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return command(*args, **kwargs)
+        except (LeptonError, KeyboardInterrupt, BaseExceptionGroup) as error:
+            cause = _cause(error)
+            if isinstance(cause, KeyboardInterrupt):
+                _say_interrupted()
+                sys.exit(_INTERRUPTED)
+            if not isinstance(cause, LeptonError):
+                raise
+            click.echo(f"lepton-node: {cause}", err=True)
+            sys.exit(EXIT_USAGE if isinstance(cause, UsageError) else EXIT_FAILED)
+
+    return run
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what the owner has to hear of: an interrupt first, then our own error if there is nothing but ours."""
+    leaves = list(_leaves(error))
+    interrupts = [leaf for leaf in leaves if isinstance(leaf, KeyboardInterrupt)]
+    foreign = [leaf for leaf in leaves if not isinstance(leaf, LeptonError)]
+    return [*interrupts, *foreign, *leaves][0]
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for inner in error.exceptions:
+        yield from _leaves(inner)
+
+
+def _say_interrupted() -> None:
+    os.write(sys.stderr.fileno(), b"lepton-node: interrupted\n")
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Import what is heavy. An interrupt here ends the process at once: nothing is done yet that wants an orderly end.
+
+    Inside a half-made module it would come out as anything, a traceback of somebody else's among it.
+    """
+
+    def leave(_signal: int, _frame: object) -> None:
+        _say_interrupted()
+        os._exit(_INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def ask(
+    home: Path,
+    command: str,
+    arguments: Mapping[str, Any] | None = None,
+    arrays: Any = (),  # noqa: ANN401 - numpy arrays, whose type would import numpy
+    on_progress: Callable[[Any], None] | None = None,
+) -> tuple[Any, Any]:
+    with loading():
+        import trio
+
+        from .control import Control
+
+    return trio.run(
+        functools.partial(Control(home.expanduser()).ask, command, arguments, arrays, on_progress=on_progress)
+    )
+
+
+def duration_s(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if match is None or float(match[1]) <= 0:
+        msg = f"{text!r} is not a time; write a number and s, m, h or d, as in 30m."
+        raise UsageError(msg)
+    return float(match[1]) * _UNITS[match[2]]

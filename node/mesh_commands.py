@@ -1,0 +1,75 @@
+"""The commands by which an owner makes a mesh and lets devices in."""
+
+import functools
+from pathlib import Path
+
+import click
+
+from ..mesh.errors import LeptonError
+from .command import ask, duration_s, friendly, home_option, interface_option, loading
+
+
+@click.group()
+def mesh() -> None:
+    """Make a mesh and look at it."""
+
+
+@mesh.command("create")
+@click.argument("name")
+@home_option
+@friendly
+def mesh_create(name: str, home: Path) -> None:
+    """Make a mesh called NAME. Its root key stays in this device's folder."""
+    from .setup import create_mesh
+
+    root = create_mesh(home, name)
+    click.echo(f"Made the mesh {name!r}. This device is its first admin; the root key stays in {home.expanduser()}.")
+    click.echo(f"Its id: {root}")
+    click.echo("Next: `lepton-node up` here, and `lepton-node invite` for each device that may join.")
+
+
+@click.command()
+@click.option("--role", default="member", show_default=True, help="client, trainer, member or admin.")
+@click.option("--uses", default=1, show_default=True, type=click.IntRange(min=1), help="How many devices may use it.")
+@click.option("--expires", default="1h", show_default=True, help="Until when it is good: 30m, 1h, 2d.")
+@home_option
+@friendly
+def invite(role: str, uses: int, expires: str, home: Path) -> None:
+    """Print a code with which another device can join, once and for a while."""
+    lifetime_s = duration_s(expires)
+    try:
+        code, _ = ask(home, "invite", {"role": role, "uses": uses, "lifetime_s": lifetime_s})
+    except _no_node_runs():
+        code = _invite_offline(home, role=role, uses=uses, lifetime_s=lifetime_s)
+        click.echo("No node runs here: start it with `lepton-node up` before the code is used.", err=True)
+    click.echo(code)
+
+
+@click.command()
+@click.argument("code")
+@click.option("--timeout", "timeout_s", default=20.0, show_default=True, help="Seconds to look for the mesh.")
+@home_option
+@interface_option
+@friendly
+def join(code: str, timeout_s: float, home: Path, interfaces: tuple[str, ...]) -> None:
+    """Join a mesh with the CODE that `lepton-node invite` printed on one of its devices."""
+    with loading():
+        import trio
+
+        from .setup import join_mesh
+
+    name = trio.run(functools.partial(join_mesh, home, code, interfaces=interfaces, timeout_s=timeout_s))
+    click.echo(f"Joined the mesh {name!r}. Next: `lepton-node up`.")
+
+
+def _no_node_runs() -> type[LeptonError]:
+    from .control import NoNode
+
+    return NoNode
+
+
+def _invite_offline(home: Path, *, role: str, uses: int, lifetime_s: float) -> str:
+    """Open an invite while no node runs, for the node to honour once it does."""
+    from .setup import open_invite
+
+    return open_invite(home, role=role, uses=uses, lifetime_s=lifetime_s)
