@@ -29,3 +29,11 @@ class Busy(LeptonError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+def single(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the one exception inside nested groups, so that callers can catch what they know; else the group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .learning.data import Dataset, digits
-    from .node import Node, TrainResult
+    from .learning.tasks import TrainResult
+    from .node import Node
     from .setup import create_mesh, join_mesh
 
 _HOME = {
     "Node": "node",
-    "TrainResult": "node",
+    "TrainResult": "learning.tasks",
     "Dataset": "learning.data",
     "digits": "learning.data",
     "create_mesh": "setup",

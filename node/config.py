@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from ..mesh.errors import UsageError
-from ..mesh.messages import NAME_PATTERN
+from ..mesh.messages import NAME_PATTERN, Name
 
 _UNITS: Final = {
     "b": 1, "": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3,
@@ -96,6 +96,15 @@ def did_you_mean(key: str, valid: Sequence[str], prefix: str = "") -> str:
     if near:
         return f" Did you mean {prefix + near[0]!r}?"
     return f" Valid here: {', '.join(prefix + name for name in valid)}."
+
+
+def require_name(name: str, what: str) -> None:
+    """Raise UsageError unless this can name a task, a data set or a model."""
+    try:
+        msgspec.convert(name, Name)
+    except msgspec.ValidationError as error:
+        msg = f"{name!r} cannot name a {what}: use 1 to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit first."
+        raise UsageError(msg) from error
 
 
 def _half_of_memory() -> int:

@@ -5,12 +5,10 @@ async with Node("~/.lepton") as node:
     probabilities = await node.predict("digits", x)
 """
 
-import functools
 import logging
 import platform
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -19,49 +17,28 @@ import msgspec
 import numpy as np
 import trio
 
-from ..gossip.codecs import codec
-from ..gossip.errors import GossipError, UnknownCodec
-from ..mesh.calls import Answer, Empty, Incoming, Method
-from ..mesh.errors import LeptonError, LinkError, UsageError
-from ..mesh.grants import allows
-from ..mesh.identity import PeerId, short
+from ..mesh.errors import LinkError, single
+from ..mesh.identity import PeerId
 from ..mesh.mesh import Mesh, MeshConfig, open_mesh
-from ..mesh.messages import Name
 from ..mesh.records import RecordStore
 from .blobs import BlobStore
-from .config import Config, did_you_mean, load_config
+from .config import Config, load_config, require_name
 from .home import Home
 from .inference.requests import Requests
 from .inference.serving import Serving
 from .inference.view import View
 from .inference.weights import Weights
-from .learning.checkpoint import CheckpointStore
-from .learning.data import TEST_SEED, TEST_SHARE, DataFile, Dataset, data_file, hold_out
-from .learning.learner import Learner, Progress
-from .learning.messages import RoundMessage, State, StateWanted
-from .learning.trainer import Trainer, TrainSettings, settings_for
-from .models import ModelSpec, build, check_spec, load_vector
-from .picture import PROFILE, TASK, TRAINER, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
+from .learning.data import DataFile, Dataset, data_file
+from .learning.learner import Progress
+from .learning.tasks import Tasks, TrainResult
+from .learning.trainer import TrainSettings
+from .models import ModelSpec
+from .picture import PROFILE, TASK, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 
 _SAVE_INTERVAL_S: Final = 2.0
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
-    """What came of a task: accuracies on each node's own test part, by peer."""
-
-    task: str
-    version: int
-    rounds: int
-    nodes: Mapping[PeerId, TrainerRecord]
-
-    @property
-    def accuracy_worst(self) -> float:
-        """The worst node's accuracy; NaN when nobody evaluated."""
-        return min((node.accuracy for node in self.nodes.values() if node.accuracy is not None), default=float("nan"))
 
 
 class Node:
@@ -85,16 +62,15 @@ class Node:
             name: data_file(text, self.home.path) for name, text in self.config.data.items()
         }
         for name, given in (data or {}).items():
-            _require_name(name, "data set")
+            require_name(name, "data set")
             self._datasets[name] = given if isinstance(given, Dataset) else data_file(str(given), Path())
-        self._learners: dict[str, Learner] = {}
-        self._learning: dict[str, trio.CancelScope] = {}
         self._stack = AsyncExitStack()
         self.mesh: Mesh
         self.view: View
         self.weights: Weights
         self.serving: Serving
         self.requests: Requests
+        self.tasks: Tasks
         self._nursery: trio.Nursery
         self._mesh_name = ""
 
@@ -103,7 +79,7 @@ class Node:
         try:
             await self._stack.enter_async_context(self._running())
         except BaseExceptionGroup as group:
-            raise _single(group) from None
+            raise single(group) from None
         return self
 
     async def __aexit__(
@@ -112,7 +88,7 @@ class Node:
         try:
             return await self._stack.__aexit__(kind, error, trace)
         except BaseExceptionGroup as group:
-            raise _single(group) from None
+            raise single(group) from None
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
@@ -135,7 +111,7 @@ class Node:
                 self.weights = Weights(mesh, self.view, BlobStore(self.home.folder("blobs")))
                 self.serving = Serving(mesh, self.view, self.weights, memory_bytes)
                 self.requests = Requests(mesh, self.view)
-                self._serve_learning()
+                self.tasks = Tasks(mesh, self.view, self.weights, self.home, self._datasets, nursery)
                 mesh.publish(
                     PROFILE,
                     "self",
@@ -143,7 +119,7 @@ class Node:
                 )
                 nursery.start_soon(self.serving.run)
                 nursery.start_soon(self.requests.run)
-                nursery.start_soon(self._follow_tasks)
+                nursery.start_soon(self.tasks.follow)
                 nursery.start_soon(self._keep_records)
                 try:
                     yield
@@ -189,7 +165,7 @@ class Node:
         ``model`` is an architecture ("mlp", "cnn") or a whole description. Raises UsageError for bad values, Refused
         without the grant, LeptonError when this node's own part failed.
         """
-        task = await self._task(
+        task = await self.tasks.start(
             name,
             data=data,
             model=model,
@@ -204,8 +180,7 @@ class Node:
             classes=classes,
             seed=seed,
         )
-        self.mesh.publish(TASK, name, task, durable=True)
-        return await self.wait_trained(name, task.version, on_progress)
+        return await self.tasks.wait(name, task.version, on_progress)
 
     async def wait_trained(
         self, name: str, version: int, on_progress: Callable[[Mapping[PeerId, TrainerRecord]], None] | None = None
@@ -214,216 +189,11 @@ class Node:
 
         Raises LeptonError when this node, or everyone who took part, had to give up.
         """
-        while True:
-            changed = self.mesh.changed
-            nodes = self.trainers(name, version)
-            if on_progress is not None:
-                on_progress(nodes)
-            own = nodes.get(self.mesh.me)
-            if own is not None and own.state == "failed":
-                raise LeptonError(f"This node could not go on with {name!r}: {own.reason}")
-            model = self.view.models().get(name)
-            trained = model is not None and model.version >= version
-            if trained and all(node.state in {"done", "failed"} for node in nodes.values()):
-                rounds = max((node.round for node in nodes.values()), default=0)
-                return TrainResult(task=name, version=version, rounds=rounds, nodes=nodes)
-            if nodes and not trained and all(node.state == "failed" for node in nodes.values()):
-                reasons = "; ".join(f"{short(peer)}: {node.reason}" for peer, node in sorted(nodes.items()))
-                raise LeptonError(f"No node could go on with {name!r}: {reasons}")
-            await changed.wait()
+        return await self.tasks.wait(name, version, on_progress)
 
     def trainers(self, name: str, version: int) -> dict[PeerId, TrainerRecord]:
         """Return where everyone who is here stands in a task."""
-        return {
-            record.owner: trainer
-            for record, trainer in self.mesh.live(TRAINER, TrainerRecord)
-            if record.name == name and trainer.version == version
-        }
-
-    async def _task(
-        self,
-        name: str,
-        *,
-        data: str,
-        model: str | ModelSpec,
-        rounds: int,
-        settings: TrainSettings | None,
-        codec_name: str,
-        members_min: int | None,
-        baseline: bool,
-        copies: int,
-        hidden: int,
-        hidden_activation: str,
-        classes: int | None,
-        seed: int,
-    ) -> TaskRecord:
-        _require_name(name, "task")
-        self.mesh.authority(self.mesh.me).require(f"train:{name}", 0.0)
-        have = self._who_has(data)
-        if not have:
-            known = sorted({other for profile in self._profiles().values() for other in profile.data})
-            raise UsageError(f"No node that is here has a data set {data!r}.{did_you_mean(data, known)}")
-        learners = [peer for peer in have if self._may(peer, f"train:{name}")]
-        if isinstance(model, ModelSpec):
-            spec = model
-        else:
-            described = functools.partial(
-                self._spec, data, model, hidden=hidden, hidden_activation=hidden_activation, classes=classes, seed=seed
-            )
-            spec = await trio.to_thread.run_sync(described)  # it reads the data file
-        check_spec(spec)
-        try:
-            codec(codec_name)
-        except UnknownCodec as error:
-            raise UsageError(str(error)) from error
-        versions = [task.version for record, task in self.mesh.live(TASK, TaskRecord) if record.name == name]
-        task = TaskRecord(
-            spec=spec,
-            settings=settings or settings_for(spec, seed=seed),
-            data=data,
-            rounds=rounds,
-            codec=codec_name,
-            members_min=members_min if members_min is not None else max(1, len(learners)),
-            baseline=baseline,
-            copies=copies,
-            version=max(versions, default=0) + 1,
-        )
-        try:
-            return msgspec.convert(msgspec.to_builtins(task), TaskRecord)
-        except msgspec.ValidationError as error:
-            raise UsageError(f"The task {name!r} is not valid: {error}.") from error
-
-    def _spec(
-        self, data: str, architecture: str, *, hidden: int, hidden_activation: str, classes: int | None, seed: int
-    ) -> ModelSpec:
-        """Describe a model that fits this node's own part of the data."""
-        if data not in self._datasets:
-            msg = f"This node has no data set {data!r} to read the model's size from; start the task on one that has."
-            raise UsageError(msg)
-        dataset = self._dataset(data, classes)
-        described = {
-            "architecture": architecture,
-            "inputs": dataset.feature_shape,
-            "classes": max(classes or 0, dataset.classes),
-            "hidden": hidden,
-            "hidden_activation": hidden_activation,
-            "seed": seed,
-        }
-        try:
-            return msgspec.convert(described, ModelSpec)
-        except msgspec.ValidationError as error:
-            raise UsageError(f"There is no such model: {error}. Architectures are 'mlp' and 'cnn'.") from error
-
-    def _dataset(self, name: str, classes: int | None) -> Dataset:
-        source = self._datasets[name]
-        if isinstance(source, DataFile):
-            return source.load(classes)
-        return source if source.x_test is not None else hold_out(source, TEST_SHARE, TEST_SEED)
-
-    def _profiles(self) -> dict[PeerId, Profile]:
-        return {record.owner: profile for record, profile in self.mesh.live(PROFILE, Profile)}
-
-    def _who_has(self, data: str) -> list[PeerId]:
-        return sorted(peer for peer, profile in self._profiles().items() if data in profile.data)
-
-    async def _follow_tasks(self) -> None:
-        """Take part in every task that this node has the data and the grant for."""
-        mine = self.mesh.authority(self.mesh.me).capabilities
-        taken: dict[str, int] = {}
-        while True:
-            changed = self.mesh.changed
-            done = {name: model.version for name, model in self.view.models().items()}
-            for name, (record, task) in newest(self.mesh.live(TASK, TaskRecord)).items():
-                over = task.version <= max(done.get(name, 0), taken.get(name, 0))
-                if (
-                    not over
-                    and task.data in self._datasets
-                    and allows(mine, f"train:{name}")
-                    and self._may(record.owner, f"train:{name}")  # whoever started it
-                ):
-                    taken[name] = task.version
-                    if name in self._learning:
-                        self._learning[name].cancel()  # a newer version of the task takes the place of the older
-                    self._learning[name] = scope = trio.CancelScope()
-                    self._nursery.start_soon(self._learn, scope, name, record.owner, task)
-            await changed.wait()
-
-    def _may(self, peer: PeerId, capability: str) -> bool:
-        """Whether a peer has the grant for something; false for one that is not known."""
-        try:
-            return self.mesh.authority(peer).allows(capability)
-        except KeyError:
-            return False
-
-    async def _learn(self, scope: trio.CancelScope, name: str, owner: PeerId, task: TaskRecord) -> None:
-        async def trained(trainer: Trainer) -> None:
-            await self._publish(name, owner, task, trainer)
-
-        with scope:
-            try:
-                dataset = await trio.to_thread.run_sync(self._dataset, task.data, task.spec.classes)
-                checkpoints = CheckpointStore(self.home.folder("tasks", name, str(task.version)))
-                learner = Learner(self.mesh, name, task, dataset, checkpoints, on_trained=trained)
-                self._learners[name] = learner
-                await learner.run()
-            except BaseExceptionGroup as group:
-                error = _single(group)
-                if not isinstance(error, LeptonError | GossipError):
-                    raise
-                self._give_up(name, task, error)
-            except (LeptonError, GossipError) as error:
-                self._give_up(name, task, error)
-
-    def _give_up(self, name: str, task: TaskRecord, error: BaseException) -> None:
-        log.error("task %s: %s", name, error)
-        self.mesh.publish(TRAINER, name, TrainerRecord(state="failed", version=task.version, reason=str(error)[:1000]))
-
-    async def _publish(self, name: str, owner: PeerId, task: TaskRecord, trainer: Trainer) -> None:
-        """Keep the trained layers; the task's owner makes them the model to serve, or whoever comes first after it."""
-        chain = build(task.spec)
-        load_vector(chain, trainer.vector())
-        self.weights.keep(task.spec, chain)
-        self._nursery.start_soon(self._publish_when_due, name, owner, task, chain)
-
-    async def _publish_when_due(self, name: str, owner: PeerId, task: TaskRecord, chain: Any) -> None:  # noqa: ANN401
-        while True:
-            changed = self.mesh.changed
-            model = self.view.models().get(name)
-            if model is not None and model.version >= task.version:
-                return
-            taking_part = {
-                peer for peer, trainer in self.trainers(name, task.version).items() if trainer.state != "failed"
-            }
-            first = owner if owner in taking_part else min(taking_part, default=self.mesh.me)
-            if first == self.mesh.me:
-                self.weights.publish(name, task.spec, chain, version=task.version, copies=task.copies)
-                return
-            await changed.wait()
-
-    def _serve_learning(self) -> None:
-        self.mesh.calls.serve(
-            Method(
-                name="train.round", needs="train", takes=RoundMessage, handler=self._take_round,
-                body_bytes_max=_ANSWER_BYTES_MAX,
-            ),
-            Method(name="train.state", needs="train", takes=StateWanted, handler=self._give_state),
-        )  # fmt: skip
-        self.mesh.on_absent.append(self._peer_left)
-
-    async def _take_round(self, call: Incoming[RoundMessage]) -> Answer[Empty]:
-        return self._learner(call.scope).take_message(call)
-
-    async def _give_state(self, call: Incoming[StateWanted]) -> Answer[State]:
-        return self._learner(call.scope).give_state(call)
-
-    def _learner(self, task: str) -> Learner:
-        if task not in self._learners:
-            raise UsageError(f"This node takes no part in the task {task!r}.")
-        return self._learners[task]
-
-    def _peer_left(self, peer: PeerId) -> None:
-        for learner in self._learners.values():
-            learner.peer_left(peer)
+        return self.tasks.trainers(name, version)
 
     # -- answering ------------------------------------------------------------------------------------------------
 
@@ -458,7 +228,7 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """Return what this node knows, as plain data: mesh, peers, models, tasks, refusals."""
-        profiles = self._profiles()
+        profiles = self.tasks.profiles()
         return {
             "mesh": self._mesh_name,
             "mesh_id": self.mesh.root,
@@ -506,8 +276,7 @@ class Node:
 
     def progress(self, task: str) -> Progress | None:
         """Return where this node stands in a task that it takes part in."""
-        learner = self._learners.get(task)
-        return learner.progress if learner is not None else None
+        return self.tasks.progress(task)
 
     async def _keep_records(self) -> None:
         """Save what must outlive this process, soon after it changes."""
@@ -521,19 +290,3 @@ class Node:
                 await trio.sleep(_SAVE_INTERVAL_S)
             else:
                 await changed.wait()
-
-
-def _require_name(name: str, what: str) -> None:
-    try:
-        msgspec.convert(name, Name)
-    except msgspec.ValidationError as error:
-        msg = f"{name!r} cannot name a {what}: use 1 to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit first."
-        raise UsageError(msg) from error
-
-
-def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the one exception inside nested groups, so that callers can catch what they know; else the group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

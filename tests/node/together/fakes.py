@@ -91,7 +91,7 @@ class World:
 
     async def acquainted(self) -> None:
         """Wait until all know of each other what they offer."""
-        await until(lambda: all(len(node._profiles()) == len(self.nodes) for node in self.nodes.values()))
+        await until(lambda: all(len(node.tasks.profiles()) == len(self.nodes) for node in self.nodes.values()))
 
 
 @asynccontextmanager

@@ -1,0 +1,297 @@
+"""The tasks of one node: starts them, takes part in every one that it has the data and the grant for, publishes.
+
+Which tasks there are is for the picture to say; one ``Learner`` does this node's part in each.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from ...gossip.codecs import codec
+from ...gossip.errors import GossipError, UnknownCodec
+from ...mesh.calls import Answer, Empty, Incoming, Method
+from ...mesh.errors import LeptonError, UsageError, single
+from ...mesh.grants import allows
+from ...mesh.identity import PeerId, short
+from ...mesh.mesh import Mesh
+from ..config import did_you_mean, require_name
+from ..home import Home
+from ..inference.view import View
+from ..inference.weights import Weights
+from ..models import ModelSpec, build, check_spec, load_vector
+from ..picture import PROFILE, TASK, TRAINER, Profile, TaskRecord, TrainerRecord, newest
+from .checkpoint import CheckpointStore
+from .data import TEST_SEED, TEST_SHARE, DataFile, Dataset, hold_out
+from .learner import Learner, Progress
+from .messages import RoundMessage, State, StateWanted
+from .trainer import Trainer, TrainSettings, settings_for
+
+_MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024  # the largest part of a model that comes as one message
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What came of a task: accuracies on each node's own test part, by peer."""
+
+    task: str
+    version: int
+    rounds: int
+    nodes: Mapping[PeerId, TrainerRecord]
+
+    @property
+    def accuracy_worst(self) -> float:
+        """The worst node's accuracy; NaN when nobody evaluated."""
+        return min((node.accuracy for node in self.nodes.values() if node.accuracy is not None), default=float("nan"))
+
+
+class Tasks:
+    """What one node learns, and what it knows of what the others do."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        view: View,
+        weights: Weights,
+        home: Home,
+        datasets: Mapping[str, Dataset | DataFile],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._mesh, self._view, self._weights, self._home = mesh, view, weights, home
+        self._datasets = datasets
+        self._nursery = nursery
+        self._learners: dict[str, Learner] = {}
+        self._learning: dict[str, trio.CancelScope] = {}
+        self._serve()
+
+    def profiles(self) -> dict[PeerId, Profile]:
+        return {record.owner: profile for record, profile in self._mesh.live(PROFILE, Profile)}
+
+    def _who_has(self, data: str) -> list[PeerId]:
+        return sorted(peer for peer, profile in self.profiles().items() if data in profile.data)
+
+    async def wait(
+        self, name: str, version: int, on_progress: Callable[[Mapping[PeerId, TrainerRecord]], None] | None = None
+    ) -> TrainResult:
+        """Wait until this version's model is in the picture and everyone who is here is done with the task.
+
+        Raises LeptonError when this node, or everyone who took part, had to give up.
+        """
+        while True:
+            changed = self._mesh.changed
+            nodes = self.trainers(name, version)
+            if on_progress is not None:
+                on_progress(nodes)
+            own = nodes.get(self._mesh.me)
+            if own is not None and own.state == "failed":
+                raise LeptonError(f"This node could not go on with {name!r}: {own.reason}")
+            model = self._view.models().get(name)
+            trained = model is not None and model.version >= version
+            if trained and all(node.state in {"done", "failed"} for node in nodes.values()):
+                rounds = max((node.round for node in nodes.values()), default=0)
+                return TrainResult(task=name, version=version, rounds=rounds, nodes=nodes)
+            if nodes and not trained and all(node.state == "failed" for node in nodes.values()):
+                reasons = "; ".join(f"{short(peer)}: {node.reason}" for peer, node in sorted(nodes.items()))
+                raise LeptonError(f"No node could go on with {name!r}: {reasons}")
+            await changed.wait()
+
+    def trainers(self, name: str, version: int) -> dict[PeerId, TrainerRecord]:
+        """Return where everyone who is here stands in a task."""
+        return {
+            record.owner: trainer
+            for record, trainer in self._mesh.live(TRAINER, TrainerRecord)
+            if record.name == name and trainer.version == version
+        }
+
+    async def start(
+        self,
+        name: str,
+        *,
+        data: str,
+        model: str | ModelSpec,
+        rounds: int,
+        settings: TrainSettings | None,
+        codec_name: str,
+        members_min: int | None,
+        baseline: bool,
+        copies: int,
+        hidden: int,
+        hidden_activation: str,
+        classes: int | None,
+        seed: int,
+    ) -> TaskRecord:
+        """State a task to all; see `Node.train` for what the words mean, and for what is raised."""
+        require_name(name, "task")
+        self._mesh.authority(self._mesh.me).require(f"train:{name}", 0.0)
+        have = self._who_has(data)
+        if not have:
+            known = sorted({other for profile in self.profiles().values() for other in profile.data})
+            raise UsageError(f"No node that is here has a data set {data!r}.{did_you_mean(data, known)}")
+        learners = [peer for peer in have if self._may(peer, f"train:{name}")]
+        if isinstance(model, ModelSpec):
+            spec = model
+        else:
+            described = functools.partial(
+                self._spec, data, model, hidden=hidden, hidden_activation=hidden_activation, classes=classes, seed=seed
+            )
+            spec = await trio.to_thread.run_sync(described)  # it reads the data file
+        check_spec(spec)
+        try:
+            codec(codec_name)
+        except UnknownCodec as error:
+            raise UsageError(str(error)) from error
+        versions = [task.version for record, task in self._mesh.live(TASK, TaskRecord) if record.name == name]
+        task = TaskRecord(
+            spec=spec,
+            settings=settings or settings_for(spec, seed=seed),
+            data=data,
+            rounds=rounds,
+            codec=codec_name,
+            members_min=members_min if members_min is not None else max(1, len(learners)),
+            baseline=baseline,
+            copies=copies,
+            version=max(versions, default=0) + 1,
+        )
+        try:
+            task = msgspec.convert(msgspec.to_builtins(task), TaskRecord)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"The task {name!r} is not valid: {error}.") from error
+        self._mesh.publish(TASK, name, task, durable=True)
+        return task
+
+    def _spec(
+        self, data: str, architecture: str, *, hidden: int, hidden_activation: str, classes: int | None, seed: int
+    ) -> ModelSpec:
+        """Describe a model that fits this node's own part of the data."""
+        if data not in self._datasets:
+            msg = f"This node has no data set {data!r} to read the model's size from; start the task on one that has."
+            raise UsageError(msg)
+        dataset = self._dataset(data, classes)
+        described = {
+            "architecture": architecture,
+            "inputs": dataset.feature_shape,
+            "classes": max(classes or 0, dataset.classes),
+            "hidden": hidden,
+            "hidden_activation": hidden_activation,
+            "seed": seed,
+        }
+        try:
+            return msgspec.convert(described, ModelSpec)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"There is no such model: {error}. Architectures are 'mlp' and 'cnn'.") from error
+
+    def _dataset(self, name: str, classes: int | None) -> Dataset:
+        source = self._datasets[name]
+        if isinstance(source, DataFile):
+            return source.load(classes)
+        return source if source.x_test is not None else hold_out(source, TEST_SHARE, TEST_SEED)
+
+    async def follow(self) -> None:
+        """Take part in every task that this node has the data and the grant for."""
+        mine = self._mesh.authority(self._mesh.me).capabilities
+        taken: dict[str, int] = {}
+        while True:
+            changed = self._mesh.changed
+            done = {name: model.version for name, model in self._view.models().items()}
+            for name, (record, task) in newest(self._mesh.live(TASK, TaskRecord)).items():
+                over = task.version <= max(done.get(name, 0), taken.get(name, 0))
+                if (
+                    not over
+                    and task.data in self._datasets
+                    and allows(mine, f"train:{name}")
+                    and self._may(record.owner, f"train:{name}")  # whoever started it
+                ):
+                    taken[name] = task.version
+                    if name in self._learning:
+                        self._learning[name].cancel()  # a newer version of the task takes the place of the older
+                    self._learning[name] = scope = trio.CancelScope()
+                    self._nursery.start_soon(self._learn, scope, name, record.owner, task)
+            await changed.wait()
+
+    def _may(self, peer: PeerId, capability: str) -> bool:
+        """Whether a peer has the grant for something; false for one that is not known."""
+        try:
+            return self._mesh.authority(peer).allows(capability)
+        except KeyError:
+            return False
+
+    async def _learn(self, scope: trio.CancelScope, name: str, owner: PeerId, task: TaskRecord) -> None:
+        async def trained(trainer: Trainer) -> None:
+            await self._publish(name, owner, task, trainer)
+
+        with scope:
+            try:
+                dataset = await trio.to_thread.run_sync(self._dataset, task.data, task.spec.classes)
+                checkpoints = CheckpointStore(self._home.folder("tasks", name, str(task.version)))
+                learner = Learner(self._mesh, name, task, dataset, checkpoints, on_trained=trained)
+                self._learners[name] = learner
+                await learner.run()
+            except BaseExceptionGroup as group:
+                error = single(group)
+                if not isinstance(error, LeptonError | GossipError):
+                    raise
+                self._give_up(name, task, error)
+            except (LeptonError, GossipError) as error:
+                self._give_up(name, task, error)
+
+    def _give_up(self, name: str, task: TaskRecord, error: BaseException) -> None:
+        log.error("task %s: %s", name, error)
+        self._mesh.publish(TRAINER, name, TrainerRecord(state="failed", version=task.version, reason=str(error)[:1000]))
+
+    async def _publish(self, name: str, owner: PeerId, task: TaskRecord, trainer: Trainer) -> None:
+        """Keep the trained layers; the task's owner makes them the model to serve, or whoever comes first after it."""
+        chain = build(task.spec)
+        load_vector(chain, trainer.vector())
+        self._weights.keep(task.spec, chain)
+        self._nursery.start_soon(self._publish_when_due, name, owner, task, chain)
+
+    async def _publish_when_due(self, name: str, owner: PeerId, task: TaskRecord, chain: Any) -> None:  # noqa: ANN401
+        while True:
+            changed = self._mesh.changed
+            model = self._view.models().get(name)
+            if model is not None and model.version >= task.version:
+                return
+            taking_part = {
+                peer for peer, trainer in self.trainers(name, task.version).items() if trainer.state != "failed"
+            }
+            first = owner if owner in taking_part else min(taking_part, default=self._mesh.me)
+            if first == self._mesh.me:
+                self._weights.publish(name, task.spec, chain, version=task.version, copies=task.copies)
+                return
+            await changed.wait()
+
+    def _serve(self) -> None:
+        self._mesh.calls.serve(
+            Method(
+                name="train.round", needs="train", takes=RoundMessage, handler=self._take_round,
+                body_bytes_max=_MESSAGE_BYTES_MAX,
+            ),
+            Method(name="train.state", needs="train", takes=StateWanted, handler=self._give_state),
+        )  # fmt: skip
+        self._mesh.on_absent.append(self._peer_left)
+
+    async def _take_round(self, call: Incoming[RoundMessage]) -> Answer[Empty]:
+        return self._learner(call.scope).take_message(call)
+
+    async def _give_state(self, call: Incoming[StateWanted]) -> Answer[State]:
+        return self._learner(call.scope).give_state(call)
+
+    def _learner(self, task: str) -> Learner:
+        if task not in self._learners:
+            raise UsageError(f"This node takes no part in the task {task!r}.")
+        return self._learners[task]
+
+    def _peer_left(self, peer: PeerId) -> None:
+        for learner in self._learners.values():
+            learner.peer_left(peer)
+
+    def progress(self, task: str) -> Progress | None:
+        """Return where this node stands in a task that it takes part in."""
+        learner = self._learners.get(task)
+        return learner.progress if learner is not None else None
