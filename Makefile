@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint types format coverage demo bench-wire fuzz lock clean
+.PHONY: help venv test test-net lint types format coverage demo bench-wire fuzz lock clean
 
 # The lock was made with 3.11; a newer Python is tried only where there is no 3.11.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
@@ -26,6 +26,9 @@ $(READY): requirements.lock pyproject.toml
 
 test: $(READY) lint types ## the whole suite: lint, types, tests
 	$(BIN)/pytest $(ARGS)
+
+test-net: $(READY) ## real nodes in network namespaces: loss, partitions, moves (Linux, root; SEED=N for other luck)
+	$(if $(SEED),SEED=$(SEED)) $(BIN)/pytest -m net -rs tests/net $(ARGS)
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

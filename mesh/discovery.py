@@ -6,6 +6,7 @@ says a random instance name, the mesh's tag, the peer id and a port, and nothing
 
 import asyncio
 import hashlib
+import ipaddress
 import logging
 import secrets
 import socket
@@ -26,6 +27,7 @@ from zeroconf import (
 
 from .errors import LinkError, PeerError, UsageError
 from .identity import PeerId, public_key_of
+from .tcp import parse_address
 
 SERVICE_TYPE = "_lepton._tcp.local."
 _HINTS_MAX = 256  # waiting hints; a flood on the LAN drops the newest, and the next announcement repeats them
@@ -58,14 +60,21 @@ def tag_of(mesh: PeerId) -> str:
 
 
 def local_addresses() -> tuple[str, ...]:
-    """Return every IP address of this machine, loopback and link-local IPv6 left out."""
-    found = []
-    for adapter in ifaddr.get_adapters():
-        for ip in adapter.ips:
-            text = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
-            if not text.startswith(("127.", "fe80", "::1")):
-                found.append(text)
-    return tuple(found)
+    """Return every IP address of this machine but loopback's. Those of one link come without a zone: it is for whoever
+    hears them to say through which interface that link is reached.
+    """
+    every = (ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips)
+    found = (ip if isinstance(ip, str) else ip[0] for ip in every)
+    return tuple(text for text in found if not ipaddress.ip_address(text).is_loopback)
+
+
+def announcement(me: PeerId, listening: Sequence[str], ips: Sequence[str]) -> Announcement:
+    """Say the first port that this node listens on, and those of these addresses on which it is open."""
+    places = [parse_address(text)[0] for text in listening]
+    port = places[0].port
+    hosts = {place.host.partition("%")[0] for place in places if place.port == port}
+    every = {4: "0.0.0.0" in hosts, 6: "::" in hosts}  # noqa: S104 - reads where we listen
+    return Announcement(me, port, tuple(ip for ip in ips if ip in hosts or every[ipaddress.ip_address(ip).version]))
 
 
 @asynccontextmanager
@@ -148,8 +157,15 @@ def read_hint(info: ServiceInfo, tag: str) -> Hint | None:
         public_key_of(peer)
     except (UnicodeDecodeError, PeerError):
         return None
-    addresses = tuple(multiaddress(ip, info.port) for ip in info.parsed_scoped_addresses())
+    heard = info.parsed_scoped_addresses()
+    addresses = tuple(multiaddress(ip, info.port) for ip in heard if _can_be_dialled(ip))
     return Hint(PeerId(peer), addresses) if addresses else None
+
+
+def _can_be_dialled(ip: str) -> bool:
+    """Whether a link-local IPv6 address says on which link: one that was heard over IPv4 does not."""
+    address = ipaddress.ip_address(ip)
+    return not isinstance(address, ipaddress.IPv6Address) or not address.is_link_local or address.scope_id is not None
 
 
 def multiaddress(ip: str, port: int) -> str:

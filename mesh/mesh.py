@@ -18,7 +18,7 @@ from . import limits, membership
 from .admission import Admission, Credentials
 from .calls import PROTOCOL as CALLS
 from .calls import Calls
-from .discovery import Announcement, Hint, local_addresses, open_discovery
+from .discovery import Hint, announcement, local_addresses, open_discovery
 from .door import Door
 from .errors import LeptonError, LinkError, PeerError, Refused
 from .grants import Authority
@@ -101,8 +101,7 @@ class Mesh:
             ) as self._transport,
             trio.open_nursery() as self._nursery,
         ):
-            port = int(self._transport.addresses[0].rpartition("/")[2])
-            said = Announcement(self.me, port, config.interfaces or local_addresses())
+            said = announcement(self.me, self._transport.addresses, config.interfaces or local_addresses())
             try:
                 async with open_discovery(root, interfaces=config.interfaces, announce=said) as hints:
                     self._running.set()

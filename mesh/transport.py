@@ -17,6 +17,7 @@ Invariants: at most one open connection for each peer; nothing of a connection i
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
@@ -28,7 +29,7 @@ from .errors import Busy, LeptonError, LinkError, PeerError, Refused, UsageError
 from .identity import PeerId
 from .multistream import Answering, Asking
 from .muxer import MuxedStream, Muxer
-from .tcp import Listener, Socket, connect, parse_address, parse_listen
+from .tcp import Address, Listener, Socket, connect, parse_address, parse_listen
 from .upgrade import Keys, secure
 from .yamux import Buffer, YamuxConfig
 
@@ -46,6 +47,7 @@ NEGOTIATION_TIMEOUT_S: Final = 10.0  # for a new stream to say its protocol: one
 HANDSHAKES_MAX: Final = 64  # inbound, until admitted; strangers cost memory and elliptic curves
 PROBE_TIMEOUT_S: Final = 2.0  # for an old connection to prove that it lives, when the peer dials anew
 TWIN_TIMEOUT_S: Final = 1.0  # for the other of two simultaneous connections to come up
+_PORT_ATTEMPTS: Final = 8  # to find one port that is free for every address; most often the first one is
 NEGOTIATION_BYTES: Final = 256  # read at once while a stream's protocol is agreed on; the rest is pushed back
 
 
@@ -441,6 +443,25 @@ class Transport:
             await stream.aclose()
 
 
+def _open_listeners(wanted: Sequence[Address], listeners: list[Listener]) -> None:
+    """Listen everywhere that is wanted. Those that take any free port take one and the same if it is to be had, because
+    mDNS announces a host with a single port for all of its addresses.
+    """
+    for attempt in range(_PORT_ATTEMPTS):
+        port = 0
+        try:
+            for address in wanted:
+                listeners.append(Listener(replace(address, port=address.port or port)))
+                port = port or (0 if address.port else listeners[-1].address.port)
+        except UsageError:
+            while listeners:
+                listeners.pop().close()
+            if not port or attempt == _PORT_ATTEMPTS - 1:
+                raise
+        else:
+            return
+
+
 @asynccontextmanager
 async def open_transport(
     identity: noise.KeyHolder,
@@ -461,7 +482,7 @@ async def open_transport(
     """
     listeners: list[Listener] = []
     try:
-        listeners.extend(Listener(parse_listen(text)) for text in listen)
+        _open_listeners([*dict.fromkeys(map(parse_listen, listen))], listeners)
         async with trio.open_nursery() as nursery:
             keys = Keys(identity, tuple(security or (NOISE, TLS)))
             transport = Transport(keys, PeerId(identity.peer_id), nursery, handlers, on_connection, config)

@@ -5,7 +5,16 @@ import time
 
 import pytest
 from lepton.mesh.admission import Admission
-from lepton.mesh.discovery import SERVICE_TYPE, Hint, local_addresses, multiaddress, read_hint, tag_of
+from lepton.mesh.discovery import (
+    SERVICE_TYPE,
+    Announcement,
+    Hint,
+    announcement,
+    local_addresses,
+    multiaddress,
+    read_hint,
+    tag_of,
+)
 from lepton.mesh.errors import Refused, UsageError
 from lepton.mesh.grants import ROLES
 from lepton.mesh.identity import PeerId
@@ -72,8 +81,34 @@ def test_addresses_are_written_as_libp2p_does() -> None:
 def test_what_is_announced_everywhere_can_be_reached_from_elsewhere() -> None:
     for address in local_addresses():
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        assert not address.startswith(("127.", "fe80", "::1"))
+        assert not address.startswith(("127.", "::1"))
         socket.inet_pton(family, address)
+
+
+def test_an_address_of_one_link_is_worth_something_with_its_zone_alone() -> None:
+    info = announced(GOOD, addresses=("fe80::1",))
+    assert read_hint(info, TAG) is None  # as heard over IPv4, which does not say on which link
+    info = ServiceInfo(
+        SERVICE_TYPE, info.name, port=4000, properties=GOOD, parsed_addresses=["fe80::1"], interface_index=3
+    )
+    assert read_hint(info, TAG) == Hint(ALICE, ("/ip6zone/3/ip6/fe80::1/tcp/4000",))
+
+
+@pytest.mark.parametrize(
+    ("listening", "said"),
+    [
+        (("/ip4/0.0.0.0/tcp/4000", "/ip6/::/tcp/4000"), ("10.0.0.7", "fe80::7")),
+        (("/ip4/0.0.0.0/tcp/4000", "/ip6/::/tcp/4001"), ("10.0.0.7",)),
+        (("/ip6/::/tcp/4000",), ("fe80::7",)),
+        (("/ip4/10.0.0.7/tcp/4000",), ("10.0.0.7",)),
+        (("/ip6zone/eth0/ip6/fe80::7/tcp/4000",), ("fe80::7",)),
+        (("/ip4/127.0.0.1/tcp/4000",), ()),
+    ],
+)
+def test_only_addresses_with_the_port_that_is_told_are_announced(
+    listening: tuple[str, ...], said: tuple[str, ...]
+) -> None:
+    assert announcement(ALICE, listening, ("10.0.0.7", "fe80::7")) == Announcement(ALICE, 4000, said)
 
 
 async def test_two_nodes_and_an_invite_find_each_other_by_mdns_alone() -> None:

@@ -21,6 +21,7 @@ import trio.lowlevel
 import trio.testing
 from lepton.mesh.errors import LinkError, UsageError
 from lepton.mesh.multistream import HEADER, REFUSED, encode
+from lepton.mesh.tcp import Address, Listener
 from lepton.mesh.transport import Connection, Stream, Transport
 from lepton.mesh.yamux import INITIAL_WINDOW, YamuxConfig
 
@@ -357,6 +358,32 @@ async def test_whoever_comes_over_ipv6_is_seen(node: Node) -> None:
     await echoed(await a.dial(b.peer_id, b.addresses, timeout_s=10))
     assert len(seen) == 1
     assert seen[0].startswith("/ip6/::1/tcp/")
+
+
+async def test_any_free_port_is_the_same_for_every_address(node: Node) -> None:
+    """mDNS tells one port for all addresses of a host."""
+    both: Transport = await node(listen=["127.0.0.1:0", "[::1]:0", "127.0.0.1:0"])
+    assert len(both.addresses) == 2
+    assert len({address.rsplit("/", 1)[1] for address in both.addresses}) == 1
+
+
+async def test_another_port_is_tried_when_one_is_free_for_some_addresses_only(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = list[int]()
+
+    class Unlucky(Listener):
+        def __init__(self, address: Address) -> None:
+            if address.port and len(taken) < 3:
+                taken.append(address.port)
+                raise UsageError("taken")
+            super().__init__(address)
+
+    monkeypatch.setattr("lepton.mesh.transport.Listener", Unlucky)
+    both: Transport = await node(listen=["127.0.0.1:0", "[::1]:0"])
+    ports = {int(address.rsplit("/", 1)[1]) for address in both.addresses}
+    assert len(taken) == 3
+    assert len(ports) == 1
 
 
 async def test_a_taken_port_is_named(node: Node) -> None:
