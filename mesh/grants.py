@@ -106,6 +106,11 @@ def authority_of(chain: tuple[Grant, ...], *, root: PeerId, subject: PeerId, now
     return authority
 
 
+def read_grant(grant: Grant) -> Statement:
+    """Read what a grant says, without asking whether it may. Raises PeerError when it does not parse."""
+    return unpack(grant.statement, Statement)
+
+
 def _follow(authority: Authority, grant: Grant, now: float) -> Authority:
     try:
         verify(authority.subject, _PURPOSE, grant.statement, grant.signature)
@@ -135,3 +140,11 @@ def capabilities_of_role(role: str) -> tuple[str, ...]:
         msg = f"There is no role {role!r}; choose one of {', '.join(ROLES)}."
         raise UsageError(msg)
     return ROLES[role]
+
+
+def role_of(capabilities: tuple[str, ...]) -> str:
+    """Name a set of capabilities for people: the role that gives exactly these, or what they are."""
+    for role, given in ROLES.items():
+        if sorted(given) == sorted(capabilities):
+            return role
+    return ", ".join(sorted(capabilities)) or "nothing"

@@ -61,6 +61,17 @@ GRANT_BYTES_MAX: Final = 2 * KIB
 CAPABILITIES_MAX: Final = 32
 INVITE_TRIES_MAX: Final = 5  # wrong secrets from one peer before its join attempts are ignored
 INVITES_MAX: Final = 256  # open invites of one issuer
+# Revocations are kept for ever. A branch is the root, or one of those whom it trusted directly (one to three, and their
+# successors): so a stolen admin fills its own branch, however many admins it makes, and nobody else's.
+REVOCATION_BRANCHES_MAX: Final = 8
+REVOCATIONS_PER_BRANCH_MAX: Final = 128  # twice a mesh of 50 devices, all of them lost once
+REVOCATIONS_MAX: Final = REVOCATION_BRANCHES_MAX * REVOCATIONS_PER_BRANCH_MAX  # their ids fit one message
+REVOCATION_REASON_CHARACTERS_MAX: Final = 200  # a sentence
+KEPT_GRANTS_MAX: Final = 128  # of a revoked admin's guests; twice a mesh
+REVOCATION_BYTES_MAX: Final = 12 * KIB  # three grants of the largest size, and 128 ids of kept ones
+REVOCATIONS_BYTES_PER_BRANCH_MAX: Final = 256 * KIB  # 128 ordinary ones take 100 KiB
+REVOCATIONS_PER_PAGE_MAX: Final = 64  # in one message; at most 0.4 ms each to verify
+REVOCATION_PAGE_BYTES_MAX: Final = 40 * KIB  # beside the ids of all, which take 18 KiB
 
 # -- the picture ------------------------------------------------------------------------------------------------------
 RECORD_BYTES_MAX: Final = 16 * KIB  # a manifest of 100 layers takes 10 KiB

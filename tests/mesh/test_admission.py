@@ -4,6 +4,8 @@ import pytest
 from lepton.mesh import limits
 from lepton.mesh.admission import Admission
 from lepton.mesh.errors import Refused
+from lepton.mesh.identity import Identity
+from lepton.mesh.revocations import Revocation, revoke
 
 from .fakes import FOREVER, NOW, ROOT, credentials, grant, identity
 
@@ -69,3 +71,91 @@ def test_members_are_bounded_and_expired_ones_make_room() -> None:
     members.admit(BOB.peer_id, credentials(BOB).chain, NOW + 10)
     assert not members.knows(identity("member 0").peer_id)
     assert members.knows(ME.peer_id)
+
+
+# -- revocations -------------------------------------------------------------------------------------------------------
+
+
+def revoked(*subjects: Identity) -> list[Revocation]:
+    return [revoke(ROOT, who.peer_id, root=ROOT.peer_id, reason="lost", now=NOW) for who in subjects]
+
+
+def test_who_is_revoked_is_known_no_more_and_not_let_in_again() -> None:
+    members = admission()
+    chain = credentials(ALICE).chain
+    members.admit(ALICE.peer_id, chain, NOW)
+    new, out = members.revoke(revoked(ALICE))
+    assert [opened.sentence.subject for opened in new] == [ALICE.peer_id]
+    assert out == {ALICE.peer_id: f"{ALICE.peer_id[-8:]} was revoked by the root key: lost."}
+    assert not members.knows(ALICE.peer_id)
+    assert not members.authority(ALICE.peer_id).allows("mesh")
+    for attempt in (
+        lambda: members.admit(ALICE.peer_id, chain, NOW),
+        lambda: members.standing(ALICE.peer_id, NOW),
+    ):
+        with pytest.raises(Refused, match="was revoked by the root key: lost"):
+            attempt()
+    members.learn({ALICE.peer_id: chain}, NOW)
+    assert not members.knows(ALICE.peer_id)
+    assert members.revoke(revoked(ALICE)) == ([], {})
+
+
+def test_whoever_came_in_through_the_revoked_is_out_too_unless_it_has_another_grant() -> None:
+    members = admission()
+    through = (grant(ROOT, ALICE, role="admin"), grant(ALICE, BOB))
+    members.admit(BOB.peer_id, through, NOW)
+    _, out = members.revoke(revoked(ALICE))
+    assert list(out) == [BOB.peer_id]
+    with pytest.raises(Refused, match="came in through"):
+        members.admit(BOB.peer_id, through, NOW)
+    assert members.admit(BOB.peer_id, credentials(BOB).chain, NOW).allows("mesh")
+    assert members.standing(BOB.peer_id, NOW).allows("mesh")
+
+
+def test_a_node_that_is_revoked_itself_serves_nobody_and_does_not_start_again() -> None:
+    members = admission()
+    members.admit(ALICE.peer_id, credentials(ALICE).chain, NOW)
+    _, out = members.revoke(revoked(ME))
+    assert members.ended == out[ME.peer_id]
+    with pytest.raises(Refused, match="was revoked by the root key"):
+        members.standing(ALICE.peer_id, NOW)
+    assert not members.authority(ME.peer_id).allows("mesh")
+    with pytest.raises(Refused, match=r"belongs to 'home' no more: .* lost. If it should be a member again"):
+        Admission(credentials(ME), ME.peer_id, NOW, revoked(ME))
+
+
+def test_who_was_thrown_out_by_one_that_the_root_disowns_comes_in_again() -> None:
+    members = admission()
+    chain = (grant(ROOT, BOB, role="admin"),)
+    members.revoke(
+        [revoke(BOB, who.peer_id, root=ROOT.peer_id, reason="", now=NOW, chain=chain) for who in (ALICE, ME)]
+    )
+    assert members.ended
+    members.revoke([revoke(ROOT, BOB.peer_id, root=ROOT.peer_id, reason="stolen", now=NOW, disowns=True)])
+    assert not members.ended
+    assert members.admit(ALICE.peer_id, credentials(ALICE).chain, NOW).allows("mesh")
+
+
+def test_standing_asks_for_a_grant_that_lasts() -> None:
+    members = admission()
+    with pytest.raises(Refused, match="has shown no grant"):
+        members.standing(ALICE.peer_id, NOW)
+    members.admit(ALICE.peer_id, credentials(ALICE, expires=NOW + 10).chain, NOW)
+    assert members.standing(ALICE.peer_id, NOW + 9).allows("mesh")
+    with pytest.raises(Refused, match="has expired"):
+        members.standing(ALICE.peer_id, NOW + 10)
+
+
+def test_a_newer_grant_of_ones_own_must_give_the_same_for_longer() -> None:
+    members = Admission(credentials(ME, expires=NOW + 100), ME.peer_id, NOW)
+    for chain in (
+        credentials(ME, expires=NOW + 100).chain,
+        credentials(ME, role="admin", expires=NOW + 200).chain,
+        credentials(ME, role="client", expires=NOW + 200).chain,
+    ):
+        with pytest.raises(Refused, match="gives something else than the one before, or does not last longer"):
+            members.renew(chain, NOW)
+    longer = credentials(ME, expires=NOW + 200).chain
+    members.renew(longer, NOW)
+    assert members.me.expires == members.authority(ME.peer_id).expires == NOW + 200
+    assert members.chains([ME.peer_id]) == {ME.peer_id: longer}

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lepton.mesh import limits
 from lepton.mesh.errors import Refused, UsageError
-from lepton.mesh.grants import ROLES, Authority, Grant, Statement, allows, authority_of, capabilities_of_role, issue
+from lepton.mesh.grants import (
+    ROLES,
+    Authority,
+    Grant,
+    Statement,
+    allows,
+    authority_of,
+    capabilities_of_role,
+    issue,
+    role_of,
+)
 from lepton.mesh.identity import Identity
 from lepton.mesh.messages import pack, unpack
 
@@ -133,3 +143,10 @@ def test_every_grant_of_ours_fits_its_field() -> None:
     longest = tuple(f"infer:{'m' * 55}{n:02}" for n in range(limits.CAPABILITIES_MAX - 5))
     statement = issue(ROOT, ALICE.peer_id, longest, expires=FOREVER, serial=SERIAL).statement
     assert len(statement) < limits.GRANT_BYTES_MAX
+
+
+def test_capabilities_have_a_name_for_people() -> None:
+    for role, capabilities in ROLES.items():
+        assert role_of(tuple(reversed(capabilities))) == role
+    assert role_of(("train:x", "mesh")) == "mesh, train:x"
+    assert role_of(()) == "nothing"
