@@ -14,6 +14,7 @@ Invariants:
 
 import math
 from enum import Enum, auto
+from typing import cast
 
 import numpy as np
 
@@ -195,7 +196,12 @@ class Round:
         self._adopt(self._part, contributors, self._codec.decode(payload, values.size))
         task, round_, part = self.terms.task, self.terms.round, self._part
         mean = Mean(
-            task=task, round=round_, context=self.context, part=part, contributors=contributors, payload=payload
+            task=task,
+            round=round_,
+            context=self.context,
+            part=part,
+            contributors=contributors,
+            payload=cast("bytes", payload),
         )
         return [self._send(peer, mean) for peer in self._others() if peer not in self._down | self._elsewhere]
 
@@ -259,7 +265,12 @@ class Round:
         terms, part = self.terms, self.terms.part_of(owner)
         payload = self._codec.encode(self._own[self._parts[part]], self._rng)
         return Contribution(
-            task=terms.task, round=terms.round, context=self.context, part=part, weight=self._weight, payload=payload
+            task=terms.task,
+            round=terms.round,
+            context=self.context,
+            part=part,
+            weight=self._weight,
+            payload=cast("bytes", payload),
         )
 
     def _send(self, peer: str, message: Message) -> Send:

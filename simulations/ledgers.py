@@ -18,7 +18,7 @@ from ..mesh.records import Record, open_record
 from .world import Violation, World
 
 # Of the largest |x| of a part: what goes in is rounded once, what comes out once more (the bounds of gossip/codecs.py).
-CODEC_ERROR = {"float32": 1e-6, "float16": 2**-9, "int8": 2 * 1.02 / 127, "int4": 2 * 1.02 / 7}
+CODEC_ERROR = {"float32": 1e-6, "float16": 2**-9, "bfloat16": 2**-6, "int8": 2 * 1.02 / 127, "int4": 2 * 1.02 / 7}
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from lepton.gossip.codecs import CODECS, Floats, codec
+from lepton.gossip.codecs import BFLOAT16_MAX, CODECS, Floats, codec
 from lepton.gossip.errors import BadContribution, UnknownCodec
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -25,6 +25,8 @@ def bound(name: str, x: Floats) -> np.ndarray:  # (n,), as the docstrings say
     wide = np.abs(x.astype(np.float64))
     if name == "float32":
         return np.zeros(x.size)
+    if name == "bfloat16":
+        return np.maximum(2.0**-8 * wide + 2.0**-134, wide - BFLOAT16_MAX)
     if name == "float16":
         return np.where(wide <= 65504, 2.0**-11 * wide + 2.0**-25, wide - 65504)
     chunk, top = CHUNKS[name]
@@ -65,7 +67,9 @@ def test_rounding_at_random_is_right_in_the_mean(name: str) -> None:
 def test_the_same_seed_gives_the_same_bytes_and_sizes_are_those_measured_in_the_design(name: str) -> None:
     x = rng(2).normal(size=4810).astype(np.float32)
     assert codec(name).encode(x, rng(3)) == codec(name).encode(x, rng(3))
-    assert {"float32": 19240, "float16": 9620, "int8": 4848, "int4": 2557}[name] == codec(name).size_bytes(4810)
+    assert {"float32": 19240, "float16": 9620, "bfloat16": 9620, "int8": 4848, "int4": 2557}[name] == codec(
+        name
+    ).size_bytes(4810)
 
 
 @given(names, st.binary(max_size=700), st.integers(0, 600))
@@ -108,5 +112,5 @@ def test_values_that_are_not_finite_are_never_encoded(name: str, value: float) -
 def test_an_unknown_codec_is_answered_with_the_nearest() -> None:
     with pytest.raises(UnknownCodec, match="did you mean 'int8'"):
         codec("int-8")
-    with pytest.raises(UnknownCodec, match="float32, float16, int8, int4"):
+    with pytest.raises(UnknownCodec, match="float32, float16, bfloat16, int8, int4"):
         codec("")
