@@ -37,10 +37,18 @@ class Member:
         """A command that goes on while the test does."""
         return Process(self.home / words[0], *self.device.command(*COMMAND, *words, "--home", str(self.home)))
 
-    def up(self, *words: str) -> None:
-        """Start its node; returns once it says that it listens."""
+    def start(self, *words: str) -> None:
+        """Start its node."""
         self.node = self.begin("up", "--name", self.name, *words)
+
+    def ready(self) -> None:
+        """Wait until its node says that it listens."""
+        assert self.node is not None
         self.node.until_said("Ctrl-C stops it.")
+
+    def up(self, *words: str) -> None:
+        self.start(*words)
+        self.ready()
 
     def down(self) -> None:
         """See that its node is gone."""
@@ -85,19 +93,25 @@ def together(members: Sequence[Member]) -> bool:
 
 
 @contextmanager
-def mesh_of(lan: Lan, folder: Path, names: Sequence[str], **addresses: bool) -> Iterator[list[Member]]:
-    """Devices in one mesh whose nodes are not up yet, but the first's: it let the others in, over the network."""
+def mesh_of(
+    lan: Lan, folder: Path, names: Sequence[str], *, words: Sequence[str] = (), **addresses: bool
+) -> Iterator[list[Member]]:
+    """Devices in one mesh, their nodes up (with these words on the command line): they found it over the network."""
     members = [Member(lan.add(name, **addresses), folder / name) for name in names]
     first, *others = members
     with ExitStack() as stack:
         for member in members:
             stack.callback(member.down)
         first.said("mesh", "create", "home")
-        first.up()
+        first.up(*words)
         code = first.said("invite", "--uses", str(max(1, len(others))))
         joining = [other.begin("join", code, "--timeout", str(PATIENCE_S / 2)) for other in others]
         for process in joining:
             stack.callback(process.end)
         for process in joining:
             assert process.ended() == 0, process.err
+        for other in others:
+            other.start(*words)
+        for member in members:
+            member.ready()
         yield members
