@@ -11,7 +11,7 @@ from . import limits
 from .errors import Refused
 from .grants import Authority, Grant, authority_of
 from .identity import PeerId, short
-from .revocations import Opened, Revocation, Revocations
+from .revocations import Revocation, Revocations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,16 +84,20 @@ class Admission:
             except Refused:  # expired meanwhile, most likely: its records are then not taken either
                 continue
 
-    def revoke(self, items: Iterable[Revocation]) -> tuple[list[Opened], dict[PeerId, str]]:
-        """Take in revocations; return which were new, and who is out by them and why.
+    def check(self, peer: PeerId, chain: tuple[Grant, ...], now: float) -> None:
+        """Raise Refused unless a chain verifies for this peer. Whether anybody in it was revoked is not asked."""
+        authority_of(chain, root=self.root, subject=peer, now=now).require("mesh", now)
 
-        Raises PeerError at the first that does not hold; those before it were taken, as ``falls`` then tells.
-        """
-        new = self.revocations.merge(items)
-        return new, self.falls() if new else {}
+    def proof(self, peer: PeerId, chain: tuple[Grant, ...], now: float) -> tuple[Revocation, ...]:
+        """Return the revocations that make a chain of this mesh worth nothing; none to whom never had one."""
+        try:
+            self.check(peer, chain, now)
+        except Refused:
+            return ()
+        return self.revocations.proof(chain)
 
     def falls(self) -> dict[PeerId, str]:
-        """Drop every member whose chain is worth nothing any more; return why, the node's own among them."""
+        """Drop every member whose chain the revocations make worth nothing; return why, the node's own among them."""
         out = {peer: why for peer, chain in self._chains.items() if (why := self.revocations.why_not(chain))}
         self.ended = out.get(self.me.subject, "")
         for peer in out.keys() - {self.me.subject}:

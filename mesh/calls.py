@@ -327,8 +327,9 @@ class Calls:
             if known is None or known.kind != ("unary" if items is None else "client_stream"):
                 msg = f"This node does not answer {method!r} when called like this."
                 raise UsageError(msg)
-            self._me.require(capability(known, scope), time.time())
-            incoming = Incoming(self._me.subject, self._me, scope, asked.message, list(asked.arrays))
+            me = await self._admit(self._me.subject)  # its grant may have been renewed since
+            me.require(capability(known, scope), time.time())
+            incoming = Incoming(me.subject, me, scope, asked.message, list(asked.arrays))
             return await known.handler(incoming if items is None else incoming._replace(items=items)) or Answer(Empty())
         msg = f"This node did not answer its own {method!r} within {timeout_s:g} s."
         raise LinkError(msg)

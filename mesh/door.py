@@ -1,13 +1,14 @@
 """The shell of the door: greets whom this node dials, hears who dials it, serves a stranger that comes to join.
 
 Order on every connection: the side that dialled says hello with its grant, the other verifies it and answers with its
-own. Until both hold nothing but the join protocol is served, and whoever does anything else loses the connection.
+own; where they know of other revocations, they tell each other of all and look again. Until both hold nothing but the
+join protocol is served, and whoever does anything else loses the connection.
 """
 
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -21,6 +22,8 @@ from .identity import Identity, PeerId, short
 from .invites import Invite, InviteBook
 from .messages import Message, pack, unpack
 from .protocol import HELLO, JOIN, Hello, HelloAnswer, JoinAsk, JoinGranted, JoinHeld, JoinSecret
+from .revocations import Revocation
+from .revoking import answer_in_greeting, ask_in_greeting
 from .transport import Connection, Stream
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ class Door:
         self.invites = invites
         self.refusals: dict[PeerId, str] = {}  # who refused us or whom we refused, and why; the latest comes last
         self.on_invite_used: Callable[[], None] = lambda: None
+        self.on_revocations: Callable[[Sequence[Revocation], PeerId], int] = lambda _items, _peer: 0  # how many are new
         self._identity = identity
         self._admission = admission
         self._strangers = 0  # connections of those who have shown nothing yet
@@ -67,12 +71,19 @@ class Door:
 
     async def _greet(self, connection: Connection) -> None:
         """Say hello on a connection that we dialled. Raises Refused or PeerError."""
+        peer = connection.peer_id
         async with await connection.open_stream(HELLO) as stream:
-            await _say(stream, Hello(chain=self._own_chain))
+            digest = self._admission.revocations.digest
+            await _say(stream, Hello(chain=self._own_chain, revocations=digest))
             answer = unpack((await receive_frame(stream, body_bytes_max=0)).header, HelloAnswer)
-        if answer.refused:
-            raise Refused(answer.refused)
-        self._admission.admit(connection.peer_id, answer.chain, time.time())
+            self.on_revocations(answer.proof, peer)
+            if answer.refused:
+                raise Refused(answer.refused)
+            self._admission.check(peer, answer.chain, time.time())
+            if answer.revocations != digest:  # who was revoked itself hears of it so, and is refused then
+                await ask_in_greeting(stream, self._admission, lambda items: self.on_revocations(items, peer))
+        self._admission.admit(peer, answer.chain, time.time())
+        self._admission.standing(peer, time.time())
 
     async def _be_greeted(self, connection: Connection) -> None:
         """Hear a hello, or serve a stranger's attempt to join and then see it off."""
@@ -91,13 +102,22 @@ class Door:
                 await self._serve_join(stream)
                 msg = f"{short(connection.peer_id)} came to join; as a member it will greet on a new connection."
                 raise LinkError(msg)
-            hello = unpack((await receive_frame(stream, body_bytes_max=0)).header, Hello)
-            try:
-                self._admission.admit(connection.peer_id, hello.chain, time.time())
-            except Refused as error:
-                await _say(stream, HelloAnswer(refused=str(error)))
-                raise
-            await _say(stream, HelloAnswer(chain=self._own_chain))
+            await self._answer_hello(stream)
+
+    async def _answer_hello(self, stream: Stream) -> None:
+        peer = stream.peer_id
+        hello = unpack((await receive_frame(stream, body_bytes_max=0)).header, Hello)
+        try:
+            self._admission.admit(peer, hello.chain, time.time())
+        except Refused as error:
+            proof = self._admission.proof(peer, hello.chain, time.time())
+            await _say(stream, HelloAnswer(refused=str(error), proof=proof))
+            raise
+        digest = self._admission.revocations.digest
+        await _say(stream, HelloAnswer(chain=self._own_chain, revocations=digest))
+        if hello.revocations != digest:
+            await answer_in_greeting(stream, self._admission, lambda items: self.on_revocations(items, peer))
+        self._admission.standing(peer, time.time())
 
     # -- invites ------------------------------------------------------------------------------------------------------
 

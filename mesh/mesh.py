@@ -7,7 +7,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -27,6 +27,8 @@ from .invites import Invite, InviteBook
 from .messages import Message
 from .picture import Picture
 from .records import Record, RecordStore
+from .revocations import Revocation
+from .revoking import Revoking
 from .transport import Connection, Transport, open_transport
 
 log = logging.getLogger(__name__)
@@ -47,9 +49,16 @@ class Mesh:
     """One node's place in its mesh: who is present, what everybody says, and calls to them."""
 
     def __init__(
-        self, identity: Identity, admission: Admission, store: RecordStore, invites: InviteBook, config: MeshConfig
+        self,
+        identity: Identity,
+        admission: Admission,
+        store: RecordStore,
+        invites: InviteBook,
+        config: MeshConfig,
+        root: Identity | None = None,
     ) -> None:
         self.identity = identity
+        self._root = root
         self.me = identity.peer_id
         self.store = store
         self.calls = Calls(admission.me, admit=self._admitted, connection_to=self._connection_to, offend=self._offended)
@@ -68,6 +77,17 @@ class Mesh:
             offend=self._offended,
             rng=rng,
         )
+        self.revoking = Revoking(
+            admission,
+            store,
+            self.calls,
+            connected=lambda: self._transport.connections,
+            spawn=self._spawn,
+            end=self._offended,
+            rng=rng,
+        )
+        self.door.on_revocations = self.revoking.take
+        self.revoking.on_fall = self._picture.notify
         self._running = trio.Event()
         self._closing = False
         self._transport: Transport
@@ -107,6 +127,7 @@ class Mesh:
                     self._running.set()
                     self._nursery.start_soon(self._hear, hints)
                     self._nursery.start_soon(self._tick)
+                    self._nursery.start_soon(self.revoking.repair)
                     for peer, addresses in config.bootstrap.items():
                         self._note(membership.Hinted(peer, tuple(addresses), lasting=True))
                     yield
@@ -148,6 +169,22 @@ class Mesh:
         """Open an invite that this node will honour. Raises Refused or UsageError with the reason."""
         return self.door.invite(mesh_name, role=role, uses=uses, lifetime_s=lifetime_s)
 
+    def revoke(self, subject: PeerId, *, reason: str, keeps: tuple[bytes, ...] = (), disowns: bool = False) -> None:
+        """Throw somebody out, with the root key if it is here, else as an admin; all who are here are told at once.
+
+        ``keeps`` are the ids of grants of the subject's that stay good, ``disowns`` undoes what it revoked. Raises
+        Refused when this node may not, UsageError when there is too much to say.
+        """
+        self.revoking.revoke(
+            self._root or self.identity,
+            subject,
+            reason=reason,
+            now=time.time(),
+            chain=() if self._root else self._admission.chains([self.me])[self.me],
+            keeps=keeps,
+            disowns=disowns,
+        )
+
     async def _on_connection(self, connection: Connection) -> None:
         """Let a connection in or raise why not. Nothing of it is served before this returns."""
         await self._running.wait()
@@ -169,8 +206,8 @@ class Mesh:
                 listener(peer)
 
     async def _admitted(self, peer: PeerId) -> Authority:
-        """Return a caller's authority: only connections that were let in are served at all."""
-        return self._admission.authority(peer)
+        """Return a caller's authority: only connections that were let in are served at all. Raises Refused."""
+        return self._admission.standing(peer, time.time())
 
     def _offended(self, peer: PeerId, reason: str) -> None:
         self.door.refuse(peer, reason)
@@ -235,12 +272,19 @@ async def open_mesh(
     store: RecordStore,
     invites: InviteBook,
     config: MeshConfig,
+    *,
+    revocations: Iterable[Revocation] = (),
+    root: Identity | None = None,
 ) -> AsyncIterator[Mesh]:
     """Be a member until the block ends: listen, announce, find the others.
 
-    Raises Refused when the own grant does not hold, UsageError when a port is taken or an interface is missing.
+    ``revocations`` are those that were kept; ``root`` is the mesh's own key, where that is. Raises Refused when the own
+    grant does not hold, UsageError when a port is taken or an interface is missing.
     """
-    admission = Admission(credentials, identity.peer_id, time.time())
-    mesh = Mesh(identity, admission, store, invites, config)
+    admission = Admission(credentials, identity.peer_id, time.time(), revocations)
+    for owner in store.owners():
+        if admission.revocations.why(owner):
+            store.forget(owner)  # it was kept on disk until the revocation came
+    mesh = Mesh(identity, admission, store, invites, config, root)
     async with mesh.run():
         yield mesh

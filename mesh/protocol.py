@@ -10,22 +10,31 @@ from .grants import Chain, Grant
 from .identity import PeerId
 from .messages import Message, Text, encoded
 from .records import Digest, Record, SignedRecord
+from .revocations import Revocation
 
 HELLO = "/lepton/hello/1"
 JOIN = "/lepton/join/1"
 
+SetDigest = Annotated[bytes, msgspec.Meta(max_length=32)]
+
 
 class Hello(Message, frozen=True, kw_only=True):
-    """First words on a connection, by the side that dialled: 'this is what proves that I belong'."""
+    """First words on a connection, by the side that dialled: 'this is what proves that I belong'.
+
+    Where the two digests of revocations differ, ``revocations.Said`` follows on this stream until the sets are equal.
+    """
 
     chain: Chain
+    revocations: SetDigest = b""
 
 
 class HelloAnswer(Message, frozen=True, kw_only=True):
-    """The other side's proof, or why it refuses."""
+    """The other side's proof, or why it refuses: to whom was revoked, with the revocations that say so."""
 
     chain: Chain = ()
     refused: Text = ""
+    revocations: SetDigest = b""
+    proof: Annotated[tuple[Revocation, ...], msgspec.Meta(max_length=limits.GRANT_CHAIN_MAX)] = ()
 
 
 class JoinAsk(Message, frozen=True, kw_only=True):

@@ -201,6 +201,11 @@ class Revocations:
                     return f"{short(last)} came in through {short(subject)}, and {revoked}."
         return ""
 
+    def proof(self, chain: tuple[Grant, ...]) -> tuple[Revocation, ...]:
+        """Return what makes a chain that verifies worth nothing, to show it to whom it belongs."""
+        subjects = [read_grant(grant).subject for grant in chain]
+        return tuple(self._counting[subject][0].signed for subject in subjects if subject in self._counting)
+
     def _count(self) -> None:
         """Work out anew what counts."""
         disowned = {

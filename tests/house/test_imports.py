@@ -34,7 +34,7 @@ SHELLS = {
         "methods",
         "muxer",
     ),
-    *("picture", "records_layer", "serving", "tcp", "transport", "upgrade"),
+    *("picture", "revoking", "records_layer", "serving", "tcp", "transport", "upgrade"),
     *("noise", "stock", "tls"),  # handshakes: bytes in, bytes out, but with libp2p's payloads and certificates
 }
 

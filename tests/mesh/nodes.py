@@ -19,6 +19,7 @@ from lepton.mesh.mesh import Mesh, MeshConfig, open_mesh
 from lepton.mesh.messages import Message, pack, unpack
 from lepton.mesh.protocol import HELLO, Hello, HelloAnswer
 from lepton.mesh.records import RecordStore
+from lepton.mesh.revocations import Revocation
 from lepton.mesh.transport import Connection, Stream, Transport, open_transport
 
 from .fakes import credentials
@@ -46,12 +47,20 @@ async def member(
     held: Credentials | None = None,
     pace: membership.Config | None = None,
     bootstrap: Mapping[PeerId, tuple[str, ...]] | None = None,
+    revocations: Sequence[Revocation] = (),
+    root: Identity | None = None,
 ) -> AsyncIterator[Mesh]:
     config = MeshConfig(
         listen=LOCAL, interfaces=("127.0.0.1",), pace=pace or membership.Config(), bootstrap=bootstrap or {}
     )
     async with open_mesh(
-        who, held or credentials(who), store or RecordStore(who, 1), book or InviteBook(), config
+        who,
+        held or credentials(who),
+        store or RecordStore(who, 1),
+        book or InviteBook(),
+        config,
+        revocations=revocations,
+        root=root,
     ) as mesh:
         yield mesh
 

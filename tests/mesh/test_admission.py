@@ -4,7 +4,7 @@ import pytest
 from lepton.mesh import limits
 from lepton.mesh.admission import Admission
 from lepton.mesh.errors import Refused
-from lepton.mesh.identity import Identity
+from lepton.mesh.identity import Identity, PeerId
 from lepton.mesh.revocations import Revocation, revoke
 
 from .fakes import FOREVER, NOW, ROOT, credentials, grant, identity
@@ -76,6 +76,11 @@ def test_members_are_bounded_and_expired_ones_make_room() -> None:
 # -- revocations -------------------------------------------------------------------------------------------------------
 
 
+def throw_out(members: Admission, items: list[Revocation]) -> dict[PeerId, str]:
+    members.revocations.merge(items)
+    return members.falls()
+
+
 def revoked(*subjects: Identity) -> list[Revocation]:
     return [revoke(ROOT, who.peer_id, root=ROOT.peer_id, reason="lost", now=NOW) for who in subjects]
 
@@ -84,8 +89,7 @@ def test_who_is_revoked_is_known_no_more_and_not_let_in_again() -> None:
     members = admission()
     chain = credentials(ALICE).chain
     members.admit(ALICE.peer_id, chain, NOW)
-    new, out = members.revoke(revoked(ALICE))
-    assert [opened.sentence.subject for opened in new] == [ALICE.peer_id]
+    out = throw_out(members, revoked(ALICE))
     assert out == {ALICE.peer_id: f"{ALICE.peer_id[-8:]} was revoked by the root key: lost."}
     assert not members.knows(ALICE.peer_id)
     assert not members.authority(ALICE.peer_id).allows("mesh")
@@ -95,14 +99,17 @@ def test_who_is_revoked_is_known_no_more_and_not_let_in_again() -> None:
         members.standing(ALICE.peer_id, NOW)
     members.learn({ALICE.peer_id: chain}, NOW)
     assert not members.knows(ALICE.peer_id)
-    assert members.revoke(revoked(ALICE)) == ([], {})
+    assert throw_out(members, revoked(ALICE)) == {}
+    assert members.proof(ALICE.peer_id, chain, NOW) == tuple(revoked(ALICE))
+    assert members.proof(BOB.peer_id, chain, NOW) == ()  # of somebody else
+    assert members.proof(BOB.peer_id, credentials(BOB).chain, NOW) == ()
 
 
 def test_whoever_came_in_through_the_revoked_is_out_too_unless_it_has_another_grant() -> None:
     members = admission()
     through = (grant(ROOT, ALICE, role="admin"), grant(ALICE, BOB))
     members.admit(BOB.peer_id, through, NOW)
-    _, out = members.revoke(revoked(ALICE))
+    out = throw_out(members, revoked(ALICE))
     assert list(out) == [BOB.peer_id]
     with pytest.raises(Refused, match="came in through"):
         members.admit(BOB.peer_id, through, NOW)
@@ -113,7 +120,7 @@ def test_whoever_came_in_through_the_revoked_is_out_too_unless_it_has_another_gr
 def test_a_node_that_is_revoked_itself_serves_nobody_and_does_not_start_again() -> None:
     members = admission()
     members.admit(ALICE.peer_id, credentials(ALICE).chain, NOW)
-    _, out = members.revoke(revoked(ME))
+    out = throw_out(members, revoked(ME))
     assert members.ended == out[ME.peer_id]
     with pytest.raises(Refused, match="was revoked by the root key"):
         members.standing(ALICE.peer_id, NOW)
@@ -125,11 +132,11 @@ def test_a_node_that_is_revoked_itself_serves_nobody_and_does_not_start_again() 
 def test_who_was_thrown_out_by_one_that_the_root_disowns_comes_in_again() -> None:
     members = admission()
     chain = (grant(ROOT, BOB, role="admin"),)
-    members.revoke(
-        [revoke(BOB, who.peer_id, root=ROOT.peer_id, reason="", now=NOW, chain=chain) for who in (ALICE, ME)]
+    throw_out(
+        members, [revoke(BOB, who.peer_id, root=ROOT.peer_id, reason="", now=NOW, chain=chain) for who in (ALICE, ME)]
     )
     assert members.ended
-    members.revoke([revoke(ROOT, BOB.peer_id, root=ROOT.peer_id, reason="stolen", now=NOW, disowns=True)])
+    throw_out(members, [revoke(ROOT, BOB.peer_id, root=ROOT.peer_id, reason="stolen", now=NOW, disowns=True)])
     assert not members.ended
     assert members.admit(ALICE.peer_id, credentials(ALICE).chain, NOW).allows("mesh")
 
