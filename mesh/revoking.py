@@ -48,7 +48,7 @@ class Revoking:
         rng: random.Random,
     ) -> None:
         """``spawn`` starts a task of the node; ``end`` closes a peer's connection and notes why."""
-        self.on_change: Callable[[tuple[Revocation, ...]], None] = lambda _all: None  # keeps them on disk
+        self._save: Callable[[tuple[Revocation, ...]], None] = lambda _all: None
         self.on_fall: Callable[[], None] = lambda: None  # somebody is out
         self._admission = admission
         self._revocations = admission.revocations
@@ -81,6 +81,12 @@ class Revoking:
             )
             raise UsageError(msg)
 
+    def keep(self, save: Callable[[tuple[Revocation, ...]], None]) -> None:
+        """Have all revocations saved now and whenever there are new ones."""
+        self._save = save
+        if len(self._revocations):
+            save(self._revocations.all)
+
     def take(self, items: Sequence[Revocation], source: PeerId | None = None) -> int:
         """Take in revocations, keep them, act on them and pass them on; return how many were new.
 
@@ -95,7 +101,10 @@ class Revoking:
         return len(new)
 
     def _act(self, new: Sequence[Revocation], source: PeerId | None) -> None:
-        self.on_change(self._revocations.all)
+        try:
+            self._save(self._revocations.all)
+        except LeptonError as error:  # to throw somebody out now counts for more than to remember it
+            log.error("revocations are not kept across a restart: %s", error)  # noqa: TRY400 - its text says it all
         for item in new:
             log.warning("%s.", open_revocation(item, self._admission.root))
         out = self._admission.falls()

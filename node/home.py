@@ -3,6 +3,7 @@
 identity.key    the node's seed, with a checksum       mesh.json      which mesh, and the chain of grants
 root.key        only where the mesh was made           invites.json   invites given and not yet used
 records.msgpack durable records                        state.json     how often the node has started
+revocations.msgpack   who was thrown out of the mesh
 blobs/          weights by hash                        tasks/NAME/    checkpoints
 node.toml       the configuration                      lock           held while a node runs
 """
@@ -13,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +29,7 @@ from ..mesh.identity import Identity, PeerId, public_key_of
 from ..mesh.invites import InviteBook, OpenInvite
 from ..mesh.messages import NAME_PATTERN
 from ..mesh.records import SignedRecord, open_record
+from ..mesh.revocations import Revocation, Revocations
 from .files import write_whole
 
 log = logging.getLogger(__name__)
@@ -146,6 +148,30 @@ class Home:
             name = self.credentials().mesh_name
             msg = f"The node in {self.path} is already in the mesh {name!r}. Use another folder with --home."
             raise UsageError(msg)
+
+    # -- revocations --------------------------------------------------------------------------------------------------
+
+    def revocations(self) -> list[Revocation]:
+        """Return the revocations that this node has heard of. Raises UsageError when any of them does not verify.
+
+        To go on without them would let in who was thrown out: a damaged file is not passed over, as with records.
+        """
+        path = self._file("revocations.msgpack")
+        if not path.exists():
+            return []
+        try:
+            kept = msgspec.msgpack.decode(path.read_bytes(), type=list[Revocation])
+            Revocations(self.credentials().root, kept)
+        except (msgspec.MsgspecError, PeerError, OSError) as error:
+            msg = (
+                f"The list of revoked devices {path} is damaged ({error}). Restore it from a backup; or move it away, "
+                "and the node hears of it again from the first peer that it meets."
+            )
+            raise UsageError(msg) from error
+        return kept
+
+    def save_revocations(self, revocations: Sequence[Revocation]) -> None:
+        write_whole(self._file("revocations.msgpack"), msgspec.msgpack.encode(list(revocations)))
 
     # -- state across restarts ----------------------------------------------------------------------------------------
 

@@ -102,9 +102,18 @@ class Node:
             invites = self.home.invites()
             mesh_config = MeshConfig(listen=self.config.listen, interfaces=self.config.interfaces)
             async with (
-                open_mesh(identity, credentials, store, invites, mesh_config) as mesh,
+                open_mesh(
+                    identity,
+                    credentials,
+                    store,
+                    invites,
+                    mesh_config,
+                    revocations=self.home.revocations(),
+                    root=self.home.root(),
+                ) as mesh,
                 trio.open_nursery() as nursery,
             ):
+                mesh.revoking.keep(self.home.save_revocations)
                 mesh.door.on_invite_used = lambda: self.home.save_invites(invites)
                 self.mesh, self._nursery, self._mesh_name = mesh, nursery, credentials.mesh_name
                 self.view = View(mesh)

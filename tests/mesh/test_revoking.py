@@ -11,7 +11,7 @@ from lepton.mesh import mesh as mesh_module
 from lepton.mesh import revoking as revoking_module
 from lepton.mesh.admission import Credentials
 from lepton.mesh.calls import Answer, Incoming, Method
-from lepton.mesh.errors import LinkError, PeerError, Refused, UsageError
+from lepton.mesh.errors import LeptonError, LinkError, PeerError, Refused, UsageError
 from lepton.mesh.identity import Identity
 from lepton.mesh.mesh import Mesh
 from lepton.mesh.protocol import HELLO, Hello, HelloAnswer
@@ -119,8 +119,8 @@ async def test_two_that_greet_each_other_know_the_same_before_either_serves(
         member(ANNA, revocations=kept["anna"]) as anna,
         member(BEN, revocations=kept["ben"]) as ben,
     ):
-        anna.revoking.on_change = lambda items: kept.update(anna=list(items))
-        ben.revoking.on_change = lambda items: kept.update(ben=list(items))
+        anna.revoking.keep(lambda items: kept.update(anna=list(items)))
+        ben.revoking.keep(lambda items: kept.update(ben=list(items)))
         introduce(anna, ben)
         await until(anna, lambda: anna.present)
         for mesh in (anna, ben):
@@ -224,3 +224,14 @@ async def test_records_of_the_revoked_that_were_on_disk_do_not_come_back() -> No
     said = store.publish("note", "x", Note(text="mine"), durable=True).signed
     async with member(ANNA, store=RecordStore(ANNA, 1, [said]), revocations=by_root(EVE)) as anna:
         assert anna.live("note", Note) == []
+
+
+async def test_a_full_disk_does_not_keep_anybody_in(caplog: pytest.LogCaptureFixture) -> None:
+    def full(_items: object) -> None:
+        raise LeptonError("no space left")
+
+    async with member(ANNA, held=ADMIN) as anna:
+        anna.revoking.keep(full)
+        anna.revoke(EVE.peer_id, reason="lost")
+        assert knows(anna, EVE)
+    assert "not kept across a restart: no space left" in caplog.text

@@ -15,6 +15,7 @@ from lepton.mesh.grants import ROLES
 from lepton.mesh.identity import Identity
 from lepton.mesh.invites import InviteBook
 from lepton.mesh.records import RecordStore, open_record
+from lepton.mesh.revocations import Revocation, revoke
 from lepton.node import files
 from lepton.node.home import Home
 
@@ -115,6 +116,37 @@ def test_damaged_records_are_set_aside(home: Home) -> None:
         assert not path.exists()
         assert (home.path / "records.damaged").read_bytes() == damaged
     assert home.records() == []
+
+
+def revocations(home: Home) -> list[Revocation]:
+    root = home.root()
+    assert root is not None
+    return [
+        revoke(root, Identity.generate().peer_id, root=root.peer_id, reason=f"lost {n}", now=1.8e9) for n in range(2)
+    ]
+
+
+def test_revocations_come_back(home: Home) -> None:
+    assert home.revocations() == []
+    kept = revocations(home)
+    home.save_revocations(kept)
+    assert home.revocations() == kept
+
+
+def test_damaged_revocations_are_never_passed_over(home: Home, tmp_path: Path) -> None:
+    """To go on without them would let in who was thrown out."""
+    path = home.path / "revocations.msgpack"
+    home.save_revocations(revocations(home))
+    whole = path.read_bytes()
+    other = Home(tmp_path / "other")
+    other.create_mesh("other")
+    other.save_revocations(revocations(other))
+    of_another_mesh = (other.path / "revocations.msgpack").read_bytes()
+    for damaged in (b"", whole[:-1], whole[:-1] + bytes(1), b"\x00", of_another_mesh):
+        path.write_bytes(damaged)
+        with pytest.raises(UsageError, match=r"revoked devices .* is damaged .* Restore it from a backup; or move it"):
+            home.revocations()
+        assert path.read_bytes() == damaged
 
 
 def test_records_that_are_a_folder_are_named(home: Home) -> None:
