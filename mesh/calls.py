@@ -10,10 +10,11 @@ Machines (``rpc/caller.py``, ``rpc/callee.py``) decide; the shells beside them m
 """
 
 import logging
+import math
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import trio
 
@@ -52,7 +53,10 @@ _READ_BYTES = 256 * limits.KIB
 log = logging.getLogger(__name__)
 R = TypeVar("R")
 
+_UPKEEP: Final = "mesh."  # methods that keep the mesh together: they alone are no reason to keep a connection
+
 Connect = Callable[[PeerId], Connection]
+Reach = Callable[[PeerId], Awaitable[Connection]]
 
 
 class _Link:
@@ -63,6 +67,7 @@ class _Link:
         self.asking: Asking | None = None
         self.opening = trio.Lock()
         self.serving: Serving | None = None
+        self.used_at = -math.inf  # when something but upkeep was last asked
 
     def is_over(self, first: Attach) -> bool:
         """Whether the call to which a stream belongs has ended. One that comes before its call is to wait for it."""
@@ -75,13 +80,24 @@ class Calls:
     """The calls of one node, both ways."""
 
     def __init__(
-        self, me: Authority, *, admit: Admit, connection_to: Connect, offend: Callable[[PeerId, str], None]
+        self,
+        me: Authority,
+        *,
+        admit: Admit,
+        connection_to: Connect,
+        offend: Callable[[PeerId, str], None],
+        reach: Reach | None = None,
     ) -> None:
-        """``admit`` gives a caller's authority or raises Refused; ``offend`` hears who broke the protocol, and how."""
+        """``admit`` gives a caller's authority or raises Refused; ``offend`` hears who broke the protocol, and how.
+
+        ``connection_to`` returns the connection that there is or raises LinkError; ``reach`` may then make one, within
+        the deadline of the call.
+        """
         self._me = me
         self._admit = admit
         self._connection_to = connection_to
         self._offend = offend
+        self._reach = reach
         self._methods: dict[str, Method] = {}
         self._links: dict[Connection, _Link] = {}
         self._counts = Counts()
@@ -217,7 +233,7 @@ class Calls:
             raise UsageError(msg)
         deadline = _deadline(method, timeout_s)
         body = body_of(message, arrays)
-        asking = self._asking_nowait(peer) or await self._asking(peer, method, timeout_s)
+        asking = self._asking_nowait(peer, method) or await self._asking(peer, method, timeout_s)
         pending = asking.begin(method, body, scope=scope, deadline=deadline, kind="server_stream")
         inlet = asking.inlet(pending)
         try:
@@ -245,7 +261,7 @@ class Calls:
     ) -> Answer[R]:
         """Everything but a server stream: ask, send what there is to send, wait for the one answer, read it."""
         deadline = _deadline(method, timeout_s)
-        asking = self._asking_nowait(peer) or await self._asking(peer, method, timeout_s)
+        asking = self._asking_nowait(peer, method) or await self._asking(peer, method, timeout_s)
         kind: Kind = "unary" if items is None else "client_stream"
         pending = asking.begin(method, body, scope=scope, deadline=deadline, kind=kind)
         try:
@@ -282,23 +298,42 @@ class Calls:
         if items is not None:
             await asking.feed(pending, items, outlet)
 
-    def _asking_nowait(self, peer: PeerId) -> Asking | None:
+    def in_use(self, connection: Connection, *, since: float) -> bool:
+        """Whether a call is under way over a connection, or this node asked anything but upkeep after that time."""
+        link = self._links.get(connection)
+        if link is None:
+            return False
+        asking = 0 if link.asking is None or link.asking.channel.over else link.asking.in_flight
+        serving = 0 if link.serving is None else link.serving.machine.in_flight
+        return asking + serving > 0 or link.used_at > since
+
+    def _asking_nowait(self, peer: PeerId, method: str) -> Asking | None:
         """The open control stream to a peer, if there is one that has room. Raises LinkError."""
-        link = self._links.get(self._connection_to(peer))
-        asking = None if link is None else link.asking
-        return asking if asking is not None and not asking.channel.over and asking.ready else None
+        try:
+            link = self._links.get(self._connection_to(peer))
+        except LinkError:
+            if self._reach is None:
+                raise
+            return None
+        if link is None or link.asking is None:
+            return None
+        if not method.startswith(_UPKEEP):
+            link.used_at = trio.current_time()
+        return link.asking if not link.asking.channel.over and link.asking.ready else None
 
     async def _asking(self, peer: PeerId, method: str, timeout_s: float) -> Asking:
-        """Wait for room on the control stream to a peer, or open a new one. Raises LinkError."""
-        connection = self._connection_to(peer)
-        link = self._link(connection)
+        """Wait for room on the control stream to a peer, or open a new one, or a connection first. Raises LinkError."""
         with _limit(trio.current_time() + timeout_s, _too_late(peer, method, timeout_s)):
+            connection = self._connection_to(peer) if self._reach is None else await self._reach(peer)
+            link = self._link(connection)
             async with link.opening:
                 if link.asking is None or link.asking.channel.over:
                     stream = await connection.open_stream(PROTOCOL)
                     first = link.asking.next_call if link.asking else 1  # a new stream's calls are told from the old's
                     link.asking = Asking(connection, stream, link.attached, self._counts, first, self._blame)
                 await link.asking.channel.room()
+                if not method.startswith(_UPKEEP):
+                    link.used_at = trio.current_time()
                 return link.asking
         raise AssertionError("unreachable")
 

@@ -29,6 +29,8 @@ TENSOR_DIMENSIONS_MAX: Final = 8  # numpy itself stops at 64; no layer of ours s
 # -- one peer ---------------------------------------------------------------------------------------------------------
 HINTED_PEERS_MAX: Final = 256  # peers that somebody on the network says exist; anybody may say it
 HINTED_ADDRESSES_MAX: Final = 8  # of one peer: two interfaces, IPv4 and IPv6, before and after it moved
+KNOWN_MEMBERS_MAX: Final = 4096  # members whose addresses are kept, present or not; 300 B each
+DIALS_MAX: Final = 32  # under way at once: a Pi's processor has 32 handshakes done in half a second
 CONNECTIONS_PER_PEER_MAX: Final = 4  # simultaneous dials make two; more is a leak or an attack
 STREAMS_PER_PEER_MAX: Final = 32
 CALLS_PER_PEER_MAX: Final = 8  # in flight at once towards us
@@ -53,6 +55,7 @@ FRAME_TIMEOUT_S: Final = 30.0  # a frame once begun must be complete: the slow-l
 TRANSFER_STALL_S: Final = 30.0  # large buffers that make no progress for so long are given up
 REASON_WAIT_S: Final = 1.0  # for the reason why a stream was reset to come on another: a round trip
 BUSY_RETRY_S: Final = 0.1  # the hint that goes with Busy: some calls' length
+PROBE_TIMEOUT_S: Final = 3.0  # for a connection to show that it still carries something: many round trips of a LAN
 JOIN_TIMEOUT_S: Final = 20.0
 
 # -- trust ------------------------------------------------------------------------------------------------------------

@@ -1,52 +1,54 @@
 """Who is here: a machine that turns hints and connections into dials, exchanges of records, and a view of the present.
 
-mDNS and profile records give *hints*; presence comes from admitted connections alone. A member that is known and not
-connected is dialled with pauses that grow until an exchange with it succeeds. Anybody on the network can forge hints:
-they only ever add addresses, and they never push out a peer that was here. Once a period each node exchanges records
-with one random present peer (push-pull anti-entropy, Demers 1987); what changes is pushed to everyone at once. A peer
-that misses ``misses_max`` exchanges in a row is frozen: its connection is closed, which makes it absent.
+mDNS and records of addresses give *hints*; presence comes from admitted connections, and in a mesh too large for
+everybody to be connected to everybody (``neighbours.py``) also from what members hear of each other. A member that is
+wanted and not connected is dialled with pauses that grow (``address_book.py``) until an exchange with it succeeds. Once
+a period each node exchanges records with one random connected peer (push-pull anti-entropy, Demers 1987); what changes
+is pushed to everyone at once. A peer that misses ``misses_max`` exchanges in a row is frozen: its connection is closed,
+which makes it absent.
 
-Invariant: ``present`` holds exactly the peers with an admitted connection; at most one dial per peer is under way.
+Invariant: ``connected`` holds exactly the peers with an admitted connection, ``present`` these and those heard of; in a
+small mesh the two are the same. At most one dial per peer is under way.
 """
 
-import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from . import limits
+from .address_book import AddressBook
 from .identity import PeerId
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """How eagerly a node looks after its neighbours."""
-
-    exchange_interval_s: float = 1.0  # one random peer a second reached 64 nodes in 6 periods (trust.md)
-    misses_max: int = 3  # a stalled edge processor misses one, rarely three
-    redial_first_s: float = 0.2
-    redial_most_s: float = 15.0  # someone who unplugs a device plugs it in again within minutes, not seconds
-    hint_lifetime_s: float = 300.0  # a hint that never became a connection in five minutes is stale
+from .neighbours import Neighbours
+from .pace import Config as Config  # noqa: PLC0414  whoever configures membership finds it here
 
 
 @dataclass(frozen=True, slots=True)
 class Hinted:
-    """Something (mDNS, a profile record, the user) says that a peer may be found at these addresses."""
+    """Something (mDNS, a record, the user) says that a peer may be found at these addresses."""
 
     peer: PeerId
     addresses: tuple[str, ...]
     lasting: bool = False  # from the user: it holds however long the peer is away
+    signed: bool = False  # from a record of the peer's own: it is a member
 
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A connection to this peer was admitted."""
+    """A connection to this peer was admitted; ``dialled`` when it was this node that dialled."""
 
     peer: PeerId
+    dialled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
     """The last connection to this peer is gone."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """A connected peer says that it gives the connection up and stays where it is."""
 
     peer: PeerId
 
@@ -60,11 +62,37 @@ class DialFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """Others say that these members are here; they need not be connected."""
+
+    peers: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Others say that these members are here no more. Whoever is connected is present all the same."""
+
+    peers: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """Somebody waits for a connection to this peer."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class Exchanged:
     """An exchange of records with this peer ended."""
 
     peer: PeerId
     ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """The node slept, or its own addresses changed: what it knows of its connections may no longer hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +114,21 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Find out whether the connection to this peer still carries anything, and close it if not."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give up the connection to this peer unless it is in use, and tell the peer why."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """Close every connection to this peer."""
 
@@ -93,20 +136,10 @@ class Drop:
     reason: str
 
 
-Event = Hinted | Connected | Disconnected | DialFailed | Exchanged | Expired
-Effect = Dial | Exchange | Drop
-
-
-@dataclass(slots=True)
-class _Known:
-    addresses: tuple[str, ...]
-    hinted_at: float
-    dial_at: float
-    pause_s: float
-    dialling: bool = False
-    dialled_at: float = -math.inf
-    lasting: bool = False
-    proven: bool = False  # was here once
+Event = (
+    Hinted | Connected | Disconnected | Parting | DialFailed | Heard | Gone | Needed | Exchanged | Unsettled | Expired
+)
+Effect = Dial | Exchange | Probe | Release | Drop
 
 
 @dataclass(slots=True)
@@ -116,110 +149,160 @@ class Membership:
     me: PeerId
     rng: random.Random
     config: Config = field(default_factory=Config)
+    connected: set[PeerId] = field(default_factory=set)
     present: set[PeerId] = field(default_factory=set)
     deadline: float = 0.0
-    _known: dict[PeerId, _Known] = field(default_factory=dict)
+    book: AddressBook = field(init=False)
+    neighbours: Neighbours = field(init=False)
+    _heard: set[PeerId] = field(default_factory=set)
     _misses: dict[PeerId, int] = field(default_factory=dict)
     _exchange_at: float = 0.0
+    _reach_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.book = AddressBook(self.me, self.rng, self.config)
+        self.neighbours = Neighbours(self.me, self.rng, self.config)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event; ``now`` is monotonic seconds. Sets ``deadline``, when ``Expired`` is due."""
-        effects: list[Effect] = []
-        match event:
-            case Hinted(peer, addresses, lasting):
-                self._hint(peer, addresses, now, lasting=lasting)
-            case Connected(peer):
-                self.present.add(peer)
-                self._misses[peer] = 0
-                if (known := self._known.get(peer)) is not None:
-                    known.dialling, known.proven = False, True
-                effects.append(Exchange(peer))
-            case Disconnected(peer):
-                self._absent(peer, now)
-            case DialFailed(peer, refused):
-                self._back_off(peer, now, refused=refused)
-            case Exchanged(peer, ok):
-                effects += self._exchanged(peer, ok=ok)
-            case Expired():
-                effects += self._exchange(now)
+        effects = self._take(event, now)
         effects += self._dials(now)
-        self.deadline = min([self._exchange_at, *(k.dial_at for k in self._waiting().values())])
+        self.deadline = min(self._exchange_at, self.book.next_at(self._absent_neighbours()))
         return effects
 
-    def _hint(self, peer: PeerId, addresses: tuple[str, ...], now: float, *, lasting: bool) -> None:
-        if peer == self.me or not addresses:
-            return
-        known = self._known.get(peer)
-        if known is None:
-            if not self._room_for_one():
-                return
-            known = self._known[peer] = _Known((), now, now, self.config.redial_first_s)
-        known.hinted_at = now
-        known.lasting |= lasting
-        new = [address for address in addresses if address not in known.addresses]
-        if new:  # worth a dial at once, but not one for each of a flood of them
-            known.dial_at = min(known.dial_at, max(now, known.dialled_at + self.config.redial_first_s))
-            known.addresses = _bounded((*new, *known.addresses))
+    def _take(self, event: Event, now: float) -> list[Effect]:
+        match event:
+            case Connected(peer, dialled):
+                return self._connected(peer, now, dialled=dialled)
+            case Needed(peer):
+                return self._needed(peer, now)
+            case Exchanged(peer, ok):
+                return self._exchanged(peer, ok=ok)
+            case Unsettled():
+                return self._unsettled(now)
+            case Expired():
+                return self._expired(now)
+            case _:
+                self._note(event, now)
+                return []
 
-    def _room_for_one(self) -> bool:
-        """Whether one more peer may be remembered, if need be in place of the stalest that never was here."""
-        if len(self._known) < limits.HINTED_PEERS_MAX:
-            return True
-        fresh = {peer: k for peer, k in self._known.items() if not (k.proven or k.lasting or k.dialling)}
-        if not fresh:
-            return False
-        del self._known[min(fresh, key=lambda peer: fresh[peer].hinted_at)]
-        return True
+    def _note(self, event: Hinted | Disconnected | Parting | DialFailed | Heard | Gone, now: float) -> None:
+        match event:
+            case Hinted(peer, addresses, lasting, signed):
+                self.book.hint(peer, addresses, now, lasting=lasting, signed=signed)
+            case Disconnected(peer):
+                self._disconnected(peer, now)
+            case Parting(peer):
+                self._parting(peer, now)
+            case DialFailed(peer, refused):
+                self.book.failed(peer, now, refused=refused)
+            case Heard(peers):
+                self._hear(peers)
+            case Gone(peers):
+                self._unhear(peers)
 
-    def _absent(self, peer: PeerId, now: float) -> None:
-        self.present.discard(peer)
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    def _connected(self, peer: PeerId, now: float, *, dialled: bool) -> list[Effect]:
+        self.connected.add(peer)
+        self._misses[peer] = 0
+        self.book.met(peer, now)
+        self.neighbours.connected(peer, dialled=dialled)
+        self._update(peer)
+        return [Exchange(peer)]
+
+    def _disconnected(self, peer: PeerId, now: float) -> None:
+        self.connected.discard(peer)
         self._misses.pop(peer, None)
-        if (known := self._known.get(peer)) is not None:
-            known.hinted_at = now
-            self._pause(known, known.pause_s, now)
+        self.book.lost(peer, now)
+        self.neighbours.disconnected(peer)
+        self._update(peer)
+        if not self.connected:  # nobody is left who could have heard of the others, or could hear of them
+            self._unhear(tuple(self._heard))
 
-    def _back_off(self, peer: PeerId, now: float, *, refused: bool) -> None:
-        if (known := self._known.get(peer)) is not None:
-            known.dialling = False
-            self._pause(known, self.config.redial_most_s if refused else known.pause_s, now)
+    def _parting(self, peer: PeerId, now: float) -> None:
+        """Take a peer's word that it goes on living without this connection, and do not dial it at once."""
+        if peer in self.connected:
+            self._hear([peer])
+            self.book.leave_alone(peer, now, self.config.linger_s)
 
-    def _pause(self, known: _Known, pause_s: float, now: float) -> None:
-        known.dial_at = now + pause_s * self.rng.uniform(0.5, 1.5)  # jitter: peers of one outage must not dial in step
-        known.pause_s = min(2 * known.pause_s, self.config.redial_most_s)
+    # -- presence -----------------------------------------------------------------------------------------------------
+
+    def _hear(self, peers: Iterable[PeerId]) -> None:
+        for peer in peers:
+            if peer != self.me and peer not in self._heard:
+                self._heard.add(peer)
+                self._update(peer)
+
+    def _unhear(self, peers: Iterable[PeerId]) -> None:
+        for peer in peers:
+            if peer in self._heard:
+                self._heard.discard(peer)
+                self._update(peer)
+
+    def _update(self, peer: PeerId) -> None:
+        if peer in self.connected or peer in self._heard:
+            self.present.add(peer)
+            self.neighbours.came(peer)
+        else:
+            self.present.discard(peer)
+            self.neighbours.went(peer)
+
+    # -- exchanges ----------------------------------------------------------------------------------------------------
 
     def _exchanged(self, peer: PeerId, *, ok: bool) -> list[Effect]:
-        if peer not in self.present:
+        if peer not in self.connected:
             return []
         self._misses[peer] = 0 if ok else self._misses.get(peer, 0) + 1
-        if ok and (known := self._known.get(peer)) is not None:
-            known.pause_s = self.config.redial_first_s
+        if ok:
+            self.book.settled(peer)
         if self._misses[peer] < self.config.misses_max:
             return []
         return [Drop(peer, f"missed {self._misses[peer]} exchanges in a row")]
 
-    def _exchange(self, now: float) -> list[Effect]:
-        if now < self._exchange_at:
-            return []
-        self._exchange_at = now + self.config.exchange_interval_s * self.rng.uniform(0.8, 1.2)
-        if not self.present:
-            return []
-        return [Exchange(self.rng.choice(sorted(self.present)))]
+    def _exchange(self) -> list[Effect]:
+        return [Exchange(self.rng.choice(sorted(self.connected)))] if self.connected else []
 
-    def _waiting(self) -> dict[PeerId, _Known]:
-        return {peer: k for peer, k in self._known.items() if not k.dialling and peer not in self.present}
+    # -- time ---------------------------------------------------------------------------------------------------------
 
-    def _dials(self, now: float) -> list[Effect]:
+    def _expired(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for peer, known in self._waiting().items():
-            if now - known.hinted_at > self.config.hint_lifetime_s and not known.lasting:
-                del self._known[peer]
-            elif now >= known.dial_at:
-                known.dialling, known.dialled_at = True, now
-                effects.append(Dial(peer, known.addresses))
+        if self._exchange_at and now > self.deadline + self.config.late_s:  # and not at the very first
+            effects += self._unsettled(now)
+        if now >= self._exchange_at:
+            self._exchange_at = now + self.config.exchange_interval_s * self.rng.uniform(0.8, 1.2)
+            effects += self._exchange()
+            effects += [Release(peer, why) for peer, why in self.neighbours.release(now)]
         return effects
 
+    def _unsettled(self, now: float) -> list[Effect]:
+        self.book.afresh(now)
+        return [Probe(peer) for peer in sorted(self.connected)]
 
-def _bounded(addresses: tuple[str, ...]) -> tuple[str, ...]:
-    """Keep the newest and the oldest addresses: a peer may have moved, or the new ones may be forged."""
-    half = limits.HINTED_ADDRESSES_MAX // 2
-    return addresses if len(addresses) <= 2 * half else addresses[:half] + addresses[-half:]
+    # -- dials --------------------------------------------------------------------------------------------------------
+
+    def _absent_neighbours(self) -> list[PeerId]:
+        """Those to dial: in a small mesh everybody of whom one has heard, in a large one who is missing beside one."""
+        peers: Iterable[PeerId] = self.book if self.neighbours.whole else self.neighbours.wanted
+        return [peer for peer in peers if peer not in self.connected]
+
+    def _dials(self, now: float) -> list[Effect]:
+        due = self.book.due(self._absent_neighbours(), now)
+        if not self.neighbours.whole and now >= self._reach_at:
+            self._reach_at = now + self.config.reach_interval_s * self.rng.uniform(0.5, 1.5)
+            due += self._reach(now)
+        return [Dial(peer, self.book.addresses(peer)) for peer in due]
+
+    def _reach(self, now: float) -> list[PeerId]:
+        """Try one of those who are away: a newcomer, or a member behind a partition that may have healed."""
+        away = [peer for peer in self.book if peer not in self.present]
+        self.rng.shuffle(away)
+        for peer in away:
+            if due := self.book.due([peer], now):
+                return due
+        return []
+
+    def _needed(self, peer: PeerId, now: float) -> list[Effect]:
+        if peer in self.connected or not self.book.urgent(peer, now):
+            return []
+        return [Dial(peer, self.book.addresses(peer))]

@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ import trio
 from . import limits, membership
 from .admission import Admission, Credentials
 from .calls import PROTOCOL as CALLS
-from .calls import Calls
+from .calls import Answer, Calls, Empty, Incoming, Method
 from .discovery import Hint, announcement, local_addresses, open_discovery
 from .door import Door
 from .errors import LeptonError, LinkError, PeerError, Refused
@@ -26,6 +26,7 @@ from .identity import Identity, PeerId, short
 from .invites import Invite, InviteBook
 from .messages import Message
 from .picture import Picture
+from .protocol import Part
 from .records import Record, RecordStore
 from .revocations import Revocation
 from .revoking import Revoking
@@ -61,7 +62,14 @@ class Mesh:
         self._root = root
         self.me = identity.peer_id
         self.store = store
-        self.calls = Calls(admission.me, admit=self._admitted, connection_to=self._connection_to, offend=self._offended)
+        self.calls = Calls(
+            admission.me,
+            admit=self._admitted,
+            connection_to=self._connection_to,
+            offend=self._offended,
+            reach=self._reach,
+        )
+        self.calls.serve(Method(name="mesh.part", needs="mesh", takes=Part, handler=self._answer_part))
         self.door = Door(identity, admission, invites)
         self.on_absent: list[Callable[[PeerId], None]] = []
         self._admission = admission
@@ -73,6 +81,7 @@ class Mesh:
             admission,
             self.calls,
             present=lambda: self._members.present,
+            connected=lambda: self._members.connected,
             spawn=self._spawn,
             offend=self._offended,
             rng=rng,
@@ -88,6 +97,7 @@ class Mesh:
         )
         self.door.on_revocations = self.revoking.take
         self.revoking.on_fall = self._picture.notify
+        self._awaited: dict[PeerId, trio.Event] = {}  # dials that calls wait for
         self._running = trio.Event()
         self._closing = False
         self._transport: Transport
@@ -95,8 +105,13 @@ class Mesh:
 
     @property
     def present(self) -> frozenset[PeerId]:
-        """The other members that are connected now."""
+        """The other members that are here now. In a mesh of more than about fifty few of them are connected."""
         return frozenset(self._members.present)
+
+    @property
+    def connected(self) -> frozenset[PeerId]:
+        """The other members that this node has a connection to."""
+        return frozenset(self._members.connected)
 
     @property
     def root(self) -> PeerId:
@@ -196,14 +211,13 @@ class Mesh:
         self._nursery.start_soon(self._watch, connection)
 
     async def _watch(self, connection: Connection) -> None:
-        """Count a peer as present for as long as it has a connection that was let in."""
+        """Count a peer as connected for as long as it has a connection that was let in."""
         peer = connection.peer_id
-        self._note(membership.Connected(peer))
+        self._note(membership.Connected(peer, dialled=connection.initiator))
+        self._tell_waiting(peer)
         await connection.closed.wait()
         if self._transport.connections.get(peer) is None:
             self._note(membership.Disconnected(peer))
-            for listener in self.on_absent:
-                listener(peer)
 
     async def _admitted(self, peer: PeerId) -> Authority:
         """Return a caller's authority: only connections that were let in are served at all. Raises Refused."""
@@ -224,10 +238,56 @@ class Mesh:
 
     def _connection_to(self, peer: PeerId) -> Connection:
         connection = self._transport.connections.get(peer)
-        if connection is None or peer not in self._members.present:
+        if connection is None or peer not in self._members.connected:
             msg = f"{short(peer)} is not connected."
             raise LinkError(msg)
         return connection
+
+    async def _reach(self, peer: PeerId) -> Connection:
+        """Return the connection to a member, dialling it if it is here and not connected. The caller bounds the wait.
+
+        Raises LinkError. However many calls wait for a peer, it is dialled once.
+        """
+        connected = self._members.connected
+        if peer in self._members.present - connected:
+            done = self._awaited.setdefault(peer, trio.Event())
+            self._note(membership.Needed(peer))
+            if peer in self._members.book.dialling:
+                await done.wait()
+            elif self._awaited.get(peer) is done:
+                del self._awaited[peer]
+        return self._connection_to(peer)
+
+    def _tell_waiting(self, peer: PeerId) -> None:
+        if (done := self._awaited.pop(peer, None)) is not None:
+            done.set()
+
+    async def _probe(self, peer: PeerId) -> None:
+        """Close a connection that carries nothing any more, without waiting for the muxer to find out."""
+        connection = self._transport.connections.get(peer)
+        if connection is None:
+            return
+        with trio.move_on_after(limits.PROBE_TIMEOUT_S):
+            with suppress(LinkError):  # then it is closed already
+                await connection.ping()
+            return
+        log.info("%s does not answer over its old connection, which is closed", short(peer))
+        await connection.aclose()
+
+    async def _release(self, peer: PeerId, reason: str) -> None:
+        """Give up a connection that nothing was called over for a while, and tell the peer that it is not for good."""
+        connection = self._transport.connections.get(peer)
+        if connection is None or self.calls.in_use(connection, since=trio.current_time() - self._config.pace.linger_s):
+            return
+        with suppress(LeptonError):
+            await self.calls.call(peer, "mesh.part", Part(reason=reason), Empty, timeout_s=limits.PROBE_TIMEOUT_S)
+        self._note(membership.Parting(peer))
+        await connection.aclose()
+
+    async def _answer_part(self, call: Incoming[Part]) -> Answer[Empty]:
+        log.info("%s gives up its connection: %s", short(call.caller), call.message.reason)
+        self._note(membership.Parting(call.caller))
+        return Answer(Empty())
 
     # -- driving the membership machine -----------------------------------------------------------------------------
 
@@ -237,16 +297,26 @@ class Mesh:
             return
         before = set(self._members.present)
         for effect in self._members.handle(event, trio.current_time()):
-            match effect:
-                case membership.Dial(peer, addresses):
-                    self._nursery.start_soon(self._dial, peer, addresses)
-                case membership.Exchange(peer):
-                    self._nursery.start_soon(self._exchange, peer)
-                case membership.Drop(peer, reason):
-                    log.warning("dropping %s: it %s", short(peer), reason)
-                    self._nursery.start_soon(self._hang_up, peer)
+            self._carry_out(effect)
         if before != self._members.present:
             self._picture.notify()
+            for peer in sorted(before - self._members.present):
+                for listener in self.on_absent:
+                    listener(peer)
+
+    def _carry_out(self, effect: membership.Effect) -> None:
+        match effect:
+            case membership.Dial(peer, addresses):
+                self._nursery.start_soon(self._dial, peer, addresses)
+            case membership.Exchange(peer):
+                self._nursery.start_soon(self._exchange, peer)
+            case membership.Probe(peer):
+                self._nursery.start_soon(self._probe, peer)
+            case membership.Release(peer, reason):
+                self._nursery.start_soon(self._release, peer, reason)
+            case membership.Drop(peer, reason):
+                log.warning("dropping %s: it %s", short(peer), reason)
+                self._nursery.start_soon(self._hang_up, peer)
 
     async def _tick(self) -> None:
         while True:
@@ -259,6 +329,7 @@ class Mesh:
         except LeptonError as error:
             log.debug("dialling %s: %s", short(peer), error)
             self._note(membership.DialFailed(peer, refused=isinstance(error, Refused | PeerError)))
+            self._tell_waiting(peer)
 
     async def _hear(self, hints: trio.MemoryReceiveChannel[Hint]) -> None:
         async for hint in hints:

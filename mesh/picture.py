@@ -1,4 +1,4 @@
-"""The shell of the picture: says what this node states to all who are here, and reconciles with them one by one.
+"""The shell of the picture: says what this node states to all who are connected, and reconciles with them one by one.
 
 What changes is pushed to everyone at once; exchanges repair what got lost on the way. What is stated, kept and lacking
 is for the record store to say.
@@ -38,15 +38,20 @@ class Picture:
         calls: Calls,
         *,
         present: Callable[[], Collection[PeerId]],
+        connected: Callable[[], Collection[PeerId]],
         spawn: Callable[..., None],
         offend: Callable[[PeerId, str], None],
         rng: random.Random,
     ) -> None:
-        """``spawn`` starts a task of the node, as a nursery does; ``offend`` hears who broke the protocol, and how."""
+        """``present`` are the members that count as being here, ``connected`` those of them that can be told at once.
+
+        ``spawn`` starts a task of the node, as a nursery does; ``offend`` hears who broke the protocol, and how.
+        """
         self.store = store
         self._admission = admission
         self._calls = calls
         self._present = present
+        self._connected = connected
         self._spawn = spawn
         self._offend = offend
         self._rng = rng
@@ -98,9 +103,9 @@ class Picture:
     # -- pushing ------------------------------------------------------------------------------------------------------
 
     def _push(self, since: Digest) -> None:
-        """Tell all who are here what this node has said since these heads. What waits for one peer goes together."""
+        """Tell all who are connected what this node has said since these heads. What waits for a peer goes together."""
         self.notify()
-        for peer in sorted(self._present()):
+        for peer in sorted(self._connected()):
             if peer not in self._unsaid:
                 self._unsaid[peer] = None
                 self._spawn(self._push_to, peer)

@@ -63,6 +63,12 @@ class JoinGranted(Message, frozen=True, kw_only=True):
     refused: Text = ""
 
 
+class Part(Message, frozen=True, kw_only=True):
+    """'I give up our connection, and stay where I am': said before a connection is closed for want of use or room."""
+
+    reason: Text
+
+
 class Delta(Message, frozen=True, kw_only=True):
     """Records, and the chains of their owners so that any node can verify them.
 

@@ -16,10 +16,10 @@ from ..mesh.errors import LeptonError, LinkError, PeerError, Refused
 from ..mesh.grants import Authority
 from ..mesh.identity import Identity, PeerId
 from ..mesh.messages import Message, pack, unpack
-from ..mesh.protocol import Hello, HelloAnswer
+from ..mesh.protocol import Delta, Hello, HelloAnswer, Part
 from ..mesh.records import Record, RecordStore, SignedRecord
 from ..node.inference.session import Session
-from .calls import Answer, Calls, Done, Reply, Request
+from .calls import Answer, Calls, Done, Empty, Incoming, Method, Reply, Request
 from .network import Connection, Network
 from .records import Records
 from .world import Action, World
@@ -82,6 +82,7 @@ class Device:
         self.admission = Admission(credentials, self.me, world.unix_s)
         self.calls = Calls(world, network, self.me, admit=self._admitted, offend=self.offended)
         self._greeting: dict[PeerId, list[tuple[Connection, Request]]] = {}
+        self.calls.serve("mesh.part", Method("mesh", Part, self._answer_part))
         self.records = Records(self, machines.store(identity, disk.incarnation, disk.records), watch.published)
 
     @property
@@ -91,6 +92,10 @@ class Device:
     @property
     def present(self) -> set[PeerId]:
         return self.members.present
+
+    @property
+    def connected(self) -> set[PeerId]:
+        return self.members.connected
 
     def start(self) -> None:
         """Come to life: be reachable, announce oneself."""
@@ -127,8 +132,8 @@ class Device:
         done: Done | None = None,
         **how: object,
     ) -> None:
-        """Call a method of a present peer; see `Calls.call`."""
-        open_ones = self.connections.get(peer, []) if peer in self.present else []
+        """Call a method of a connected peer; see `Calls.call`."""
+        open_ones = self.connections.get(peer, []) if peer in self.connected else []
         connection = open_ones[-1] if open_ones else None
         self.calls.call(connection, method, message, answers, self._living(done), **how)  # type: ignore[arg-type]
 
@@ -154,23 +159,20 @@ class Device:
         self.connections.setdefault(peer, []).append(connection)
 
         def expire() -> None:
-            if connection.open_at[self.me] and peer not in self.present:
+            if connection.open_at[self.me] and peer not in self.connected:
                 self.refuse(peer, "connected and showed no grant")
                 self.hang_up(peer)
 
         self.after(limits.HANDSHAKE_TIMEOUT_S, expire)
 
     def on_closed(self, connection: Connection) -> None:
-        """Take the end of a connection; with the last one a peer is absent."""
+        """Take the end of a connection; with the last one a peer is no more connected."""
         peer = connection.other(self.me)
         left = [other for other in self.connections.get(peer, []) if other is not connection]
         self.connections[peer] = left
         self.calls.closed(connection)
-        if not left and peer in self.present:
-            self._left(self.me, peer)
+        if not left and peer in self.connected:
             self.note(membership.Disconnected(peer))
-            for listener in self.on_absent:
-                listener(peer)
 
     def hang_up(self, peer: PeerId) -> None:
         for connection in list(self.connections.get(peer, [])):
@@ -209,7 +211,7 @@ class Device:
             self.admission.admit(peer, result.message.chain, self.world.unix_s)
             if not connection.open_at[self.me]:
                 raise LinkError("the connection is gone")
-            self.note(membership.Connected(peer))
+            self.note(membership.Connected(peer, dialled=True))
         except LeptonError as error:
             if refused := isinstance(error, Refused | PeerError):
                 self.refuse(peer, str(error))
@@ -236,7 +238,7 @@ class Device:
         self.network.send(connection, self.me, Reply(request.number, "", "", payload, b""), len(payload))
 
     def _admitted(self, peer: PeerId) -> Authority:
-        if peer not in self.present:
+        if peer not in self.connected:
             raise Refused("A call came before a grant of this mesh was shown.")
         return self.admission.authority(peer)
 
@@ -269,6 +271,10 @@ class Device:
                     self._dial(peer)
                 case membership.Exchange(peer):
                     self.records.exchange(peer)
+                case membership.Probe(peer):
+                    self._probe(peer)
+                case membership.Release(peer, reason):
+                    self._release(peer, reason)
                 case membership.Drop(peer, reason):
                     self.tell(f"drops {self.world.called(peer)}: it {reason}")
                     self.after(0.0, lambda gone=peer: self.hang_up(gone))  # type: ignore[misc]
@@ -276,6 +282,33 @@ class Device:
             came, went = sorted(self.present - before), sorted(before - self.present)
             self.tell(" ".join([f"+{self.world.called(p)}" for p in came] + [f"-{self.world.called(p)}" for p in went]))
             self.records.changed()
+            for peer in went:
+                self._left(self.me, peer)
+                for listener in self.on_absent:
+                    listener(peer)
+
+    def _probe(self, peer: PeerId) -> None:
+        """Close a connection that carries nothing any more."""
+
+        def probed(result: Answer | LeptonError) -> None:
+            if isinstance(result, LinkError):
+                self.hang_up(peer)
+
+        self.call(peer, "mesh.push", Delta(), Empty, probed, timeout_s=limits.PROBE_TIMEOUT_S)
+
+    def _release(self, peer: PeerId, reason: str) -> None:
+        """Give up a connection, and tell the peer that it is not for good."""
+
+        def told(_result: Answer | LeptonError) -> None:
+            self.note(membership.Parting(peer))
+            self.hang_up(peer)
+
+        self.tell(f"gives up {self.world.called(peer)}: {reason}")
+        self.call(peer, "mesh.part", Part(reason=reason), Empty, told, timeout_s=limits.PROBE_TIMEOUT_S)
+
+    def _answer_part(self, call: Incoming) -> Answer:
+        self.note(membership.Parting(call.caller))
+        return Answer(Empty())
 
     def _tick(self) -> None:
         """Call the machine at its deadline, which may move in either direction meanwhile."""

@@ -53,9 +53,9 @@ class Records:
         return [(record, record.value(value)) for record in self.store.live(kind, self._device.present)]
 
     def _push(self, since: Digest) -> None:
-        """Tell all who are here what this device has said since these heads. What waits for one peer goes together."""
+        """Tell all who are connected what this device has said since these heads; what waits for one goes together."""
         self._written()
-        for peer in sorted(self._device.present):
+        for peer in sorted(self._device.connected):
             if peer not in self._unsaid:
                 self._unsaid[peer] = None
                 self._device.after(0.0, lambda to=peer: self._push_to(to))  # type: ignore[misc]

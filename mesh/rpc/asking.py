@@ -136,6 +136,11 @@ class Asking:
         return call not in self._pending
 
     @property
+    def in_flight(self) -> int:
+        """Calls without a last word, cancelled ones included."""
+        return self._machine.in_flight
+
+    @property
     def next_call(self) -> int:
         return self._machine.next_call
 

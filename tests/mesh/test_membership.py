@@ -22,8 +22,15 @@ from lepton.mesh.membership import (
     Exchange,
     Exchanged,
     Expired,
+    Gone,
+    Heard,
     Hinted,
     Membership,
+    Needed,
+    Parting,
+    Probe,
+    Release,
+    Unsettled,
 )
 
 ME, A, B = PeerId("me"), PeerId("a"), PeerId("b")
@@ -218,10 +225,10 @@ def test_forged_hints_are_bounded_and_push_out_nobody_who_was_here() -> None:
         members.handle(Hinted(PeerId(f"forged {n}"), ELSEWHERE), now)
         members.handle(DialFailed(PeerId(f"forged {n}")), now)
         members.handle(Hinted(A, (f"/ip4/10.9.9.9/tcp/{n}",)), now)
-    assert len(members._known) == limits.HINTED_PEERS_MAX
-    assert {A, B} < set(members._known)
-    assert len(members._known[A].addresses) == limits.HINTED_ADDRESSES_MAX
-    assert set(AT_A) < set(members._known[A].addresses)
+    assert len(members.book) == limits.HINTED_PEERS_MAX + 2
+    assert {A, B} < set(members.book)
+    assert len(members.book.addresses(A)) == limits.HINTED_ADDRESSES_MAX
+    assert set(AT_A) < set(members.book.addresses(A))
 
 
 def test_when_all_whom_one_knows_matter_a_new_hint_has_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +255,183 @@ def test_once_a_period_one_present_peer_is_asked() -> None:
     assert set(asked) == peers
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert all(0.8 * CONFIG.exchange_interval_s <= gap <= 1.2 * CONFIG.exchange_interval_s + 1e-6 for gap in gaps)
+
+
+# -- a mesh too large for everybody to be connected to everybody ------------------------------------------------------
+
+
+CROWD = tuple(PeerId(f"peer {n}") for n in range(100))
+
+
+def in_a_crowd(seed: int = 1) -> Membership:
+    """Who has heard of a hundred members, knows where they are, and is connected to those beside it."""
+    members = machine(seed)
+    members.handle(Heard(CROWD), 0.0)
+    for peer in CROWD:
+        members.handle(Hinted(peer, (f"/ip4/10.1.0.1/tcp/{peer[5:]}",), signed=True), 0.0)
+    for peer in sorted(members.neighbours.wanted):
+        members.handle(Connected(peer, dialled=True), 0.0)
+    return members
+
+
+def test_in_a_large_mesh_only_those_beside_one_are_dialled_and_one_of_the_absent_now_and_then() -> None:
+    members = in_a_crowd()
+    assert members.present == set(CROWD)
+    assert members.connected == members.neighbours.wanted
+    for peer in sorted(members.book.dialling):  # dials from before so many were known
+        members.handle(DialFailed(peer), 0.0)
+    away = PeerId("away")
+    members.handle(Hinted(away, ELSEWHERE, signed=True), 0.0)
+    dialled = []
+    while members.deadline < 60.0:
+        now = members.deadline
+        for effect in members.handle(Expired(), now):
+            if isinstance(effect, Dial):
+                dialled.append(effect.peer)
+                members.handle(DialFailed(effect.peer), now)
+    assert set(dialled) == {away}
+    assert 2 <= len(dialled) <= 60 / (0.5 * CONFIG.reach_interval_s)
+
+
+def test_when_a_neighbour_is_gone_the_next_one_on_its_ring_is_dialled() -> None:
+    members = in_a_crowd()
+    gone = min(members.connected)
+    members.handle(Disconnected(gone), 1.0)
+    assert gone in members.present  # until those who hear of it say otherwise
+    before = members.neighbours.wanted
+    effects = members.handle(Gone((gone,)), 1.1)
+    assert gone not in members.present
+    new = members.neighbours.wanted - before
+    assert new
+    assert {effect.peer for effect in effects if isinstance(effect, Dial)} == new
+
+
+def test_a_connection_that_somebody_waits_for_is_dialled_at_once_and_once() -> None:
+    members = in_a_crowd()
+    peer = next(peer for peer in CROWD if not members.neighbours.wants(peer))
+    assert members.handle(Needed(peer), 1.0) == [Dial(peer, members.book.addresses(peer))]
+    assert members.handle(Needed(peer), 1.1) == []  # under way
+    members.handle(DialFailed(peer), 1.1)
+    assert members.handle(Needed(peer), 1.15) == []  # too soon: nobody was there a moment ago
+    assert members.handle(Needed(peer), 1.0 + CONFIG.redial_first_s) == [Dial(peer, members.book.addresses(peer))]
+    members.handle(Connected(peer, dialled=True), 1.3)
+    assert members.handle(Needed(peer), 1.4) == []
+    assert members.handle(Needed(PeerId("unheard of")), 1.4) == []
+
+
+def test_a_connection_that_is_nobodys_neighbour_is_given_up_in_the_end() -> None:
+    members = in_a_crowd()
+    peer = next(peer for peer in CROWD if not members.neighbours.wants(peer))
+    members.handle(Connected(peer, dialled=True), 1.0)
+    released = []
+    while members.deadline < 2.5 * CONFIG.linger_s:
+        now = members.deadline
+        released += [(now, effect.peer) for effect in members.handle(Expired(), now) if isinstance(effect, Release)]
+    assert {who for _, who in released} == {peer}
+    assert released[0][0] > CONFIG.linger_s
+
+
+def test_who_is_told_that_its_connection_is_given_up_takes_the_other_for_present_and_does_not_redial_at_once() -> None:
+    members = machine()
+    members.handle(Hinted(A, AT_A), 0.0)
+    members.handle(Connected(A), 0.0)
+    members.handle(Connected(B), 0.0)
+    members.handle(Exchanged(A, ok=True), 0.1)
+    members.handle(Parting(A), 1.0)
+    members.handle(Disconnected(A), 1.0)
+    assert members.present == {A, B}
+    assert members.connected == {B}
+    assert next_dial(members)[0] >= 1.0 + CONFIG.linger_s
+    members.handle(Gone((A,)), 2.0)
+    assert members.present == {B}
+
+
+def test_a_word_of_parting_from_who_is_not_connected_counts_for_nothing() -> None:
+    members = machine()
+    members.handle(Parting(A), 0.0)
+    assert members.present == set()
+
+
+def test_who_has_lost_every_connection_knows_of_nobody_that_it_is_here() -> None:
+    members = in_a_crowd()
+    neighbours = sorted(members.connected)
+    for peer in neighbours:
+        members.handle(Disconnected(peer), 1.0)
+    assert members.present == set()
+    assert members.neighbours.whole  # so it tries all of whom it knows
+    now, dialled = 1.0, set[PeerId]()
+    while dialled != set(CROWD):
+        dialled |= members.book.dialling
+        for peer in sorted(members.book.dialling):
+            members.handle(DialFailed(peer), now)
+        members.handle(Expired(), now)
+        now = max(now, members.deadline)
+        assert now < 10.0
+
+
+def test_no_more_dials_are_under_way_at_once_than_may_be_and_members_come_first() -> None:
+    members = machine()
+    dialled = []
+    for n in range(2 * limits.DIALS_MAX):
+        dialled += members.handle(Hinted(PeerId(f"forged {n}"), ELSEWHERE), 0.0)
+    assert len(dialled) == limits.DIALS_MAX
+    assert members.handle(Hinted(A, AT_A, signed=True), 1.0) == []
+    members.handle(DialFailed(PeerId("forged 0")), 1.0)
+    assert A in members.book.dialling
+
+
+# -- time that was not noticed -----------------------------------------------------------------------------------------
+
+
+def test_after_a_sleep_connections_are_probed_and_dials_begin_without_the_old_pauses() -> None:
+    members = machine()
+    members.handle(Hinted(A, AT_A), 0.0)
+    members.handle(Hinted(B, AT_B, signed=True), 0.0)
+    members.handle(Connected(A), 0.0)
+    now = 0.0
+    for _ in range(10):
+        members.handle(DialFailed(B), now)
+        now, _ = next_dial(members)
+    members.handle(DialFailed(B), now)
+    effects = members.handle(Unsettled(), now)
+    assert Probe(A) in effects
+    assert next_dial(members)[0] <= now + CONFIG.redial_first_s
+
+
+def test_a_deadline_missed_by_far_is_a_sleep_and_a_late_one_is_none() -> None:
+    members = machine()
+    members.handle(Connected(A), 0.0)
+    assert Probe(A) not in members.handle(Expired(), members.deadline + 0.9 * CONFIG.late_s)
+    assert Probe(A) in members.handle(Expired(), members.deadline + 1.1 * CONFIG.late_s)
+
+
+def test_a_member_that_stays_away_is_tried_for_ever_but_seldom() -> None:
+    members = machine()
+    members.handle(Hinted(A, AT_A, signed=True), 0.0)
+    members.handle(DialFailed(A), 0.0)
+    dials = []
+    while members.deadline < 3600.0:
+        now = members.deadline
+        for effect in members.handle(Expired(), now):
+            if isinstance(effect, Dial):
+                dials.append(now)
+                members.handle(DialFailed(A), now)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(dials)]
+    assert dials[-1] > 3600.0 - 2 * CONFIG.redial_lost_s
+    assert max(gaps[:10]) <= 1.5 * CONFIG.redial_most_s + 1e-6
+    assert min(gaps[-20:]) >= 0.5 * CONFIG.redial_lost_s
+
+
+def test_addresses_of_members_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "KNOWN_MEMBERS_MAX", 3)
+    members = machine()
+    members.handle(Hinted(A, AT_A, signed=True), 0.0)
+    members.handle(Connected(A), 0.0)
+    for n in range(5):
+        members.handle(Hinted(PeerId(f"member {n}"), AT_B, signed=True), float(n))
+        for peer in sorted(members.book.dialling):
+            members.handle(DialFailed(peer), float(n))
+    assert sorted(members.book) == [A, "member 3", "member 4"]  # who is here, and who was heard of last
 
 
 PEERS = [PeerId(f"peer {n}") for n in range(4)]
@@ -285,8 +469,9 @@ def test_any_story_keeps_the_invariant(seed: int, story: list[tuple[Event, float
                     under_way[peer] += 1
                     assert addresses
                     assert peer not in connected | {ME}
-                case Exchange(peer) | Drop(peer):
+                case Exchange(peer) | Drop(peer) | Probe(peer):
                     assert peer in connected
+        assert members.connected == connected
         assert members.present == connected
         assert all(count <= 1 for count in under_way.values())
         assert now < members.deadline < math.inf or not isinstance(event, Expired)
