@@ -439,6 +439,7 @@ class ItemStream(Generic[R]):
 
     async def __anext__(self) -> Answer[R]:
         asking, pending = self._asking, self._pending
+        self._inlet.let_go()
         with _limit(self._deadline, _too_late(asking.connection.peer_id, pending.method, self._timeout_s)):
             came = await asking.next_item(pending)
             if came is None:

@@ -60,6 +60,14 @@ class FrameDecoder:
         return bool(self._prefix)
 
     @property
+    def begun(self) -> object:
+        """Stands for the frame that has begun and is not complete, None without one: another frame is another object.
+
+        Whoever sees the same for too long is kept waiting on purpose.
+        """
+        return self._prefix or None
+
+    @property
     def bytes_wanted(self) -> int:
         """How many bytes complete the current part (prefix, header or body). Who reads no more stays inside a frame."""
         if self._header_bytes is None:

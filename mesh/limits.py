@@ -42,9 +42,21 @@ ASIDE_BYTES_PER_PEER_MAX: Final = (
     128 * MIB
 )  # requests' large buffers that are held here at once, reserved before reading
 TRANSFERS_PER_PEER_MAX: Final = 2  # that come to us at once; a third would only slow these down
+# What a peer may send for long: twice a gigabit's worth, and about half of what one core decrypts and sorts, so that
+# a flood leaves the other half to everybody else. Faster, it is not cut off: its connection is read later.
+RATE_BYTES_S: Final = 256 * MIB
+BURST_BYTES_MAX: Final = 64 * MIB  # and at once: the largest body
 ATTACHED_PER_PEER_MAX: Final = 32  # streams that wait for the call which they belong to; two for each call are in use
+PART_BYTES: Final = 256 * KIB  # of a large buffer has to come within TRANSFER_STALL_S: 9 kB/s, the slowest link we bear
 CONNECTIONS_MAX: Final = 256  # of all peers; a full mesh has 50
 STRANGERS_MAX: Final = 32  # connections that have not yet proved membership
+
+# -- all peers together -----------------------------------------------------------------------------------------------
+# What peers' streams and large buffers may take here: a quarter of the smallest device that runs a shard (2 GiB).
+MEMORY_BYTES_MAX: Final = 512 * MIB
+MEMORY_BYTES_PER_PEER_MAX: Final = 192 * MIB  # its large buffers, every stream's first window, and some wide ones
+MEMORY_KEPT_BYTES: Final = 64 * MIB  # the last part, for peers that hold little: some streams of 32 of them
+MEMORY_LITTLE_BYTES: Final = 2 * MIB
 
 # -- time -------------------------------------------------------------------------------------------------------------
 HANDSHAKE_TIMEOUT_S: Final = 10.0  # a Pi under load takes 1 to 2 s
@@ -52,7 +64,7 @@ DIAL_TIMEOUT_S: Final = 10.0
 CALL_TIMEOUT_S: Final = 10.0  # when the caller names no deadline
 CALL_TIMEOUT_S_MAX: Final = 600.0  # the longest deadline that a peer may ask for
 FRAME_TIMEOUT_S: Final = 30.0  # a frame once begun must be complete: the slow-loris bound
-TRANSFER_STALL_S: Final = 30.0  # large buffers that make no progress for so long are given up
+TRANSFER_STALL_S: Final = 30.0  # for each part of a large buffer, and for a peer to read something
 REASON_WAIT_S: Final = 1.0  # for the reason why a stream was reset to come on another: a round trip
 BUSY_RETRY_S: Final = 0.1  # the hint that goes with Busy: some calls' length
 PROBE_TIMEOUT_S: Final = 3.0  # for a connection to show that it still carries something: many round trips of a LAN

@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from .budget import Account, Bucket
 from .errors import LinkError, PeerError
 from .records_layer import Records
 from .tcp import Socket
@@ -64,11 +65,13 @@ class Muxer:
         initiator: bool,
         early: bytes = b"",
         config: YamuxConfig | None = None,
+        account: Account | None = None,
     ) -> None:
-        """``early`` is plaintext that came behind the handshake."""
+        """``early`` is plaintext that came behind the handshake, ``account`` the peer's part of the node's memory."""
         self._socket = socket
         self._records = records
-        self._yamux = Yamux(initiator=initiator, now=trio.current_time(), config=config)
+        self._yamux = Yamux(initiator=initiator, now=trio.current_time(), config=config, account=account)
+        self._bucket = Bucket(trio.current_time())
         self._early = early
         self._streams: dict[YamuxStream, MuxedStream] = {}
         self._inbound: dict[YamuxStream, MuxedStream] = {}
@@ -189,7 +192,9 @@ class Muxer:
                     await self._socket.readable()
                 elif size:
                     self._take(self._records.open(scratch[:size]))
-                    if size == READ_BYTES:
+                    if too_fast_s := self._bucket.spend(size, trio.current_time()):
+                        await trio.sleep(too_fast_s)  # what it sends meanwhile fills its own queues
+                    elif size == READ_BYTES:
                         await trio.lowlevel.checkpoint()
                     else:  # all that was there: to ask again would cost a system call and a task switch
                         await self._socket.readable()
@@ -336,6 +341,7 @@ class Muxer:
         self.reason = reason
         self._closing = True
         self._socket.close()
+        self._yamux.settle()
         self.closed.set()
         self._arrival.set()
         self._inbound.clear()

@@ -15,6 +15,7 @@ Invariants: at most one open connection for each peer; nothing of a connection i
 """
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -23,14 +24,15 @@ from typing import Final
 
 import trio
 
-from . import noise, tls
+from . import limits, noise, tls
+from .budget import Account, Budget
 from .dialler import race
 from .errors import Busy, LeptonError, LinkError, PeerError, Refused, UsageError
 from .identity import PeerId
 from .multistream import Answering, Asking
 from .muxer import MuxedStream, Muxer
 from .tcp import Address, Listener, Socket, connect, parse_address, parse_listen
-from .upgrade import Keys, secure
+from .upgrade import Keys, Secured, secure
 from .yamux import Buffer, YamuxConfig
 
 log = logging.getLogger(__name__)
@@ -106,7 +108,17 @@ class Stream(trio.abc.HalfCloseableStream):
 class Connection:
     """One sealed connection to one peer."""
 
-    def __init__(self, muxer: Muxer, socket: Socket, peer_id: PeerId, *, initiator: bool, security: str) -> None:
+    def __init__(
+        self,
+        muxer: Muxer,
+        socket: Socket,
+        peer_id: PeerId,
+        *,
+        account: Account,
+        initiator: bool,
+        security: str,
+    ) -> None:
+        self.account = account  # the peer's part of this node's memory
         self._muxer = muxer
         self._socket = socket
         self.peer_id = peer_id
@@ -131,8 +143,9 @@ class Connection:
         return self._muxer.reason
 
     async def open_stream(self, protocol: str) -> Stream:
-        """Open a stream and agree on its protocol. Raises LinkError when the connection is closed or the peer
-        refuses.
+        """Open a stream and agree on its protocol.
+
+        Raises LinkError when the connection is closed or the peer refuses, Busy when as many are open as may be.
         """
         muxed = self._muxer.open_stream()
         try:
@@ -222,8 +235,10 @@ class Transport:
         handlers: Mapping[str, StreamHandler],
         on_connection: ConnectionHandler,
         config: YamuxConfig | None,
+        budget: Budget,
     ) -> None:
         self.peer_id = peer_id
+        self.budget = budget
         self.addresses: tuple[str, ...] = ()
         self._keys = keys
         self._nursery = nursery
@@ -232,6 +247,7 @@ class Transport:
         self._config = config
         self._table: dict[PeerId, Connection] = {}  # every open connection, one a peer
         self._ready: dict[PeerId, Connection] = {}  # those that on_connection let in
+        self._alive: Counter[PeerId] = Counter()  # connections of each peer that are not closed
         self._changed = trio.Event()
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._handshakes = trio.CapacityLimiter(HANDSHAKES_MAX)
@@ -244,7 +260,8 @@ class Transport:
     async def dial(self, peer_id: PeerId, addresses: Sequence[str], *, timeout_s: float) -> Connection:
         """Connect to a peer at any of its addresses, or return the connection that there is.
 
-        Raises LinkError naming each address and why it failed, Refused when ``on_connection`` turned the peer away.
+        Raises LinkError naming each address and why it failed, Refused when ``on_connection`` turned the peer away,
+        Busy when there are as many connections as may be.
         """
         if peer_id == self.peer_id:
             msg = f"{peer_id} is this node itself; dial another."
@@ -294,8 +311,15 @@ class Transport:
                 msg = f"no handshake in {HANDSHAKE_TIMEOUT_S:g} s."
                 raise LinkError(msg) from error
             raise
-        muxer = Muxer(socket, secured.records, initiator=True, early=secured.early, config=self._config)
-        return Connection(muxer, socket, peer_id, initiator=True, security=secured.records.name)
+        return self._connection(socket, secured, initiator=True)
+
+    def _connection(self, socket: Socket, secured: Secured, *, initiator: bool) -> Connection:
+        peer_id = PeerId(secured.peer_id)
+        account = self.budget.account(peer_id)
+        muxer = Muxer(
+            socket, secured.records, initiator=initiator, early=secured.early, config=self._config, account=account
+        )
+        return Connection(muxer, socket, peer_id, account=account, initiator=initiator, security=secured.records.name)
 
     def _discard(self, connection: Connection) -> None:
         connection._socket.close()  # noqa: SLF001  it lost the race and was never run
@@ -332,13 +356,17 @@ class Transport:
         except BaseException:
             socket.close()
             raise
-        muxer = Muxer(socket, secured.records, initiator=False, early=secured.early, config=self._config)
-        return Connection(muxer, socket, PeerId(secured.peer_id), initiator=False, security=secured.records.name)
+        return self._connection(socket, secured, initiator=False)
 
     # -- one connection a peer ----------------------------------------------------------------------------------------
 
     async def _bring_up(self, new: Connection) -> Connection:
-        """Run a connection, settle which of two stays, and let its owner admit it. Raises LinkError or Refused."""
+        """Run a connection, settle which of two stays, and let its owner admit it. Raises LinkError, Refused, Busy."""
+        try:
+            self._make_room_for(new)
+        except Busy:
+            self._discard(new)
+            raise
         self._nursery.start_soon(self._run, new)
         try:
             if not await self._wins(new):
@@ -356,6 +384,16 @@ class Transport:
             new._muxer.abort("it was not let in")  # noqa: SLF001
             raise
         return new
+
+    def _make_room_for(self, new: Connection) -> None:
+        """Count a connection, until it is closed. Raises Busy for one too many."""
+        if self._alive[new.peer_id] >= limits.CONNECTIONS_PER_PEER_MAX:
+            msg = f"{new.peer_id} has {self._alive[new.peer_id]} connections already, older ones that are closing too."
+            raise Busy(msg)
+        if self._alive.total() >= limits.CONNECTIONS_MAX:
+            msg = f"This node has {limits.CONNECTIONS_MAX} connections, all that it takes."
+            raise Busy(msg)
+        self._alive[new.peer_id] += 1
 
     async def _wins(self, new: Connection) -> bool:
         """Two simultaneous dials: the connection dialled by the smaller id stays. Else the newer, if the older is
@@ -408,6 +446,9 @@ class Transport:
         try:
             await connection._muxer.run()  # noqa: SLF001
         finally:
+            self._alive[connection.peer_id] -= 1
+            if not self._alive[connection.peer_id]:
+                del self._alive[connection.peer_id]
             for table in (self._table, self._ready):
                 if table.get(connection.peer_id) is connection:
                     del table[connection.peer_id]
@@ -471,12 +512,14 @@ async def open_transport(
     handlers: Mapping[str, StreamHandler],
     security: Sequence[str] | None = None,
     config: YamuxConfig | None = None,
+    budget: Budget | None = None,
 ) -> AsyncIterator[Transport]:
     """Listen, and carry connections until the block ends; then all of them are closed.
 
     ``on_connection`` is awaited for every new connection before any of its streams is served. It turns the peer away by
     raising Refused (or any other exception), and may use ``open_stream`` and ``accept_stream`` to ask who it is.
-    ``handlers`` maps protocol ids to what serves them; a handler that returns closes its stream.
+    ``handlers`` maps protocol ids to what serves them; a handler that returns closes its stream. ``budget`` is the
+    memory for what all peers send.
 
     Raises UsageError when an address cannot be listened on, naming the port.
     """
@@ -485,7 +528,9 @@ async def open_transport(
         _open_listeners([*dict.fromkeys(map(parse_listen, listen))], listeners)
         async with trio.open_nursery() as nursery:
             keys = Keys(identity, tuple(security or (NOISE, TLS)))
-            transport = Transport(keys, PeerId(identity.peer_id), nursery, handlers, on_connection, config)
+            transport = Transport(
+                keys, PeerId(identity.peer_id), nursery, handlers, on_connection, config, budget or Budget()
+            )
             transport.addresses = tuple(str(listener.address) for listener in listeners)
             for listener in listeners:
                 nursery.start_soon(transport._listen, listener)  # noqa: SLF001

@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
-from .errors import LinkError, PeerError
+from . import limits
+from .budget import Account
+from .errors import Busy, LinkError, PeerError
 
 PROTOCOL: Final = "/yamux/1.0.0"
 HEADER: Final = struct.Struct("!BBHII")  # version, type, flags, stream id, length
@@ -64,9 +66,9 @@ class YamuxConfig:
     """What one connection may hold, and how long silence lasts before it counts as death."""
 
     window_bytes: int = 4 * 1024 * 1024  # in flight for each stream: 1 Gbit/s at 32 ms; Noise on a LAN needs 1 MiB
-    memory_bytes_max: int = 96 * 1024 * 1024  # 256 streams' initial windows and 8 full ones
-    streams_max: int = 128  # open at once, for each direction
-    pending_max: int = 64  # inbound streams that nobody has accepted yet
+    memory_bytes_max: int = 48 * 1024 * 1024  # 64 streams' initial windows and 8 full ones
+    streams_max: int = limits.STREAMS_PER_PEER_MAX  # open at once, for each direction
+    pending_max: int = 32  # inbound streams that nobody has accepted yet
     frame_bytes_max: int = 65507  # header + this = 65,519, the plaintext of one Noise message
     ping_after_s: float = 5.0  # silence before we ask
     dead_after_s: float = 15.0  # silence after we asked; a busy Pi stalls for seconds
@@ -150,7 +152,11 @@ Event = Opened | Readable | Widened | WasReset | Ponged | WentAway | Died
 class Yamux:
     """One side of one connection."""
 
-    def __init__(self, *, initiator: bool, now: float, config: YamuxConfig | None = None) -> None:
+    def __init__(
+        self, *, initiator: bool, now: float, config: YamuxConfig | None = None, account: Account | None = None
+    ) -> None:
+        """``account`` is the peer's part of the node's memory; without one only ``config`` bounds the connection."""
+        self._account = account
         self.config = config or YamuxConfig()
         self.streams: dict[int, YamuxStream] = {}
         self.remote_left = False
@@ -261,6 +267,7 @@ class Yamux:
             or self._counts[True] >= self.config.streams_max
             or self._pending >= self.config.pending_max
             or self._granted + INITIAL_WINDOW > self.config.memory_bytes_max
+            or not self._affords_a_stream()
         ):
             self._answer(Kind.WINDOW, Flag.RST, stream_id, 0)
             return None
@@ -332,7 +339,7 @@ class Yamux:
     # -- commands -----------------------------------------------------------------------------------------------------
 
     def open(self) -> YamuxStream:
-        """Open a stream. Raises LinkError when the remote leaves, or as many are open as one connection may have."""
+        """Open a stream. Raises LinkError when the remote leaves, Busy when as many are open as may be."""
         if self._left or self.remote_left:
             msg = "The connection is closing and opens no more streams; dial the peer again."
             raise LinkError(msg)
@@ -341,7 +348,9 @@ class Yamux:
             or self._granted + INITIAL_WINDOW > self.config.memory_bytes_max
         ):
             msg = f"{self._counts[False]} streams are open on this connection, all that it takes; wait for one to end."
-            raise LinkError(msg)
+            raise Busy(msg, limits.BUSY_RETRY_S)
+        if self._account is not None:
+            self._account.reserve(INITIAL_WINDOW)
         stream = self._add(YamuxStream(self._next_id, inbound=False))
         self._next_id += 2
         self._control(Kind.WINDOW, Flag.SYN, stream.id, self._grow(stream))
@@ -531,6 +540,20 @@ class Yamux:
 
     # -- accounts -----------------------------------------------------------------------------------------------------
 
+    def settle(self) -> None:
+        """The connection is over: give its memory back. What is still read here afterwards is on nobody's account."""
+        account, self._account = self._account, None
+        if account is not None:
+            account.release(self._granted)
+
+    def _affords_a_stream(self) -> bool:
+        try:
+            if self._account is not None:
+                self._account.reserve(INITIAL_WINDOW)
+        except Busy:
+            return False
+        return True
+
     def _add(self, stream: YamuxStream) -> YamuxStream:
         self.streams[stream.id] = stream
         self._counts[stream.inbound] += 1
@@ -542,6 +565,8 @@ class Yamux:
         delta = self.config.window_bytes - stream.granted
         kept = 2 * self.config.streams_max * INITIAL_WINDOW  # so that wide streams never keep narrow ones from opening
         if delta <= 0 or kept + self._extra + delta > self.config.memory_bytes_max:
+            return 0
+        if self._account is not None and not self._account.widen(delta):
             return 0
         self._granted += delta
         self._extra += delta
@@ -565,6 +590,8 @@ class Yamux:
         del self.streams[stream.id]
         self._counts[stream.inbound] -= 1
         self._granted -= stream.granted
+        if self._account is not None:
+            self._account.release(stream.granted)
         self._extra -= stream.granted - INITIAL_WINDOW
         if not stream.accepted:
             stream.accepted = True

@@ -126,6 +126,7 @@ class Asking:
             receive=self._machine.receive,
             take=self._machine.take,
             handle=self._handle,
+            begun=self._machine.begun,
             finish=self._machine.finish,
             end=self._ended,
         )
@@ -289,7 +290,7 @@ class Asking:
         return Outlet(self.connection, Key(pending.id, to_caller=False), self._counts)
 
     def inlet(self, pending: Pending) -> Inlet:
-        return Inlet(self._attached, Key(pending.id, to_caller=True), self._counts)
+        return Inlet(self._attached, Key(pending.id, to_caller=True), self._counts, self.connection.account)
 
     # -- the channel's word -------------------------------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ from typing import NamedTuple, Self
 import trio
 
 from .. import limits
+from ..budget import Account
 from ..errors import PeerError
-from ..tensors import Array
+from ..tensors import Array, size_bytes
 from ..transport import Connection, Stream
 from . import headers
 from .bulk import Bulk, Source, receive_arrays, send_buffers, send_source, size_of
@@ -142,17 +143,25 @@ class Outlet:
 
 
 class Inlet:
-    """The other side's large buffers of one call."""
+    """The other side's large buffers of one call; until ``close`` their memory is on the peer's account."""
 
-    def __init__(self, attached: Attached, key: Key, counts: Counts) -> None:
+    def __init__(self, attached: Attached, key: Key, counts: Counts, account: Account) -> None:
         self._attached = attached
         self._key = key
         self._counts = counts
+        self._account = account
+        self._held_bytes = 0
 
     async def arrays(self, header: Content) -> list[Array]:
-        """Receive the tensors that a header announced; their sizes were checked. Raises LinkError, PeerError."""
+        """Receive the tensors that a header announced; their sizes were checked.
+
+        Raises Busy before anything is read when this node has no memory for them, LinkError, PeerError.
+        """
         if not header.tensors:
             return []
+        size = sum(map(size_bytes, header.tensors))
+        self._account.reserve(size)
+        self._held_bytes += size
         stream = await self._attached.claim(self._key)
         arrays = await receive_arrays(stream, header.tensors)
         self._counts.received += sum(array.nbytes for array in arrays)
@@ -164,7 +173,13 @@ class Inlet:
         self._counts.received += header.bulk_bytes
         return Bulk(stream, header.bulk_bytes)
 
+    def let_go(self) -> None:
+        """What was read is somebody else's now."""
+        held, self._held_bytes = self._held_bytes, 0
+        self._account.release(held)
+
     def close(self) -> None:
+        self.let_go()
         self._attached.release(self._key)
 
     def __enter__(self) -> Self:

@@ -87,20 +87,29 @@ async def _send(stream: Stream, views: Sequence[memoryview]) -> None:
 
 
 async def receive_exactly(stream: Stream, into: memoryview) -> None:
-    """Fill a buffer. Raises LinkError when it breaks or stalls, PeerError when it ends early."""
+    """Fill a buffer. Raises LinkError when it breaks or is too slow, PeerError when it ends early.
+
+    Each ``limits.PART_BYTES`` have ``limits.TRANSFER_STALL_S``: a byte now and then does not hold the memory.
+    """
+    for start in range(0, into.nbytes, limits.PART_BYTES):
+        await _receive_part(stream, into[start : start + limits.PART_BYTES], into.nbytes - start)
+
+
+async def _receive_part(stream: Stream, into: memoryview, left: int) -> None:
     at = 0
+    deadline = trio.current_time() + limits.TRANSFER_STALL_S
     while at < into.nbytes:
         try:
-            with trio.fail_after(limits.TRANSFER_STALL_S):
+            with trio.fail_at(deadline):
                 size = await stream.receive_into(into[at:])
         except trio.TooSlowError as error:
-            msg = f"A transfer from {stream.peer_id} made no progress for {limits.TRANSFER_STALL_S:g} s."
+            msg = f"A transfer from {stream.peer_id} brought {at} B in {limits.TRANSFER_STALL_S:g} s: too slow."
             raise LinkError(msg) from error
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             msg = f"A transfer from {stream.peer_id} broke: {error}."
             raise LinkError(msg) from error
         if not size:
-            msg = f"A transfer ended {into.nbytes - at} B before its announced end."
+            msg = f"A transfer ended {left - at} B before its announced end."
             raise PeerError(msg)
         at += size
 

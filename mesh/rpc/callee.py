@@ -107,6 +107,10 @@ class Callee:
         """When ``tick`` wants to be called at the latest."""
         return min([call.deadline for call in self._calls.values()], default=NEVER)
 
+    def begun(self) -> object:
+        """The incoming frame that is not complete, as ``FrameDecoder.begun``."""
+        return self._decoder.begun
+
     def finish(self) -> None:
         """Note the end of the stream. Raises PeerError when it comes inside a frame."""
         self._decoder.end()

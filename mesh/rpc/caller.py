@@ -95,6 +95,10 @@ class Caller:
         """Calls without a last word, cancelled ones included."""
         return len(self._calls)
 
+    def begun(self) -> object:
+        """The incoming frame that is not complete, as ``FrameDecoder.begun``."""
+        return self._decoder.begun
+
     def finish(self) -> None:
         """Note the end of the stream. Raises PeerError when it comes inside a frame."""
         self._decoder.end()

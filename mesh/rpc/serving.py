@@ -64,6 +64,7 @@ class Serving:
             receive=lambda data: self.machine.receive(data, trio.current_time()),
             take=self.machine.take,
             handle=self._handle,
+            begun=self.machine.begun,
             finish=self.machine.finish,
             end=self._ended,
         )
@@ -178,7 +179,9 @@ class Job:
         self.waiting: deque[ItemCame] = deque()
         self.moved = trio.Event()
         self.ended = False
-        self._inlet = Inlet(serving.attached, Key(asked.call, to_caller=False), serving.counts)
+        self._inlet = Inlet(
+            serving.attached, Key(asked.call, to_caller=False), serving.counts, serving.connection.account
+        )
         self._outlet = Outlet(serving.connection, Key(asked.call, to_caller=True), serving.counts)
 
     def stop(self) -> None:
@@ -217,6 +220,7 @@ class Job:
         """Nothing more is done for this call: an error is its last word, without one the word was given."""
         machine = self._serving.machine
         self._outlet.abandon()
+        self._inlet.let_go()
         if self._serving.attached:
             self._inlet.close()
         if error is not None:
@@ -264,6 +268,7 @@ class Job:
     async def __anext__(self) -> Answer[Any]:
         """The next item of a client stream."""
         await trio.lowlevel.checkpoint()
+        self._inlet.let_go()  # the handler has done with the item before
         while not self.waiting:
             if self.ended:
                 raise StopAsyncIteration

@@ -9,7 +9,7 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["lepton.mesh.yamux"]):
-    from lepton.mesh.errors import LinkError, PeerError
+    from lepton.mesh.errors import Busy, LinkError, PeerError
     from lepton.mesh.yamux import HEADER, INITIAL_WINDOW, Yamux, YamuxConfig, YamuxStream
 
 CONFIG = YamuxConfig(
@@ -85,7 +85,7 @@ def test_one(raw: bytes) -> None:
             else:
                 try:
                     command(machine, data, now)
-                except LinkError:
+                except (Busy, LinkError):
                     continue
             check(machine)
     except PeerError:
