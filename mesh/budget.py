@@ -98,24 +98,22 @@ class Account:
 
 
 class Bucket:
-    """A token bucket: how long a peer is to be left unread, after so many bytes were read from it.
+    """A token bucket: how long a peer is to be left alone, after so much of something was taken from it.
 
-    It may go into debt once, since what one wake-up brings is known only when it is here; the debt is paid by waiting.
+    It may go into debt, since what one wake-up brings is known only when it is here; the debt is paid by waiting.
     """
 
-    __slots__ = ("_at", "_burst_bytes", "_bytes_per_s", "_level")
+    __slots__ = ("_at", "_burst", "_level", "_per_s")
 
-    def __init__(
-        self, now: float, *, bytes_per_s: float = limits.RATE_BYTES_S, burst_bytes: float = limits.BURST_BYTES_MAX
-    ) -> None:
-        self._bytes_per_s: Final = bytes_per_s
-        self._burst_bytes: Final = burst_bytes
-        self._level = burst_bytes
+    def __init__(self, now: float, *, per_s: float, burst: float) -> None:
+        self._per_s: Final = per_s
+        self._burst: Final = burst
+        self._level = burst
         self._at = now
 
-    def spend(self, size_bytes: int, now: float) -> float:
-        """Count bytes that were read; returns the seconds until the next may be, 0.0 for at once."""
-        level = self._level + (now - self._at) * self._bytes_per_s
+    def spend(self, amount: float, now: float) -> float:
+        """Count what was taken; returns the seconds until the next may be, 0.0 for at once."""
+        level = self._level + (now - self._at) * self._per_s
         self._at = now
-        self._level = level = min(level, self._burst_bytes) - size_bytes
-        return -level / self._bytes_per_s if level < 0 else 0.0
+        self._level = level = min(level, self._burst) - amount
+        return -level / self._per_s if level < 0 else 0.0

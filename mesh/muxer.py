@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from . import limits
 from .budget import Account, Bucket
 from .errors import LinkError, PeerError
 from .records_layer import Records
@@ -71,7 +72,7 @@ class Muxer:
         self._socket = socket
         self._records = records
         self._yamux = Yamux(initiator=initiator, now=trio.current_time(), config=config, account=account)
-        self._bucket = Bucket(trio.current_time())
+        self._bucket = Bucket(trio.current_time(), per_s=limits.RATE_BYTES_S, burst=limits.BURST_BYTES_MAX)
         self._early = early
         self._streams: dict[YamuxStream, MuxedStream] = {}
         self._inbound: dict[YamuxStream, MuxedStream] = {}
@@ -87,6 +88,7 @@ class Muxer:
         self._held = False  # frames are being taken in or out, so others wait
         self._remote_ended = trio.Event()
         self.reason = ""  # why it is closed
+        self.offence = ""  # what the peer did against the rules
         self.closed = trio.Event()
 
     # -- the owner's side ---------------------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ class Muxer:
                     break
             self._fail("the peer closed the connection")
         except PeerError as error:
-            log.info("A peer broke the protocol: %s", error)
+            self.offence = str(error)
             self._yamux.leave(GoAway.PROTOCOL_ERROR)
             self._last_words()
             self._fail(str(error))

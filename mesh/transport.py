@@ -366,6 +366,7 @@ class Transport:
             self._make_room_for(new)
         except Busy:
             self._discard(new)
+            log.warning("One connection of %s too many is closed.", new.peer_id)
             raise
         self._nursery.start_soon(self._run, new)
         try:
@@ -388,7 +389,7 @@ class Transport:
     def _make_room_for(self, new: Connection) -> None:
         """Count a connection, until it is closed. Raises Busy for one too many."""
         if self._alive[new.peer_id] >= limits.CONNECTIONS_PER_PEER_MAX:
-            msg = f"{new.peer_id} has {self._alive[new.peer_id]} connections already, older ones that are closing too."
+            msg = f"{new.peer_id} has {self._alive[new.peer_id]} connections already, those that are closing included."
             raise Busy(msg)
         if self._alive.total() >= limits.CONNECTIONS_MAX:
             msg = f"This node has {limits.CONNECTIONS_MAX} connections, all that it takes."
@@ -445,6 +446,8 @@ class Transport:
     async def _run(self, connection: Connection) -> None:
         try:
             await connection._muxer.run()  # noqa: SLF001
+            if offence := connection._muxer.offence:  # noqa: SLF001
+                log.warning("%s broke the protocol and is hung up on: %s", connection.peer_id, offence)
         finally:
             self._alive[connection.peer_id] -= 1
             if not self._alive[connection.peer_id]:

@@ -20,7 +20,7 @@ from enum import IntEnum
 from typing import Final
 
 from . import limits
-from .budget import Account
+from .budget import Account, Bucket
 from .errors import Busy, LinkError, PeerError
 
 PROTOCOL: Final = "/yamux/1.0.0"
@@ -175,6 +175,7 @@ class Yamux:
         self._body_left = 0
         self._body_stream: YamuxStream | None = None
         self._body_ends = False
+        self._refusals = Bucket(now, per_s=limits.STREAMS_PER_PEER_MAX, burst=limits.STREAM_REFUSALS_MAX)
         self._heard_at = now
         self._pinged_at: float | None = None  # a keep-alive ping without answer yet
         self._ping_taken = self._ping_flushed = False
@@ -270,6 +271,9 @@ class Yamux:
             or not self._affords_a_stream()
         ):
             self._answer(Kind.WINDOW, Flag.RST, stream_id, 0)
+            if self._refusals.spend(1, self._heard_at):
+                msg = f"The peer opens streams without end: {limits.STREAM_REFUSALS_MAX} were refused."
+                raise PeerError(msg)
             return None
         stream = self._add(YamuxStream(stream_id, inbound=True, accepted=False))
         self._pending += 1

@@ -78,7 +78,7 @@ def test_no_history_gives_out_more_than_there_is(steps: list[tuple[PeerId, str, 
 
 
 def test_who_sends_a_burst_is_read_on_and_who_goes_on_is_read_later() -> None:
-    bucket = Bucket(now=5.0)
+    bucket = Bucket(now=5.0, per_s=limits.RATE_BYTES_S, burst=limits.BURST_BYTES_MAX)
     assert bucket.spend(limits.BURST_BYTES_MAX, now=5.0) == 0.0
     assert bucket.spend(1, now=5.0) == pytest.approx(1 / limits.RATE_BYTES_S)
     assert bucket.spend(limits.RATE_BYTES_S, now=5.0) == pytest.approx(1.0, rel=1e-6)
@@ -86,14 +86,14 @@ def test_who_sends_a_burst_is_read_on_and_who_goes_on_is_read_later() -> None:
 
 
 def test_a_long_silence_is_worth_one_burst() -> None:
-    bucket = Bucket(now=0.0, bytes_per_s=10, burst_bytes=50)
+    bucket = Bucket(now=0.0, per_s=10, burst=50)
     assert bucket.spend(50, now=1e6) == 0.0
     assert bucket.spend(20, now=1e6) == 2.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.floats(0, 3)), min_size=1))
 def test_whoever_waits_as_told_sends_no_faster_than_the_rate(reads: list[tuple[int, float]]) -> None:
-    bucket, now, total = Bucket(now=0.0, bytes_per_s=100, burst_bytes=300), 0.0, 0
+    bucket, now, total = Bucket(now=0.0, per_s=100, burst=300), 0.0, 0
     for size, pause in reads:
         now += pause
         assert total <= 300 + 100 * now + 1e-6 * total
