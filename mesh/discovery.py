@@ -32,6 +32,7 @@ from .tcp import parse_address
 SERVICE_TYPE = "_lepton._tcp.local."
 _HINTS_MAX = 256  # waiting hints; a flood on the LAN drops the newest, and the next announcement repeats them
 _RESOLVE_TIMEOUT_MS = 2000
+_REGISTER_TIMEOUT_S = 10.0  # it takes a millisecond on a thread of its own
 _TAG_BYTES = 8
 
 log = logging.getLogger(__name__)
@@ -186,8 +187,17 @@ async def _announce(zeroconf: Zeroconf, mesh: PeerId, said: Announcement) -> Ser
         server=f"{instance}.local.",
         parsed_addresses=list(said.addresses),
     )
-    await trio.to_thread.run_sync(zeroconf.register_service, info)
+    await trio.to_thread.run_sync(_register, zeroconf, info)
     return info
+
+
+def _register(zeroconf: Zeroconf, info: ServiceInfo) -> None:
+    """Say it and answer whoever asks from now on. RFC 6762, section 8.1: who knows that nobody else has a name, as with
+    64 random bits, should not probe for it first; and nobody waits here for the repetitions of it. Saves 1.6 s.
+    """
+    assert zeroconf.loop is not None
+    said = zeroconf.async_register_service(info, cooperating_responders=True)
+    asyncio.run_coroutine_threadsafe(said, zeroconf.loop).result(_REGISTER_TIMEOUT_S)
 
 
 def _stop(zeroconf: Zeroconf, browser: ServiceBrowser, info: ServiceInfo | None) -> None:
