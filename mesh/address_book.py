@@ -24,7 +24,6 @@ class _Entry:
     dial_at: float
     pause_s: float
     dialled_at: float = -math.inf
-    lasting: bool = False
     proven: bool = False  # was here once, or signed a record of its addresses
 
 
@@ -38,7 +37,7 @@ class AddressBook:
     dialling: set[PeerId] = field(default_factory=set)
     here: set[PeerId] = field(default_factory=set)  # those that are connected
     _entries: dict[PeerId, _Entry] = field(default_factory=dict)
-    _hearsay: set[PeerId] = field(default_factory=set)  # those that are neither proven nor lasting
+    _hearsay: set[PeerId] = field(default_factory=set)  # those that are not proven
 
     def __contains__(self, peer: object) -> bool:
         return peer in self._entries
@@ -55,9 +54,7 @@ class AddressBook:
 
     # -- what one hears of a peer -------------------------------------------------------------------------------------
 
-    def hint(
-        self, peer: PeerId, addresses: tuple[str, ...], now: float, *, lasting: bool = False, signed: bool = False
-    ) -> None:
+    def hint(self, peer: PeerId, addresses: tuple[str, ...], now: float, *, signed: bool = False) -> None:
         """Take in that a peer may be found at these addresses; ``signed`` when a record of its own says so."""
         if peer == self.me or not addresses:
             return
@@ -68,8 +65,7 @@ class AddressBook:
             entry = self._entries[peer] = _Entry((), now, now, self.config.redial_first_s)
             self._hearsay.add(peer)
         entry.hinted_at = now
-        entry.lasting |= lasting
-        if lasting or signed:
+        if signed:
             self._prove(peer, entry)
         new = [address for address in addresses if address not in entry.addresses]
         if new:  # worth a dial at once, but not one for each of a flood of them
@@ -83,7 +79,7 @@ class AddressBook:
     def _room_for_one(self, *, member: bool) -> bool:
         """Whether one more peer may be remembered, if need be in place of the stalest that counts for less."""
         if member and len(self._entries) - len(self._hearsay) >= limits.KNOWN_MEMBERS_MAX:
-            return self._push_out(peer for peer, entry in self._entries.items() if entry.proven and not entry.lasting)
+            return self._push_out(peer for peer, entry in self._entries.items() if entry.proven)
         if not member and len(self._hearsay) >= limits.HINTED_PEERS_MAX:
             return self._push_out(self._hearsay)
         return True
@@ -136,7 +132,7 @@ class AddressBook:
 
     def _pause(self, entry: _Entry, pause_s: float, now: float) -> None:
         entry.dial_at = now + pause_s * self.rng.uniform(0.5, 1.5)  # jitter: peers of one outage must not dial in step
-        long_gone = entry.proven and not entry.lasting and now - entry.hinted_at > self.config.hint_lifetime_s
+        long_gone = entry.proven and now - entry.hinted_at > self.config.hint_lifetime_s
         most_s = self.config.redial_lost_s if long_gone else self.config.redial_most_s
         entry.pause_s = min(2 * entry.pause_s, most_s)
 

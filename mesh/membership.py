@@ -23,11 +23,10 @@ from .pace import Config as Config  # noqa: PLC0414  whoever configures membersh
 
 @dataclass(frozen=True, slots=True)
 class Hinted:
-    """Something (mDNS, a record, the user) says that a peer may be found at these addresses."""
+    """Something (mDNS, a record) says that a peer may be found at these addresses."""
 
     peer: PeerId
     addresses: tuple[str, ...]
-    lasting: bool = False  # from the user: it holds however long the peer is away
     signed: bool = False  # from a record of the peer's own: it is a member
 
 
@@ -188,8 +187,8 @@ class Membership:
 
     def _note(self, event: Hinted | Disconnected | Parting | DialFailed | Heard | Gone, now: float) -> None:
         match event:
-            case Hinted(peer, addresses, lasting, signed):
-                self.book.hint(peer, addresses, now, lasting=lasting, signed=signed)
+            case Hinted(peer, addresses, signed):
+                self.book.hint(peer, addresses, now, signed=signed)
             case Disconnected(peer):
                 self._disconnected(peer, now)
             case Parting(peer):

@@ -7,7 +7,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -21,6 +21,7 @@ from .calls import Answer, Calls, Empty, Incoming, Method
 from .discovery import Hint, announcement, local_addresses, open_discovery
 from .door import Door
 from .errors import LeptonError, LinkError, PeerError, Refused
+from .finding import Finding
 from .grants import Authority
 from .identity import Identity, PeerId, short
 from .invites import Invite, InviteBook
@@ -42,7 +43,7 @@ class MeshConfig:
 
     listen: tuple[str, ...] = ("0.0.0.0:0", "[::]:0")  # every address of the device, any free port
     interfaces: tuple[str, ...] = ()  # mDNS on all of them
-    bootstrap: Mapping[PeerId, tuple[str, ...]] = field(default_factory=dict)
+    bootstrap: tuple[str, ...] = ()  # addresses of any members, as in 192.0.2.1:4001, where mDNS does not reach
     pace: membership.Config = field(default_factory=membership.Config)
 
 
@@ -97,6 +98,17 @@ class Mesh:
         )
         self.door.on_revocations = self.revoking.take
         self.revoking.on_fall = self._picture.notify
+        self.finding = Finding(
+            config.bootstrap,
+            config.interfaces,
+            store,
+            config.pace,
+            rng,
+            note=self._note,
+            publish=self.publish,
+            present=lambda: self._members.present,
+            changed=lambda: self.changed,
+        )
         self._awaited: dict[PeerId, trio.Event] = {}  # dials that calls wait for
         self._running = trio.Event()
         self._closing = False
@@ -143,8 +155,7 @@ class Mesh:
                     self._nursery.start_soon(self._hear, hints)
                     self._nursery.start_soon(self._tick)
                     self._nursery.start_soon(self.revoking.repair)
-                    for peer, addresses in config.bootstrap.items():
-                        self._note(membership.Hinted(peer, tuple(addresses), lasting=True))
+                    self._nursery.start_soon(self.finding.run, self._transport)
                     yield
             finally:  # out here: a wait inside a cancelled scope would put Cancelled in place of the block's exception
                 self._closing = True

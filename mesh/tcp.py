@@ -84,9 +84,29 @@ def parse_listen(text: str) -> Address:
         raise UsageError(msg) from None
 
 
+def parse_place(text: str) -> str:
+    """Read where to dial as people write it: ``host:port``, ``[ipv6]:port`` or a multiaddr; returns a multiaddr.
+
+    Raises UsageError.
+    """
+    try:
+        if text.startswith("/"):
+            parse_address(text)
+            return text
+        host, _, port = text.rpartition(":")
+        if host.startswith("[") or host.replace(".", "").isdigit():
+            return str(parse_listen(text))
+        return str(parse_address(f"/dns/{_host('dns', host, '')}/tcp/{_port(port)}")[0])
+    except (ValueError, UsageError):
+        msg = (
+            f"{text!r} is no address of a node; it looks like 192.0.2.1:4001, kitchen.local:4001 or [2001:db8::1]:4001."
+        )
+        raise UsageError(msg) from None
+
+
 def _host(kind: str, host: str, zone: str) -> str:
     if kind.startswith("dns"):
-        return host.encode("idna").decode() if host else _fail()
+        return host.encode("idna").decode() if host and ":" not in host else _fail()
     literal = ipaddress.ip_address(host)
     if f"ip{literal.version}" != kind or (zone and not literal.is_link_local):
         raise ValueError

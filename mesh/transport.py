@@ -274,6 +274,20 @@ class Transport:
             if not lock.locked() and self._dialling.get(peer_id) is lock:
                 del self._dialling[peer_id]
 
+    async def dial_whoever(self, addresses: Sequence[str], *, timeout_s: float) -> Connection:
+        """Connect to whoever lives at one of these addresses, or return the connection that there is to that peer.
+
+        Who it is tells the handshake: the connection's ``peer_id``. Raises as ``dial`` does.
+        """
+        new = await race(addresses, lambda address: self._attempt(None, address), self._discard, timeout_s=timeout_s)
+        if new.peer_id not in self._table:
+            return await self._bring_up(new)
+        self._discard(new)  # it was met under another of its addresses
+        if (twin := await self._twin_of(new.peer_id)) is None:
+            msg = f"The other connection to {new.peer_id} broke."
+            raise LinkError(msg)
+        return twin
+
     async def _dial(self, peer_id: PeerId, addresses: Sequence[str], timeout_s: float) -> Connection:
         try:
             new = await race(
@@ -293,17 +307,20 @@ class Transport:
 
     # -- connecting ---------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, peer_id: PeerId, text: str) -> Connection:
+    async def _attempt(self, wanted: PeerId | None, text: str) -> Connection:
         address, named = parse_address(text)
-        if named not in (None, peer_id):
+        if wanted is not None and named not in (None, wanted):
             msg = f"the address is that of {named}."
             raise UsageError(msg)
         socket = await connect(address)
         try:
             with trio.fail_after(HANDSHAKE_TIMEOUT_S):
                 secured = await secure(socket, self._keys, initiator=True)
-            if secured.peer_id != peer_id:
+            if secured.peer_id != (wanted or named or secured.peer_id):
                 msg = f"{secured.peer_id} lives there now."
+                raise PeerError(msg)
+            if secured.peer_id == self.peer_id:
+                msg = "it is this node itself."
                 raise PeerError(msg)
         except BaseException as error:
             socket.close()

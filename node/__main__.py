@@ -43,6 +43,12 @@ for command in (mesh, invite, join):
 @main.command()
 @click.option("--name", default=None, help="What people call this device.")
 @click.option("--listen", multiple=True, metavar="HOST:PORT", help="Where to listen (repeatable). Default: everywhere.")
+@click.option(
+    "--bootstrap",
+    multiple=True,
+    metavar="ADDRESS",
+    help="A node to look for where mDNS does not reach (repeatable): host:port or a multiaddr.",
+)
 @click.option("--memory", default=None, metavar="SIZE", help="Weights that this device may hold for serving: 512MB.")
 @click.option(
     "--data",
@@ -58,6 +64,7 @@ for command in (mesh, invite, join):
 def up(
     name: str | None,
     listen: tuple[str, ...],
+    bootstrap: tuple[str, ...],
     memory: str | None,
     data: tuple[str, ...],
     verbose: bool,  # noqa: FBT001 - click passes flags by name
@@ -75,6 +82,8 @@ def up(
         overrides["interfaces"] = list(interfaces)
         if not listen:
             overrides["listen"] = [f"[{address}]:0" if ":" in address else f"{address}:0" for address in interfaces]
+    if bootstrap:
+        overrides["bootstrap"] = list(bootstrap)
     if memory:
         overrides["serve"] = {"memory": memory}
     files = dict(_data_option(item) for item in data)
@@ -308,6 +317,18 @@ def _status_tables(said: Mapping[str, Any]) -> list["Table"]:
                 sent = f"{node.get('bytes_sent', 0) / 1000:,.0f} kB"
                 tasks.add_row(task["name"], peer[-8:], node["state"], done, accuracy, sent)
         tables.append(tasks)
+    return tables + _trouble_tables(said)
+
+
+def _trouble_tables(said: Mapping[str, Any]) -> list["Table"]:
+    from rich.table import Table
+
+    tables = []
+    if said["bootstrap"]:
+        places = Table("address", "node", "trouble", title="Looked for at")
+        for place in said["bootstrap"]:
+            places.add_row(place["address"], place["peer"][-8:], place["trouble"])
+        tables.append(places)
     if said["refusals"]:
         refusals = Table("peer", "why", title="Refused")
         for peer, why in said["refusals"].items():

@@ -34,6 +34,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     name: str = ""  # what people call this device; empty: the host's name
     listen: tuple[str, ...] = ("0.0.0.0:0", "[::]:0")  # every address, any free port
     interfaces: tuple[str, ...] = ()  # addresses of the interfaces for mDNS, and to announce; empty: all
+    bootstrap: tuple[str, ...] = ()  # nodes to look for where mDNS does not reach: host:port or multiaddrs
     serve: ServeConfig = ServeConfig()
     data: dict[DataName, str] = {}  # data set name to file, relative to the folder
 

@@ -100,7 +100,9 @@ class Node:
         with self.home.locked():
             store = RecordStore(identity, self.home.next_incarnation(), self.home.records())
             invites = self.home.invites()
-            mesh_config = MeshConfig(listen=self.config.listen, interfaces=self.config.interfaces)
+            mesh_config = MeshConfig(
+                listen=self.config.listen, interfaces=self.config.interfaces, bootstrap=self.config.bootstrap
+            )
             async with (
                 open_mesh(
                     identity,
@@ -236,7 +238,7 @@ class Node:
     # -- seeing ---------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Return what this node knows, as plain data: mesh, peers, models, tasks, refusals."""
+        """Return what this node knows, as plain data: mesh, peers, models, tasks, what goes wrong."""
         profiles = self.tasks.profiles()
         return {
             "mesh": self._mesh_name,
@@ -260,6 +262,10 @@ class Node:
                     peer: msgspec.to_builtins(trainer) for peer, trainer in self.trainers(name, task.version).items()
                 }}
                 for name, (_, task) in sorted(newest(self.mesh.live(TASK, TaskRecord)).items())
+            ],
+            "bootstrap": [
+                {"address": place.address, "peer": place.peer or "", "trouble": place.trouble}
+                for place in self.mesh.finding.places
             ],
             "refusals": dict(self.mesh.refusals),
             "requests": {

@@ -1,7 +1,7 @@
 """Members over the real transport on 127.0.0.1, and people who only look like members."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -46,13 +46,13 @@ async def member(
     book: InviteBook | None = None,
     held: Credentials | None = None,
     pace: membership.Config | None = None,
-    bootstrap: Mapping[PeerId, tuple[str, ...]] | None = None,
+    bootstrap: tuple[str, ...] = (),
+    listen: tuple[str, ...] = LOCAL,
+    interfaces: tuple[str, ...] = ("127.0.0.1",),
     revocations: Sequence[Revocation] = (),
     root: Identity | None = None,
 ) -> AsyncIterator[Mesh]:
-    config = MeshConfig(
-        listen=LOCAL, interfaces=("127.0.0.1",), pace=pace or membership.Config(), bootstrap=bootstrap or {}
-    )
+    config = MeshConfig(listen=listen, interfaces=interfaces, pace=pace or membership.Config(), bootstrap=bootstrap)
     async with open_mesh(
         who,
         held or credentials(who),

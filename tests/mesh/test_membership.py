@@ -145,7 +145,7 @@ def test_pauses_grow_with_jitter_up_to_a_bound() -> None:
     runs = []
     for seed in range(30):
         members = machine(seed)
-        members.handle(Hinted(A, AT_A, lasting=True), 0.0)
+        members.handle(Hinted(A, AT_A, signed=True), 0.0)
         runs.append(pauses(members, 0.0, 10))
     for nth, each in enumerate(zip(*runs, strict=True)):
         pause_s = min(CONFIG.redial_first_s * 2**nth, CONFIG.redial_most_s)
@@ -174,7 +174,7 @@ def test_a_connection_that_breaks_is_dialled_again_soon() -> None:
 def test_connections_that_never_come_to_an_exchange_are_no_busy_loop() -> None:
     """A peer of another release, say: it greets, breaks the protocol, loses its connection, and all over again."""
     members, now, gaps = machine(), 0.0, []
-    members.handle(Hinted(A, AT_A, lasting=True), now)
+    members.handle(Hinted(A, AT_A, signed=True), now)
     for _ in range(12):
         members.handle(Connected(A), now)
         members.handle(Exchanged(A, ok=False), now)
@@ -192,7 +192,7 @@ def test_connections_that_never_come_to_an_exchange_are_no_busy_loop() -> None:
 def test_a_hint_that_comes_to_nothing_is_forgotten_unless_the_user_gave_it() -> None:
     members = machine()
     members.handle(Hinted(A, AT_A), 0.0)
-    members.handle(Hinted(B, AT_B, lasting=True), 0.0)
+    members.handle(Hinted(B, AT_B, signed=True), 0.0)
     dialled = Counter[PeerId]()
     for peer in (A, B):
         members.handle(DialFailed(peer), 0.0)
@@ -218,7 +218,7 @@ def test_forged_hints_are_bounded_and_push_out_nobody_who_was_here() -> None:
     members = machine()
     members.handle(Hinted(A, AT_A), 0.0)
     members.handle(Connected(A), 0.0)
-    members.handle(Hinted(B, AT_B, lasting=True), 0.0)
+    members.handle(Hinted(B, AT_B, signed=True), 0.0)
     members.handle(DialFailed(B), 0.0)
     for n in range(2 * limits.HINTED_PEERS_MAX):
         now = 1.0 + n * 1e-3

@@ -84,7 +84,7 @@ async def test_members_see_each_other_and_what_each_says() -> None:
 
 
 async def test_an_address_that_the_user_gave_needs_no_discovery() -> None:
-    async with member(ALICE) as alice, member(BOB, bootstrap={ALICE.peer_id: alice.addresses}) as bob:
+    async with member(ALICE) as alice, member(BOB, bootstrap=alice.addresses) as bob:
         await until(bob, lambda: bob.present == {ALICE.peer_id})
 
 

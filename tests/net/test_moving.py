@@ -20,7 +20,6 @@ def test_a_device_with_a_new_address_is_reached_again(lan: Lan, tmp_path: Path) 
         until(lambda: together((laptop, tower)), laptop, tower)
 
 
-@pytest.mark.xfail(reason="nobody watches the addresses of its own interfaces yet", strict=True)
 @pytest.mark.slow
 def test_devices_whose_network_is_renumbered_find_each_other_again(lan: Lan, tmp_path: Path) -> None:
     """Both get new addresses, as from a new router: what either knows of the other is out of date."""
