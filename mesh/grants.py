@@ -5,6 +5,7 @@ The first grant of a chain is signed by the root, each further one by the subjec
 more, or for longer, than its issuer had. Times are Unix seconds handed in by the caller.
 """
 
+import datetime as dt
 from typing import Annotated
 
 import msgspec
@@ -64,11 +65,18 @@ class Authority(msgspec.Struct, frozen=True):
     def require(self, needed: str, now: float) -> None:
         """Raise Refused unless this authority covers the capability at this moment."""
         if now >= self.expires:
-            msg = f"The grant of {short(self.subject)} has expired; join again with a new invite."
-            raise Refused(msg)
+            raise Refused(_ended(self.subject, self.expires))
         if not self.allows(needed):
             msg = f"{short(self.subject)} lacks the capability {needed!r}; ask an admin for an invite that has it."
             raise Refused(msg)
+
+
+def _ended(subject: PeerId, expires: int) -> str:
+    on = dt.datetime.fromtimestamp(expires, dt.UTC).strftime("%Y-%m-%d %H:%M")
+    return (
+        f"The grant of {short(subject)} has expired (on {on} UTC); join again with a new invite, or set the clock if "
+        "it is wrong."
+    )
 
 
 def allows(capabilities: tuple[str, ...], needed: str) -> bool:
@@ -123,8 +131,7 @@ def _follow(authority: Authority, grant: Grant, now: float) -> Authority:
         msg = "A grant names another issuer, or a version that this release does not know."
         raise Refused(msg)
     if now >= statement.expires:
-        msg = f"The grant of {short(statement.subject)} has expired; join again with a new invite."
-        raise Refused(msg)
+        raise Refused(_ended(statement.subject, statement.expires))
     if not all(authority.allows(capability) for capability in statement.capabilities):
         msg = f"The grant of {short(statement.subject)} gives more than its issuer {short(authority.subject)} has."
         raise Refused(msg)

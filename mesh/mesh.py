@@ -29,6 +29,7 @@ from .messages import Message
 from .picture import Picture
 from .protocol import Part
 from .records import Record, RecordStore
+from .renewing import Renewing
 from .revocations import Revocation
 from .revoking import Revoking
 from .transport import Connection, Transport, open_transport
@@ -96,6 +97,15 @@ class Mesh:
             end=self._offended,
             rng=rng,
         )
+        self.renewing = Renewing(
+            identity,
+            admission,
+            self.calls,
+            root=root,
+            connected=lambda: self._transport.connections,
+            spawn=self._spawn,
+            end=self._offended,
+        )
         self.door.on_revocations = self.revoking.take
         self.revoking.on_fall = self._picture.notify
         self.finding = Finding(
@@ -156,6 +166,7 @@ class Mesh:
                     self._nursery.start_soon(self._tick)
                     self._nursery.start_soon(self.revoking.repair)
                     self._nursery.start_soon(self.finding.run, self._transport)
+                    self._nursery.start_soon(self.renewing.run)
                     yield
             finally:  # out here: a wait inside a cancelled scope would put Cancelled in place of the block's exception
                 self._closing = True

@@ -35,7 +35,7 @@ SHELLS = {
         "methods",
         "muxer",
     ),
-    *("picture", "revoking", "records_layer", "serving", "surroundings", "tcp", "transport", "upgrade"),
+    *("picture", "revoking", "renewing", "records_layer", "serving", "surroundings", "tcp", "transport", "upgrade"),
     *("noise", "stock", "tls"),  # handshakes: bytes in, bytes out, but with libp2p's payloads and certificates
 }
 
