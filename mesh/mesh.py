@@ -141,6 +141,11 @@ class Mesh:
         return self._admission.root
 
     @property
+    def admission(self) -> Admission:
+        """Who has proved to belong, and who was thrown out."""
+        return self._admission
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         return self._transport.addresses
 

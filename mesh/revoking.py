@@ -49,6 +49,7 @@ class Revoking:
     ) -> None:
         """``spawn`` starts a task of the node; ``end`` closes a peer's connection and notes why."""
         self._save: Callable[[tuple[Revocation, ...]], None] = lambda _all: None
+        self.before_fall: Callable[[], None] = lambda: None  # the last moment to look at what will be forgotten
         self.on_fall: Callable[[], None] = lambda: None  # somebody is out
         self._admission = admission
         self._revocations = admission.revocations
@@ -103,6 +104,7 @@ class Revoking:
     def _act(self, new: Sequence[Revocation], source: PeerId | None) -> None:
         try:
             self._save(self._revocations.all)
+            self.before_fall()
         except LeptonError as error:  # to throw somebody out now counts for more than to remember it
             log.error("revocations are not kept across a restart: %s", error)  # noqa: TRY400 - its text says it all
         for item in new:

@@ -4,6 +4,7 @@ import json
 import logging
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..mesh.errors import UsageError
+from .authority_commands import revoke
 from .command import ask, friendly, home_option, interface_option, loading
 from .mesh_commands import invite, join, mesh
 
@@ -33,7 +35,7 @@ def main() -> None:
     """
 
 
-for command in (mesh, invite, join):
+for command in (mesh, invite, join, revoke):
     main.add_command(command)
 
 
@@ -97,13 +99,13 @@ def up(
 
 def _check(home: Path, overrides: Mapping[str, Any]) -> None:
     """Say what is wrong with the folder or the configuration now, not after the seconds that loading torch takes."""
+    from .authority import require_membership
     from .config import load_config
     from .home import Home
 
     folder = Home(home)
     _ = load_config(folder.path / "node.toml", overrides).memory_bytes
-    folder.credentials()
-    folder.identity()
+    require_membership(folder, time.time())
 
 
 async def _run_node(home: Path, overrides: Mapping[str, Any], files: Mapping[str, str]) -> None:

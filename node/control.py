@@ -46,7 +46,7 @@ class NoNode(LinkError):
 class Request(Message, frozen=True, kw_only=True):
     """One command of the owner. The body holds its arguments as JSON, then its tensors."""
 
-    command: Literal["status", "invite", "train", "predict", "export", "stop"]
+    command: Literal["status", "invite", "train", "predict", "export", "stop", "mesh", "revoke"]
     json_bytes: Natural
     tensors: tuple[TensorSpec, ...] = ()
 
@@ -138,6 +138,11 @@ async def _perform(
             return node.status(), []
         case "invite":
             return node.invite(**arguments), []
+        case "mesh":
+            return node.show_mesh(), []
+        case "revoke":
+            node.revoke(**arguments)
+            return None, []
         case "predict":
             return None, [await node.predict(arguments["model"], arrays[0])]
         case "export":

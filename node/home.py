@@ -3,7 +3,7 @@
 identity.key    the node's seed, with a checksum       mesh.json      which mesh, and the chain of grants
 root.key        only where the mesh was made           invites.json   invites given and not yet used
 records.msgpack durable records                        state.json     how often the node has started
-revocations.msgpack   who was thrown out of the mesh
+members.msgpack what devices are called and their grants   revocations.msgpack  who was thrown out
 blobs/          weights by hash                        tasks/NAME/    checkpoints
 node.toml       the configuration                      lock           held while a node runs
 """
@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +31,7 @@ from ..mesh.messages import NAME_PATTERN
 from ..mesh.records import SignedRecord, open_record
 from ..mesh.revocations import Revocation, Revocations
 from .files import write_whole
+from .members import KnownMember
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -106,7 +107,10 @@ class Home:
             msg = f"{name!r} cannot name a mesh: use 1 to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit first."
             raise UsageError(msg)
         self._require_no_mesh()
-        identity, root = self.identity(), Identity.generate()
+        return self._begin(self.identity(), Identity.generate(), name)
+
+    def _begin(self, identity: Identity, root: Identity, name: str) -> Credentials:
+        """Make this node an admin by the root's own word, and keep the root's key."""
         grant = issue(
             root,
             identity.peer_id,
@@ -123,6 +127,28 @@ class Home:
         """Keep what makes this node a member. Raises UsageError when it is a member of another mesh."""
         self._require_no_mesh()
         self._write_json("mesh.json", _SavedMesh(credentials.mesh_name, credentials.root, credentials.chain))
+
+    def save_chain(self, chain: tuple[Grant, ...]) -> None:
+        """Keep a newer grant of the same mesh."""
+        held = self.credentials()
+        self._write_json("mesh.json", _SavedMesh(held.mesh_name, held.root, chain))
+
+    def take_root(self, root: Identity, mesh_name: str) -> None:
+        """Keep the root key of this folder's mesh; a folder in no mesh becomes an admin of the root's.
+
+        Raises UsageError when the folder is in another mesh.
+        """
+        if self.in_mesh:
+            held = self.credentials()
+            if held.root != root.peer_id:
+                msg = (
+                    f"The node in {self.path} is in the mesh {held.mesh_name!r} ({held.root}), and this is the root "
+                    f"key of another: {mesh_name!r} ({root.peer_id})."
+                )
+                raise UsageError(msg)
+            self._write_key("root.key", root)
+        else:
+            self._begin(self.identity(), root, mesh_name)
 
     def credentials(self) -> Credentials:
         """Return what makes this node a member. Raises UsageError when it is none."""
@@ -173,6 +199,13 @@ class Home:
     def save_revocations(self, revocations: Sequence[Revocation]) -> None:
         write_whole(self._file("revocations.msgpack"), msgspec.msgpack.encode(list(revocations)))
 
+    def members(self) -> list[KnownMember]:
+        """Return the members that this node knew when it last ran; a damaged file costs only what they are called."""
+        return self._read_or_set_aside("members.msgpack", list[KnownMember])
+
+    def save_members(self, members: list[KnownMember]) -> None:
+        write_whole(self._file("members.msgpack"), msgspec.msgpack.encode(members))
+
     # -- state across restarts ----------------------------------------------------------------------------------------
 
     def next_incarnation(self) -> int:
@@ -191,20 +224,12 @@ class Home:
 
     def records(self) -> list[SignedRecord]:
         """Return the durable records kept at the last stop; a damaged file only costs them, peers have them too."""
-        path = self._file("records.msgpack")
-        if not path.exists():
-            return []
-        try:
-            kept = msgspec.msgpack.decode(path.read_bytes(), type=list[SignedRecord])
+
+        def check(kept: list[SignedRecord]) -> None:
             for signed in kept:
                 open_record(signed)
-        except (msgspec.MsgspecError, LeptonError) as error:
-            log.warning("%s is damaged (%s): moved aside; the peers tell it again", path, error)
-            path.rename(path.with_suffix(".damaged"))
-            return []
-        except OSError as error:
-            raise self._damaged("records.msgpack", error) from error
-        return kept
+
+        return self._read_or_set_aside("records.msgpack", list[SignedRecord], check)
 
     def save_records(self, records: list[SignedRecord]) -> None:
         write_whole(self._file("records.msgpack"), msgspec.msgpack.encode(records))
@@ -251,6 +276,24 @@ class Home:
             return msgspec.json.decode(self._file(name).read_bytes(), type=kind)
         except (msgspec.MsgspecError, OSError) as error:
             raise self._damaged(name, error) from error
+
+    def _read_or_set_aside(
+        self, name: str, kind: type[list[_T]], check: Callable[[list[_T]], None] = lambda _kept: None
+    ) -> list[_T]:
+        """Return a list that peers tell again should it be damaged; then it is moved aside."""
+        path = self._file(name)
+        if not path.exists():
+            return []
+        try:
+            kept = msgspec.msgpack.decode(path.read_bytes(), type=kind)
+            check(kept)
+        except (msgspec.MsgspecError, LeptonError) as error:
+            log.warning("%s is damaged (%s): moved aside; the peers tell it again", path, error)
+            path.rename(path.with_suffix(".damaged"))
+            return []
+        except OSError as error:
+            raise self._damaged(name, error) from error
+        return kept
 
     def _damaged(self, name: str, error: Exception) -> UsageError:
         return UsageError(

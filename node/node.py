@@ -7,6 +7,7 @@ async with Node("~/.lepton") as node:
 
 import logging
 import platform
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..mesh.errors import LinkError, single
 from ..mesh.identity import PeerId
 from ..mesh.mesh import Mesh, MeshConfig, open_mesh
 from ..mesh.records import RecordStore
+from .authority import current_credentials, known_members, revoke_running, show_running
 from .blobs import BlobStore
 from .config import Config, load_config, require_name
 from .home import Home
@@ -36,6 +38,7 @@ from .models import ModelSpec
 from .picture import PROFILE, TASK, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 
 _SAVE_INTERVAL_S: Final = 2.0
+_MEMBERS_INTERVAL_S: Final = 10.0  # what devices are called changes seldom; it is also saved at the end
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 
 log = logging.getLogger(__name__)
@@ -92,7 +95,7 @@ class Node:
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
-        identity, credentials = self.home.identity(), self.home.credentials()
+        identity, credentials = self.home.identity(), current_credentials(self.home, time.time())
         memory_bytes = self.config.memory_bytes
         for source in self._datasets.values():  # a wrong file is told now, not when a task comes
             if isinstance(source, DataFile):
@@ -116,6 +119,11 @@ class Node:
                 trio.open_nursery() as nursery,
             ):
                 mesh.revoking.keep(self.home.save_revocations)
+                mesh.revoking.before_fall = lambda: self.home.save_members(known_members(self.home, mesh))
+                mesh.renewing.save = self.home.save_chain
+                mesh.admission.learn(
+                    {PeerId(known.peer): known.chain for known in self.home.members() if known.chain}, time.time()
+                )
                 mesh.door.on_invite_used = lambda: self.home.save_invites(invites)
                 self.mesh, self._nursery, self._mesh_name = mesh, nursery, credentials.mesh_name
                 self.view = View(mesh)
@@ -132,11 +140,13 @@ class Node:
                 nursery.start_soon(self.requests.run)
                 nursery.start_soon(self.tasks.follow)
                 nursery.start_soon(self._keep_records)
+                nursery.start_soon(self._keep_members)
                 try:
                     yield
                 finally:
                     nursery.cancel_scope.cancel()
                     self.home.save_records(store.durable())
+                    self.home.save_members(known_members(self.home, mesh))
 
     @property
     def device(self) -> str:
@@ -292,6 +302,30 @@ class Node:
     def progress(self, task: str) -> Progress | None:
         """Return where this node stands in a task that it takes part in."""
         return self.tasks.progress(task)
+
+    # -- authority ------------------------------------------------------------------------------------------------
+
+    def show_mesh(self) -> dict[str, Any]:
+        """Return who belongs to the mesh, through whom and until when, and who was thrown out, as plain data."""
+        return show_running(self.home, self.mesh, self._mesh_name)
+
+    def revoke(self, subject: str, *, reason: str = "", keep_invited: bool = False, disown: bool = False) -> None:
+        """Throw a peer out of the mesh for good. Raises Refused when this node may not.
+
+        Who came in through it is out as well, but for known members with ``keep_invited``. With ``disown`` nothing
+        counts any more that it revoked; that takes the root key.
+        """
+        revoke_running(self.mesh, PeerId(subject), reason=reason, keep_invited=keep_invited, disown=disown)
+
+    async def _keep_members(self) -> None:
+        """Save what members are called, for when they are away."""
+        saved: list[Any] = []
+        while True:
+            known = known_members(self.home, self.mesh)
+            if known != saved:
+                await trio.to_thread.run_sync(self.home.save_members, known)
+                saved = known
+            await trio.sleep(_MEMBERS_INTERVAL_S)
 
     async def _keep_records(self) -> None:
         """Save what must outlive this process, soon after it changes."""
