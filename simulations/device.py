@@ -13,15 +13,17 @@ from ..gossip.averager import Averager
 from ..mesh import limits, membership
 from ..mesh.admission import Admission, Credentials
 from ..mesh.errors import LeptonError, LinkError, PeerError, Refused
-from ..mesh.grants import Authority
+from ..mesh.grants import Authority, Grant
 from ..mesh.identity import Identity, PeerId
 from ..mesh.messages import Message, pack, unpack
 from ..mesh.protocol import Delta, Hello, HelloAnswer, Part
 from ..mesh.records import Record, RecordStore, SignedRecord
+from ..mesh.revocations import Revocation
 from ..node.inference.session import Session
 from .calls import Answer, Calls, Done, Empty, Incoming, Method, Reply, Request
 from .network import Connection, Network
 from .records import Records
+from .revoking import COMPARE, Revoking
 from .world import Action, World
 
 _ANNOUNCE_S = 10.0  # how often mDNS repeats itself; zeroconf asks again on a similar scale
@@ -43,6 +45,7 @@ class Disk:
 
     incarnation: int = 0
     records: list[SignedRecord] = field(default_factory=list)
+    revocations: list[Revocation] = field(default_factory=list)
     checkpoint: tuple[int, np.ndarray] | None = None  # the last finished round, the model after it
 
 
@@ -52,6 +55,8 @@ class Watch:
 
     published: Callable[[Record], None]
     left: Callable[[PeerId, PeerId], None]  # who noticed, who left
+    told: Callable[[PeerId, PeerId], None] = lambda _who, _subject: None  # who heard that somebody was revoked, whom
+    served: Callable[[PeerId, PeerId], None] = lambda _who, _caller: None  # who is about to answer whose call
 
 
 class Device:
@@ -79,11 +84,14 @@ class Device:
         self.refusals = 0
         self.on_absent: list[Callable[[PeerId], None]] = []
         self._left = watch.left
-        self.admission = Admission(credentials, self.me, world.unix_s)
+        self._served = watch.served
+        self.admission = Admission(credentials, self.me, world.unix_s, disk.revocations)
         self.calls = Calls(world, network, self.me, admit=self._admitted, offend=self.offended)
         self._greeting: dict[PeerId, list[tuple[Connection, Request]]] = {}
         self.calls.serve("mesh.part", Method("mesh", Part, self._answer_part))
+        self._comparing: dict[PeerId, Connection] = {}  # who was let in, but has not heard all revocations yet
         self.records = Records(self, machines.store(identity, disk.incarnation, disk.records), watch.published)
+        self.revoking = Revoking(self, watch.told)
 
     @property
     def peer_id(self) -> PeerId:
@@ -146,6 +154,8 @@ class Device:
             self.calls.on_reply(connection, packet)
         elif isinstance(packet, Request) and packet.method == "hello":
             self._serve_hello(connection, packet)
+        elif isinstance(packet, Request) and packet.method == COMPARE:
+            self._serve_comparison(connection, packet)
         elif isinstance(packet, Request):
             waiting = self._greeting.get(connection.other(self.me))
             if waiting is not None:  # it may overtake its caller's answer to our hello
@@ -171,6 +181,8 @@ class Device:
         left = [other for other in self.connections.get(peer, []) if other is not connection]
         self.connections[peer] = left
         self.calls.closed(connection)
+        if self._comparing.get(peer) is connection:
+            del self._comparing[peer]
         if not left and peer in self.connected:
             self.note(membership.Disconnected(peer))
 
@@ -182,7 +194,8 @@ class Device:
     # -- admission ----------------------------------------------------------------------------------------------------
 
     def hello(self) -> Hello:
-        return Hello(chain=self.admission.chains([self.me])[self.me])
+        chain = self.admission.chains([self.me])[self.me]
+        return Hello(chain=chain, revocations=self.admission.revocations.digest)
 
     def _dial(self, peer: PeerId) -> None:
         def dialled(connection: Connection | None, _why: str) -> None:
@@ -191,30 +204,49 @@ class Device:
                 return
             self.connections.setdefault(peer, []).append(connection)
             self._greeting.setdefault(peer, [])
-            done = self._living(lambda result: self._greeted(connection, result))
+            hello = self.hello()
+            done = self._living(lambda result: self._greeted(connection, result, hello))
             timeout_s = limits.HANDSHAKE_TIMEOUT_S
-            self.calls.call(connection, "hello", self.hello(), HelloAnswer, done, timeout_s=timeout_s)
+            self.calls.call(connection, "hello", hello, HelloAnswer, done, timeout_s=timeout_s)
 
         self.network.dial(self, peer, dialled)
 
     def undialled(self, peer: PeerId) -> None:
         self.note(membership.DialFailed(peer))
 
-    def _greeted(self, connection: Connection, result: Answer | LeptonError) -> None:
+    def _greeted(self, connection: Connection, result: Answer | LeptonError, hello: Hello | None = None) -> None:
         peer = connection.other(self.me)
-        waiting = self._greeting.pop(peer, [])
         try:
             if isinstance(result, LeptonError):
                 raise result
-            if result.message.refused:
-                raise Refused(result.message.refused)
-            self.admission.admit(peer, result.message.chain, self.world.unix_s)
+            answer: HelloAnswer = result.message
+            self.revoking.take(answer.proof, peer)
+            if answer.refused:
+                raise Refused(answer.refused)
+            self.admission.check(peer, answer.chain, self.world.unix_s)
+            if hello is not None and answer.revocations != hello.revocations:
+                self.revoking.compare(connection, lambda error: self._enter(connection, answer, error))
+                return
+        except LeptonError as error:
+            self._enter(connection, None, error)
+        else:
+            self._enter(connection, answer, None)
+
+    def _enter(self, connection: Connection, answer: HelloAnswer | None, error: LeptonError | None) -> None:
+        """Let in whom this device dialled, or not."""
+        peer = connection.other(self.me)
+        waiting = self._greeting.pop(peer, [])
+        try:
+            if answer is None or error is not None:
+                raise error or LinkError("there was no answer")
+            self.admission.admit(peer, answer.chain, self.world.unix_s)
+            self.admission.standing(peer, self.world.unix_s)
             if not connection.open_at[self.me]:
                 raise LinkError("the connection is gone")
             self.note(membership.Connected(peer, dialled=True))
-        except LeptonError as error:
-            if refused := isinstance(error, Refused | PeerError):
-                self.refuse(peer, str(error))
+        except LeptonError as raised:
+            if refused := isinstance(raised, Refused | PeerError):
+                self.refuse(peer, str(raised))
             if connection.open_at[self.me]:
                 self.network.close(connection, self.me)
                 self.on_closed(connection)
@@ -225,22 +257,45 @@ class Device:
 
     def _serve_hello(self, connection: Connection, request: Request) -> None:
         peer = connection.other(self.me)
+        chain: tuple[Grant, ...] = ()
         try:
-            self.admission.admit(peer, unpack(request.payload, Hello).chain, self.world.unix_s)
+            hello = unpack(request.payload, Hello)
+            chain = hello.chain
+            self.admission.admit(peer, chain, self.world.unix_s)
         except (Refused, PeerError) as error:
             self.refuse(peer, str(error))
-            answer = HelloAnswer(refused=str(error))
+            answer = HelloAnswer(refused=str(error), proof=self.admission.proof(peer, chain, self.world.unix_s))
             self.after(_BYE_S, lambda: self.hang_up(peer))
         else:
-            answer = HelloAnswer(chain=self.hello().chain)
-            self.note(membership.Connected(peer))  # before the answer, which the peer's first call might overtake
+            mine = self.hello()
+            answer = HelloAnswer(chain=mine.chain, revocations=mine.revocations)
+            if hello.revocations == mine.revocations:
+                self.note(membership.Connected(peer))  # before the answer, which its first call might overtake
+            else:
+                self._comparing[peer] = connection
         payload = pack(answer)
         self.network.send(connection, self.me, Reply(request.number, "", "", payload, b""), len(payload))
+
+    def _serve_comparison(self, connection: Connection, request: Request) -> None:
+        """Hear what a peer that greeted knows of revocations; only after its last word is it let in."""
+        peer = connection.other(self.me)
+        if self._comparing.get(peer) is not connection:
+            return
+        try:
+            if self.revoking.serve_comparison(connection, request):
+                del self._comparing[peer]
+                self.admission.standing(peer, self.world.unix_s)
+                self.note(membership.Connected(peer))
+        except (Refused, PeerError) as error:
+            self.refuse(peer, str(error))
+            self.after(_BYE_S, lambda: self.hang_up(peer))
 
     def _admitted(self, peer: PeerId) -> Authority:
         if peer not in self.connected:
             raise Refused("A call came before a grant of this mesh was shown.")
-        return self.admission.authority(peer)
+        authority = self.admission.standing(peer, self.world.unix_s)
+        self._served(self.me, peer)
+        return authority
 
     def offended(self, peer: PeerId, reason: str) -> None:
         self.refuse(peer, reason)

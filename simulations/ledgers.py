@@ -4,6 +4,7 @@ The invariants compare what devices believe with these. A device cannot write he
 """
 
 import itertools
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -170,3 +171,24 @@ class Crashes:
     def returned(self, peer: PeerId) -> None:
         for crash in self.all:
             crash.back |= crash.peer == peer
+
+
+class Revoked:
+    """Who heard when of whose revocation. Invariant: nobody answers a call of a peer that it knows to be revoked."""
+
+    def __init__(self, world: World) -> None:
+        self.heard_s: dict[tuple[PeerId, PeerId], float] = {}  # (who, of whom)
+        self._world = world
+
+    def told(self, who: PeerId, subject: PeerId) -> None:
+        self.heard_s.setdefault((who, subject), self._world.now)
+
+    def served(self, who: PeerId, caller: PeerId) -> None:
+        """Raise Violation when somebody is about to answer a peer of whose revocation it has heard."""
+        if (who, caller) in self.heard_s:
+            called = self._world.called
+            raise Violation(f"{called(who)} answers {called(caller)}, of whose revocation it has heard")
+
+    def unaware(self, subject: PeerId, members: Iterable[PeerId]) -> list[PeerId]:
+        """Return who of these has not heard of a revocation."""
+        return [who for who in members if (who, subject) not in self.heard_s]
