@@ -40,6 +40,7 @@ class Admission:
 
         Raises Refused when one's own grant does not hold (any more), PeerError when a revocation does not verify.
         """
+        self.mesh_name = credentials.mesh_name
         self.root = credentials.root
         self.revocations = Revocations(credentials.root, revocations)
         self.me = authority_of(credentials.chain, root=credentials.root, subject=me, now=now)

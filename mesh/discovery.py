@@ -1,41 +1,41 @@
 """mDNS: who of this mesh is on the local network. Hints only; whether a peer is alive is for connections to say.
 
 zeroconf runs on its own asyncio thread; what it hears crosses into trio through one bounded channel. An announcement
-says a random instance name, the mesh's tag, the peer id and a port, and nothing of what the node does.
+(`announcements.py`) lasts minutes: then the node appears under another name, and only after that its old name goes.
+A stranger that wants to join cannot read announcements; it sees that somebody of Lepton is at these addresses.
 """
 
 import asyncio
-import hashlib
 import ipaddress
 import logging
 import secrets
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final, TypeVar
 
 import ifaddr
 import trio
-from zeroconf import (
-    InterfaceChoice,
-    IPVersion,
-    ServiceBrowser,
-    ServiceInfo,
-    ServiceStateChange,
-    Zeroconf,
-)
+import zeroconf as mdns
+from zeroconf import InterfaceChoice, IPVersion, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
-from .errors import LinkError, PeerError, UsageError
-from .identity import PeerId, public_key_of
+from . import surroundings
+from .announcements import NONCE_BYTES, Seal
+from .errors import LinkError, UsageError
+from .identity import PeerId
 from .tcp import parse_address
 
 SERVICE_TYPE = "_lepton._tcp.local."
+LIFETIME_S: Final = 300.0  # of an announcement's names, on average; who listens for longer follows the address anyway
 _HINTS_MAX = 256  # waiting hints; a flood on the LAN drops the newest, and the next announcement repeats them
 _RESOLVE_TIMEOUT_MS = 2000
 _REGISTER_TIMEOUT_S = 10.0  # it takes a millisecond on a thread of its own
-_TAG_BYTES = 8
+_STOP_TIMEOUT_S = 3.0
+_SEALED: Final = b"s"
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +47,26 @@ class Hint:
 
 
 @dataclass(frozen=True, slots=True)
+class Sighting:
+    """Some node of some mesh may be listening at these multiaddresses."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Announcement:
-    """What a node says of itself."""
+    """Who announces itself, and the multiaddresses on which it listens."""
 
     peer: PeerId
-    port: int
-    addresses: tuple[str, ...]  # IP addresses, none of them a wildcard
+    listening: tuple[str, ...]
 
-
-def tag_of(mesh: PeerId) -> str:
-    """Name a mesh on the network without telling its root key."""
-    return hashlib.blake2b(b"lepton/mdns\x00" + mesh.encode(), digest_size=_TAG_BYTES).hexdigest()
+    def at(self, ips: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+        """Return the first port that it listens on, and those of these addresses on which that one is open."""
+        places = [parse_address(text)[0] for text in self.listening]
+        port = places[0].port
+        hosts = {place.host.partition("%")[0] for place in places if place.port == port}
+        every = {4: "0.0.0.0" in hosts, 6: "::" in hosts}  # noqa: S104 - reads where we listen
+        return port, tuple(ip for ip in ips if ip in hosts or every[ipaddress.ip_address(ip).version])
 
 
 def local_addresses() -> tuple[str, ...]:
@@ -69,15 +78,6 @@ def local_addresses() -> tuple[str, ...]:
     return tuple(text for text in found if not ipaddress.ip_address(text).is_loopback)
 
 
-def announcement(me: PeerId, listening: Sequence[str], ips: Sequence[str]) -> Announcement:
-    """Say the first port that this node listens on, and those of these addresses on which it is open."""
-    places = [parse_address(text)[0] for text in listening]
-    port = places[0].port
-    hosts = {place.host.partition("%")[0] for place in places if place.port == port}
-    every = {4: "0.0.0.0" in hosts, 6: "::" in hosts}  # noqa: S104 - reads where we listen
-    return Announcement(me, port, tuple(ip for ip in ips if ip in hosts or every[ipaddress.ip_address(ip).version]))
-
-
 @asynccontextmanager
 async def open_discovery(
     mesh: PeerId, *, interfaces: Sequence[str] = (), announce: Announcement | None = None
@@ -86,22 +86,46 @@ async def open_discovery(
 
     Raises UsageError when an interface does not exist, LinkError when the network gives no multicast.
     """
-    send, receive = trio.open_memory_channel[Hint](_HINTS_MAX)
+    seal = Seal(mesh)
+    async with _listening(interfaces, lambda info: read_hint(info, seal)) as (zeroconf, hints):
+        if announce is None:
+            yield hints
+            return
+        announcer = _Announcer(zeroconf, seal, announce, tuple(interfaces))
+        await announcer.renew()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(announcer.run)
+            try:
+                yield hints
+            finally:
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _STOP_TIMEOUT_S):
+                    await announcer.withdraw()
+
+
+@asynccontextmanager
+async def open_search(*, interfaces: Sequence[str] = ()) -> AsyncIterator[trio.MemoryReceiveChannel[Sighting]]:
+    """Listen for nodes of any mesh, and announce nothing. Raises as ``open_discovery`` does."""
+    async with _listening(interfaces, read_sighting) as (_, sightings):
+        yield sightings
+
+
+@asynccontextmanager
+async def _listening(
+    interfaces: Sequence[str], read: Callable[[ServiceInfo], T | None]
+) -> AsyncIterator[tuple[Zeroconf, trio.MemoryReceiveChannel[T]]]:
+    send, receive = trio.open_memory_channel[T](_HINTS_MAX)
     zeroconf = await trio.to_thread.run_sync(_start, interfaces)
     try:
-        browser = await trio.to_thread.run_sync(
-            _browse, zeroconf, tag_of(mesh), send, trio.lowlevel.current_trio_token()
-        )
-        info = await _announce(zeroconf, mesh, announce) if announce is not None else None
+        browser = await trio.to_thread.run_sync(_browse, zeroconf, read, send, trio.lowlevel.current_trio_token())
         try:
-            yield receive
+            yield zeroconf, receive
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 3.0):
-                await trio.to_thread.run_sync(_stop, zeroconf, browser, info, abandon_on_cancel=True)
-    except BaseException:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 3.0):
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _STOP_TIMEOUT_S):
+                await trio.to_thread.run_sync(browser.cancel, abandon_on_cancel=True)
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _STOP_TIMEOUT_S):
             await trio.to_thread.run_sync(zeroconf.close, abandon_on_cancel=True)
-        raise
 
 
 def _start(interfaces: Sequence[str]) -> Zeroconf:
@@ -123,14 +147,20 @@ def _start(interfaces: Sequence[str]) -> Zeroconf:
         raise LinkError(msg) from error
 
 
+# -- listening ---------------------------------------------------------------------------------------------------------
+
+
 def _browse(
-    zeroconf: Zeroconf, tag: str, send: trio.MemorySendChannel[Hint], token: trio.lowlevel.TrioToken
+    zeroconf: Zeroconf,
+    read: Callable[[ServiceInfo], T | None],
+    send: trio.MemorySendChannel[T],
+    token: trio.lowlevel.TrioToken,
 ) -> ServiceBrowser:
-    def deliver(hint: Hint) -> None:
+    def deliver(heard: T) -> None:
         try:
-            send.send_nowait(hint)
+            send.send_nowait(heard)
         except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
-            log.debug("a hint of %s was dropped", hint.peer)
+            log.debug("a hint was dropped: %s", heard)
 
     def changed(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if state_change is not ServiceStateChange.Removed and zeroconf.loop is not None:
@@ -139,28 +169,29 @@ def _browse(
     async def resolve(info: ServiceInfo) -> None:
         if not info.load_from_cache(zeroconf) and not await info.async_request(zeroconf, _RESOLVE_TIMEOUT_MS):
             return
-        if (hint := read_hint(info, tag)) is not None:
+        if (heard := read(info)) is not None:
             try:
-                token.run_sync_soon(deliver, hint)
+                token.run_sync_soon(deliver, heard)
             except trio.RunFinishedError:
                 log.debug("a hint came after the end")
 
     return ServiceBrowser(zeroconf, SERVICE_TYPE, handlers=[changed])
 
 
-def read_hint(info: ServiceInfo, tag: str) -> Hint | None:
+def read_hint(info: ServiceInfo, seal: Seal) -> Hint | None:
     """Read an announcement by anybody on the network; what is of another mesh or malformed gives None."""
-    said = {key: value for key, value in info.properties.items() if value is not None}
-    if said.get(b"m") != tag.encode() or not info.port:
-        return None
-    try:
-        peer = said.get(b"p", b"").decode("ascii")
-        public_key_of(peer)
-    except (UnicodeDecodeError, PeerError):
+    sighting = read_sighting(info)
+    peer = seal.open(info.properties.get(_SEALED) or b"", info.port or 0)
+    return None if sighting is None or peer is None else Hint(peer, sighting.addresses)
+
+
+def read_sighting(info: ServiceInfo) -> Sighting | None:
+    """Read where an announcement says that somebody is, whoever it may be."""
+    if not info.port:
         return None
     heard = info.parsed_scoped_addresses()
     addresses = tuple(multiaddress(ip, info.port) for ip in heard if _can_be_dialled(ip))
-    return Hint(PeerId(peer), addresses) if addresses else None
+    return Sighting(addresses) if addresses else None
 
 
 def _can_be_dialled(ip: str) -> bool:
@@ -177,18 +208,69 @@ def multiaddress(ip: str, port: int) -> str:
     return f"/ip6zone/{zone}/ip6/{address}/tcp/{port}" if zone else f"/ip6/{address}/tcp/{port}"
 
 
-async def _announce(zeroconf: Zeroconf, mesh: PeerId, said: Announcement) -> ServiceInfo:
-    instance = secrets.token_hex(8)
-    info = ServiceInfo(
-        SERVICE_TYPE,
-        f"{instance}.{SERVICE_TYPE}",
-        port=said.port,
-        properties={"v": "1", "m": tag_of(mesh), "p": said.peer},
-        server=f"{instance}.local.",
-        parsed_addresses=list(said.addresses),
-    )
-    await trio.to_thread.run_sync(_register, zeroconf, info)
-    return info
+# -- announcing --------------------------------------------------------------------------------------------------------
+
+
+class _Announcer:
+    """Keeps one node announced, under a name that changes with time and with the node's addresses."""
+
+    def __init__(self, zeroconf: Zeroconf, seal: Seal, said: Announcement, interfaces: tuple[str, ...]) -> None:
+        self._zeroconf = zeroconf
+        self._seal = seal
+        self._said = said
+        self._interfaces = interfaces
+        self._shown: ServiceInfo | None = None
+
+    async def run(self) -> None:
+        moved = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(surroundings.watch, lambda _what: moved.set(), self._here)
+            while True:
+                with trio.move_on_after(LIFETIME_S * secrets.SystemRandom().uniform(0.5, 1.5)):
+                    await moved.wait()
+                if moved.is_set():  # perhaps to another network, where the name seen in the last one must not appear
+                    moved = trio.Event()
+                    await self.withdraw()
+                    await self._in_thread(self._zeroconf.update_interfaces)
+                await self.renew()
+
+    def _here(self) -> tuple[str, ...]:
+        return self._interfaces or local_addresses()
+
+    async def renew(self) -> None:
+        """Appear under a new name, and then give up the old one."""
+        old, self._shown = self._shown, self._fresh(self._here())
+        if self._shown is not None:
+            await self._in_thread(_register, self._zeroconf, self._shown)
+        if old is not None:
+            await self._in_thread(self._zeroconf.unregister_service, old)
+
+    async def withdraw(self) -> None:
+        """Take back what is announced."""
+        old, self._shown = self._shown, None
+        if old is not None:
+            await self._in_thread(self._zeroconf.unregister_service, old)
+
+    def _fresh(self, ips: Sequence[str]) -> ServiceInfo | None:
+        """Draw all names anew; nothing to announce without an address."""
+        port, addresses = self._said.at(ips)
+        if not addresses:
+            return None
+        return ServiceInfo(
+            SERVICE_TYPE,
+            f"{secrets.token_hex(8)}.{SERVICE_TYPE}",
+            port=port,
+            properties={_SEALED: self._seal.close(self._said.peer, port, secrets.token_bytes(NONCE_BYTES))},
+            server=f"{secrets.token_hex(8)}.local.",
+            parsed_addresses=list(addresses),
+        )
+
+    @staticmethod
+    async def _in_thread(work: Callable[..., object], *args: object) -> None:
+        try:
+            await trio.to_thread.run_sync(work, *args, abandon_on_cancel=True)
+        except (OSError, TimeoutError, mdns.Error) as error:
+            log.warning("mDNS: %s; other nodes may not see this one until its next announcement.", error)
 
 
 def _register(zeroconf: Zeroconf, info: ServiceInfo) -> None:
@@ -198,10 +280,3 @@ def _register(zeroconf: Zeroconf, info: ServiceInfo) -> None:
     assert zeroconf.loop is not None
     said = zeroconf.async_register_service(info, cooperating_responders=True)
     asyncio.run_coroutine_threadsafe(said, zeroconf.loop).result(_REGISTER_TIMEOUT_S)
-
-
-def _stop(zeroconf: Zeroconf, browser: ServiceBrowser, info: ServiceInfo | None) -> None:
-    browser.cancel()
-    if info is not None:
-        zeroconf.unregister_service(info)
-    zeroconf.close()

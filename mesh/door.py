@@ -15,13 +15,14 @@ import trio
 from . import limits
 from .admission import Admission
 from .calls import receive_frame
+from .codes import ENTROPY_BYTES, Code
 from .errors import Busy, LinkError, PeerError, Refused
 from .frames import encode
 from .grants import Chain
 from .identity import Identity, PeerId, short
-from .invites import Invite, InviteBook
+from .invites import Host, InviteBook
 from .messages import Message, pack, unpack
-from .protocol import HELLO, JOIN, Hello, HelloAnswer, JoinAsk, JoinGranted, JoinHeld, JoinSecret
+from .protocol import HELLO, JOIN, Hello, HelloAnswer, JoinAsk, JoinProof
 from .revocations import Revocation
 from .revoking import answer_in_greeting, ask_in_greeting
 from .transport import Connection, Stream
@@ -35,7 +36,7 @@ class Door:
     def __init__(self, identity: Identity, admission: Admission, invites: InviteBook) -> None:
         self.invites = invites
         self.refusals: dict[PeerId, str] = {}  # who refused us or whom we refused, and why; the latest comes last
-        self.on_invite_used: Callable[[], None] = lambda: None
+        self.on_invites_changed: Callable[[], None] = lambda: None  # a use or a wrong try was counted
         self.on_revocations: Callable[[Sequence[Revocation], PeerId], int] = lambda _items, _peer: 0  # how many are new
         self._identity = identity
         self._admission = admission
@@ -121,7 +122,7 @@ class Door:
 
     # -- invites ------------------------------------------------------------------------------------------------------
 
-    def invite(self, mesh_name: str, *, role: str, uses: int, lifetime_s: float) -> Invite:
+    def invite(self, *, role: str, uses: int, lifetime_s: float) -> Code:
         """Open an invite that this node will honour. Raises Refused or UsageError with the reason."""
         if len(self._own_chain) >= limits.GRANT_CHAIN_MAX:
             msg = (
@@ -130,41 +131,46 @@ class Door:
             )
             raise Refused(msg)
         return self.invites.give(
-            mesh_name,
-            self._admission.root,
             held=self._admission.me.capabilities,
             role=role,
             uses=uses,
             now=time.time(),
             lifetime_s=lifetime_s,
-            secret=secrets.token_bytes(16),
+            entropy=secrets.token_bytes(ENTROPY_BYTES),
         )
 
     async def _serve_join(self, stream: Stream) -> None:
         """Answer a stranger with an invite on the one connection that it has for that."""
+        joiner = stream.peer_id
         ask = unpack((await receive_frame(stream, body_bytes_max=0)).header, JoinAsk)
-        held = self.invites.holds(ask.hint)
-        chain = self._own_chain if held else ()
-        await _say(stream, JoinHeld(held=held, chain=chain))
-        if not held:
+        held, side = self.invites.receive(
+            ask, joiner=joiner, issuer=self._identity.peer_id, entropy=secrets.token_bytes
+        )
+        if held.refused:
+            self.refuse(joiner, held.refused)
+        await _say(stream, held)
+        if side is None:
             return
-        shown = unpack((await receive_frame(stream, body_bytes_max=0)).header, JoinSecret)
-        try:
-            grant = self.invites.redeem(
-                ask.hint,
-                shown.secret,
-                stream.peer_id,
-                issuer=self._identity,
-                now=time.time(),
-                serial=secrets.token_bytes(16),
-            )
-        except Refused as error:
-            self.refuse(stream.peer_id, str(error))
-            await _say(stream, JoinGranted(refused=str(error)))
-            return
-        self.on_invite_used()
-        log.info("%s joined with an invite of this node", short(stream.peer_id))
-        await _say(stream, JoinGranted(chain=(*chain, grant)))
+        proof = unpack((await receive_frame(stream, body_bytes_max=0)).header, JoinProof)
+        answer = self.invites.conclude(
+            side, proof, joiner=joiner, host=self._host, now=time.time(), serial=secrets.token_bytes(16)
+        )
+        self.on_invites_changed()  # before the answer: a try and a use are kept, whatever becomes of this process
+        if answer.refused:
+            self.refuse(joiner, answer.refused)
+        else:
+            log.info("%s joined with an invite of this node", short(joiner))
+        await _say(stream, answer.message)
+
+    @property
+    def _host(self) -> Host:
+        return Host(
+            mesh_name=self._admission.mesh_name,
+            root=self._admission.root,
+            identity=self._identity,
+            chain=self._own_chain,
+            revocations=self._admission.revocations,
+        )
 
 
 async def _say(stream: Stream, message: Message) -> None:

@@ -1,135 +1,172 @@
-"""Joining, the stranger's side: find who holds an invite, check that it may, show the secret, get a grant."""
+"""Joining, the stranger's side: dial whoever of Lepton is near, ask each for the invite, have its holder prove itself.
 
+A joiner knows neither the mesh nor its members: only the code. What is decided about what peers say is the machine's
+business (``applicant.py``).
+"""
+
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import trio
 
 from . import limits
-from .admission import Credentials
+from .applicant import Applicant, Joined
 from .calls import receive_frame
-from .discovery import Hint, open_discovery
+from .codes import Code
+from .discovery import Sighting, open_search
 from .errors import LeptonError, LinkError, Refused
 from .frames import encode
-from .grants import authority_of
 from .identity import Identity, PeerId, short
-from .invites import Invite
 from .messages import Message, pack, unpack
-from .protocol import JOIN, JoinAsk, JoinGranted, JoinHeld, JoinSecret
+from .protocol import JOIN, JoinGranted, JoinHeld
 from .transport import Connection, Stream, Transport, open_transport
 
-_NOT_HELD = "does not hold this invite"
 _NAMED_MAX = 8  # peers in an error message
+_LOOK = "see that the node that gave it is up, and that it is not long expired."
+_BROKEN = (LinkError, trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 _M = TypeVar("_M")
 
 
+class _Known(LinkError):
+    """Somebody who is asked already, at another of its addresses."""
+
+    def __init__(self) -> None:
+        super().__init__("this peer was met at another address.")
+
+
 async def join_mesh(
     identity: Identity,
-    invite: Invite,
+    code: Code,
     *,
     interfaces: tuple[str, ...] = (),
-    hints: tuple[Hint, ...] = (),
+    at: Sequence[str] = (),
     timeout_s: float = limits.JOIN_TIMEOUT_S,
-) -> Credentials:
-    """Turn an invite into credentials, asking every node of its mesh that mDNS (or ``hints``) shows.
+) -> Joined:
+    """Turn a code into credentials, asking every node that mDNS shows, or only those at the multiaddresses ``at``.
 
-    Raises Refused when its holder says no or nobody knows it, LinkError when nobody of that mesh could be asked,
-    UsageError for an interface that does not exist.
+    Raises Refused when its holder says no or nobody holds it, LinkError when nobody could be asked, UsageError for an
+    interface that does not exist.
     """
     async with open_transport(identity, (), on_connection=_let_in, handlers={}) as transport:
-        search = _Search(identity.peer_id, invite, transport)
-        with trio.move_on_after(timeout_s):
-            await search.run(hints, interfaces)
+        search = _Search(identity.peer_id, code, transport)
+        with trio.move_on_after(timeout_s) as search.patience:
+            await search.run([Sighting((address,)) for address in at], interfaces)
     # Raised out here, so that no nursery of the transport wraps it in a group.
     return search.outcome(timeout_s)
 
 
 async def _let_in(_connection: Connection) -> None:
-    """Take any connection: the search itself checks whom it talks to, before it shows anything."""
+    """Take any connection: the applicant itself believes nobody unproven."""
 
 
 class _Search:
     """Who was asked so far, and what came of it. All who are seen are asked at once, for some may be gone."""
 
-    def __init__(self, me: PeerId, invite: Invite, transport: Transport) -> None:
+    def __init__(self, me: PeerId, code: Code, transport: Transport) -> None:
+        self.patience: trio.CancelScope
         self._me = me
-        self._invite = invite
+        self._code = code
         self._transport = transport
-        self._asked: dict[PeerId, str] = {}
-        self._found: Credentials | LeptonError | None = None
+        self._seen = set[str]()  # addresses
+        self._asking = 0
+        self._asked = set[PeerId]()
+        self._not_held = list[str]()  # those who do not know the invite
+        self._said_no = dict[str, Refused]()
+        self._failed = dict[str, str]()
+        self._found: Joined | LeptonError | None = None
 
-    async def run(self, hints: tuple[Hint, ...], interfaces: tuple[str, ...]) -> None:
-        """Ask these and whoever is heard of, until somebody grants the invite or its holder refuses."""
+    async def run(self, places: Sequence[Sighting], interfaces: tuple[str, ...]) -> None:
+        """Ask at these places, or else whoever is heard of, until somebody grants the invite or its giver refuses."""
         try:
             async with trio.open_nursery() as nursery:
-                for hint in hints:
-                    nursery.start_soon(self._ask, hint, nursery.cancel_scope)
-                async with open_discovery(self._invite.root, interfaces=interfaces) as heard:
-                    async for hint in heard:
-                        if len(self._asked) < limits.HINTED_PEERS_MAX:
-                            nursery.start_soon(self._ask, hint, nursery.cancel_scope)
+                for place in places:
+                    self._meet(place, nursery)
+                if not places:
+                    async with open_search(interfaces=interfaces) as sightings:
+                        async for sighting in sightings:
+                            self._meet(sighting, nursery)
         except* LeptonError as group:  # discovery did not start
             self._found = next(leaf for leaf in _leaves(group) if isinstance(leaf, LeptonError))
 
-    async def _ask(self, hint: Hint, done: trio.CancelScope) -> None:
-        if hint.peer in self._asked or hint.peer == self._me:
-            return
-        self._asked[hint.peer] = "did not answer"
-        try:
-            found = await self._ask_at(hint)
-        except (LeptonError, trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._asked[hint.peer] = str(error) or "the connection broke"
-            return
-        if found is not None:
-            self._found = found
-            done.cancel()
+    def _meet(self, place: Sighting, nursery: trio.Nursery) -> None:
+        """Ask there, unless it is a node that was seen under an earlier name, or one too many."""
+        addresses = place.addresses[: limits.HINTED_ADDRESSES_MAX]
+        if self._asking < limits.JOIN_ASKED_MAX and not self._seen.issuperset(addresses):
+            self._asking += 1
+            self._seen.update(addresses)
+            nursery.start_soon(self._ask, addresses, nursery.cancel_scope)
 
-    async def _ask_at(self, hint: Hint) -> Credentials | Refused | None:
-        connection = await self._transport.dial(
-            hint.peer, hint.addresses[: limits.HINTED_ADDRESSES_MAX], timeout_s=limits.DIAL_TIMEOUT_S
-        )
+    async def _ask(self, addresses: tuple[str, ...], done: trio.CancelScope) -> None:
+        where = addresses[0]
+        self._failed[where] = "did not answer"
         try:
-            with trio.fail_after(limits.HANDSHAKE_TIMEOUT_S):
-                async with await connection.open_stream(JOIN) as stream:
-                    return await self._ask_over(stream)
-        finally:
-            await connection.aclose()
+            found = await self._ask_at(addresses)
+        except Refused as error:
+            self._said_no[where] = error  # anybody can say so: its true holder has a little longer to say otherwise
+            self.patience.deadline = min(self.patience.deadline, trio.current_time() + limits.JOIN_SECOND_OPINION_S)
+        except (LeptonError, *_BROKEN) as error:
+            self._failed[where] = str(error) or "it broke off"
+            return
+        else:
+            if found is not None:
+                self._found = found
+                done.cancel()
+        del self._failed[where]
 
-    async def _ask_over(self, stream: Stream) -> Credentials | Refused | None:
-        """Return what came of it: None when this peer has no say, Refused when its proven holder says no."""
-        peer, root = stream.peer_id, self._invite.root
-        held = await _say_and_hear(stream, JoinAsk(hint=self._invite.hint), JoinHeld)
-        if not held.held:
-            self._asked[peer] = _NOT_HELD
+    async def _ask_at(self, addresses: tuple[str, ...]) -> Joined | Refused | None:
+        met = list[PeerId]()
+
+        def meet(peer: PeerId) -> None:
+            if peer in self._asked:
+                raise _Known
+            self._asked.add(peer)
+            met.append(peer)
+
+        try:
+            connection = await self._transport.dial_whoever(addresses, meet=meet, timeout_s=limits.DIAL_TIMEOUT_S)
+            try:
+                with trio.fail_after(limits.HANDSHAKE_TIMEOUT_S):
+                    async with await connection.open_stream(JOIN) as stream:
+                        return await self._ask_over(stream, addresses[0])
+            finally:
+                await connection.aclose()
+        except _BROKEN:
+            self._asked.difference_update(met)  # another of its addresses may do
+            raise
+
+    async def _ask_over(self, stream: Stream, where: str) -> Joined | Refused | None:
+        """Return None when this peer does not hold the invite, Refused when its proven giver says no."""
+        applicant = Applicant(self._code, me=self._me, issuer=stream.peer_id, entropy=secrets.token_bytes)
+        proof = applicant.prove(await _say_and_hear(stream, applicant.ask(), JoinHeld))
+        if proof is None:
+            self._not_held.append(f"{short(stream.peer_id)} at {where}")
             return None
-        # Raises Refused for a stranger that only says so; the search goes on.
-        authority_of(held.chain, root=root, subject=peer, now=time.time()).require("invite", time.time())
-        granted = await _say_and_hear(stream, JoinSecret(secret=self._invite.secret), JoinGranted)
-        if granted.refused:
-            return Refused(granted.refused)
-        authority_of(granted.chain, root=root, subject=self._me, now=time.time())
-        return Credentials(mesh_name=self._invite.mesh_name, root=root, chain=granted.chain)
+        return applicant.conclude(await _say_and_hear(stream, proof, JoinGranted), time.time())
 
-    def outcome(self, timeout_s: float) -> Credentials:
+    def outcome(self, timeout_s: float) -> Joined:
         """Return what was found. Raises Refused or LinkError that says what happened instead."""
-        if isinstance(self._found, Credentials):
+        if isinstance(self._found, Joined):
             return self._found
         raise self._found or self._diagnosis(timeout_s)
 
     def _diagnosis(self, timeout_s: float) -> LeptonError:
-        mesh = self._invite.mesh_name
-        if not self._asked:
-            msg = (
-                f"No node of the mesh {mesh!r} was seen within {timeout_s:g} s. Is the node that gave the "
-                "invite running (`lepton-node up`), on the same network, with multicast (mDNS) allowed?"
-            )
-            return LinkError(msg)
-        found = "; ".join(f"{short(peer)}: {what}" for peer, what in list(self._asked.items())[:_NAMED_MAX])
-        if all(what == _NOT_HELD for what in self._asked.values()):
-            return Refused(f"This invite was not accepted: no node of {mesh!r} knows it ({found}).")
-        return LinkError(f"Nodes of {mesh!r} were seen, but none could be asked: {found}.")
+        if self._said_no:
+            return next(iter(self._said_no.values()))
+        failed = "; ".join(f"{where}: {what}" for where, what in list(self._failed.items())[:_NAMED_MAX])
+        if self._not_held:
+            asked = ", ".join(self._not_held[:_NAMED_MAX])
+            more = f" Without an answer: {failed}." if failed else ""
+            return Refused(f"No node that was asked ({asked}) holds this invite; {_LOOK}{more}")
+        if failed:
+            return LinkError(f"Nodes were seen, but none could be asked: {failed}.")
+        msg = (
+            f"No node was seen within {timeout_s:g} s. Is the node that gave the invite running (`lepton-node up`), on "
+            "the same network, with multicast (mDNS) allowed? In another network, name its address with --at."
+        )
+        return LinkError(msg)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -70,12 +70,20 @@ REASON_WAIT_S: Final = 1.0  # for the reason why a stream was reset to come on a
 BUSY_RETRY_S: Final = 0.1  # the hint that goes with Busy: some calls' length
 PROBE_TIMEOUT_S: Final = 3.0  # for a connection to show that it still carries something: many round trips of a LAN
 JOIN_TIMEOUT_S: Final = 20.0
+# For the true holder of an invite to answer when somebody else on the network has said no.
+JOIN_SECOND_OPINION_S: Final = 3.0
+JOIN_ASKED_MAX: Final = 128  # nodes that one joiner dials: twice a full mesh and its neighbours'
 
 # -- trust ------------------------------------------------------------------------------------------------------------
 GRANT_CHAIN_MAX: Final = 3  # root, issuer, member; a deeper delegation is a mistake or an attack
 GRANT_BYTES_MAX: Final = 2 * KIB
 CAPABILITIES_MAX: Final = 32
-INVITE_TRIES_MAX: Final = 5  # wrong secrets from one peer before its join attempts are ignored
+# Wrong codes for one invite, by whomever (a peer id costs nothing), before it is closed. Five of 2^40 guesses.
+INVITE_TRIES_MAX: Final = 5
+# Attempts on one invite that were broken off before they could be right or wrong: they tell next to nothing and cost
+# two multiplications in Python each, so an honest user on a bad link has plenty.
+INVITE_BROKEN_OFF_MAX: Final = 64
+JOIN_REVOCATIONS_BYTES_MAX: Final = 24 * KIB  # in a welcome: what BIN_BYTES_MAX leaves beside three large grants
 INVITES_MAX: Final = 256  # open invites of one issuer
 # Revocations are kept for ever. A branch is the root, or one of those whom it trusted directly (one to three, and their
 # successors): so a stolen admin fills its own branch, however many admins it makes, and nobody else's.

@@ -18,13 +18,14 @@ from . import limits, membership
 from .admission import Admission, Credentials
 from .calls import PROTOCOL as CALLS
 from .calls import Answer, Calls, Empty, Incoming, Method
-from .discovery import Hint, announcement, local_addresses, open_discovery
+from .codes import Code
+from .discovery import Announcement, Hint, open_discovery
 from .door import Door
 from .errors import LeptonError, LinkError, PeerError, Refused
 from .finding import Finding
 from .grants import Authority
 from .identity import Identity, PeerId, short
-from .invites import Invite, InviteBook
+from .invites import InviteBook
 from .messages import Message
 from .picture import Picture
 from .protocol import Part
@@ -163,7 +164,7 @@ class Mesh:
             ) as self._transport,
             trio.open_nursery() as self._nursery,
         ):
-            said = announcement(self.me, self._transport.addresses, config.interfaces or local_addresses())
+            said = Announcement(self.me, self._transport.addresses)
             try:
                 async with open_discovery(root, interfaces=config.interfaces, announce=said) as hints:
                     self._running.set()
@@ -207,9 +208,9 @@ class Mesh:
         """Who refused this node or whom it refused, and why; the latest comes last."""
         return self.door.refusals
 
-    def invite(self, mesh_name: str, *, role: str, uses: int, lifetime_s: float) -> Invite:
+    def invite(self, *, role: str, uses: int, lifetime_s: float) -> Code:
         """Open an invite that this node will honour. Raises Refused or UsageError with the reason."""
-        return self.door.invite(mesh_name, role=role, uses=uses, lifetime_s=lifetime_s)
+        return self.door.invite(role=role, uses=uses, lifetime_s=lifetime_s)
 
     def revoke(self, subject: PeerId, *, reason: str, keeps: tuple[bytes, ...] = (), disowns: bool = False) -> None:
         """Throw somebody out, with the root key if it is here, else as an admin; all who are here are told at once.

@@ -8,12 +8,13 @@ import msgspec
 from . import limits
 from .grants import Chain, Grant
 from .identity import PeerId
-from .messages import Message, Text, encoded
+from .messages import Message, Name, Text, encoded
+from .pake import CONFIRMATION_BYTES, SHARE_BYTES
 from .records import Digest, Record, SignedRecord
 from .revocations import Revocation
 
 HELLO = "/lepton/hello/1"
-JOIN = "/lepton/join/1"
+JOIN = "/lepton/join/2"
 
 SetDigest = Annotated[bytes, msgspec.Meta(max_length=32)]
 
@@ -38,28 +39,49 @@ class HelloAnswer(Message, frozen=True, kw_only=True):
 
 
 class JoinAsk(Message, frozen=True, kw_only=True):
-    """A stranger with an invite asks: do you hold it? Nothing secret is shown yet."""
+    """A stranger with an invite's code asks by its public name whether this node holds it."""
 
-    hint: Annotated[bytes, msgspec.Meta(max_length=16)]
+    nameplate: Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Z]{3}\Z")]
 
 
 class JoinHeld(Message, frozen=True, kw_only=True):
-    """Whether this node holds the invite, and the proof that it may."""
+    """The holder's share of the key exchange; nothing when this node does not hold it, or why it may not be tried."""
 
-    held: bool
-    chain: Chain = ()
+    share: Annotated[bytes, msgspec.Meta(max_length=SHARE_BYTES)] = b""
+    refused: Text = ""
 
 
-class JoinSecret(Message, frozen=True, kw_only=True):
-    """The secret, shown to a proven holder over the encrypted connection."""
+class JoinProof(Message, frozen=True, kw_only=True):
+    """The stranger's share, and the proof that it knows the code."""
 
-    secret: Annotated[bytes, msgspec.Meta(max_length=64)]
+    share: Annotated[bytes, msgspec.Meta(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
+    confirmation: Annotated[bytes, msgspec.Meta(min_length=CONFIRMATION_BYTES, max_length=CONFIRMATION_BYTES)]
 
 
 class JoinGranted(Message, frozen=True, kw_only=True):
-    """The chain that makes the joiner a member, or why not."""
+    """The holder's proof that it knows the code, and a sealed Verdict; or why it says no more."""
 
-    chain: Chain = ()
+    confirmation: Annotated[bytes, msgspec.Meta(max_length=CONFIRMATION_BYTES)] = b""
+    sealed: Annotated[bytes, msgspec.Meta(max_length=limits.BIN_BYTES_MAX)] = b""
+    refused: Text = ""
+
+
+class Welcome(Message, frozen=True, kw_only=True):
+    """The mesh, and the new member's chain of grants; its last link is the issuer's, the ones before prove the issuer.
+
+    ``revocations`` are those that the issuer knows, or as many as fit: the first greeting brings the rest.
+    """
+
+    mesh_name: Name
+    root: PeerId
+    chain: Chain
+    revocations: Annotated[tuple[Revocation, ...], msgspec.Meta(max_length=limits.REVOCATIONS_MAX)] = ()
+
+
+class Verdict(Message, frozen=True, kw_only=True):
+    """What is sealed in JoinGranted: welcome, or why not."""
+
+    welcome: Welcome | None = None
     refused: Text = ""
 
 

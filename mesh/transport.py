@@ -32,7 +32,7 @@ from .identity import PeerId
 from .multistream import Answering, Asking
 from .muxer import MuxedStream, Muxer
 from .tcp import Address, Listener, Socket, connect, parse_address, parse_listen
-from .upgrade import Keys, Secured, secure
+from .upgrade import Keys, Secured, anybody, secure
 from .yamux import Buffer, YamuxConfig
 
 log = logging.getLogger(__name__)
@@ -274,24 +274,40 @@ class Transport:
             if not lock.locked() and self._dialling.get(peer_id) is lock:
                 del self._dialling[peer_id]
 
-    async def dial_whoever(self, addresses: Sequence[str], *, timeout_s: float) -> Connection:
+    async def dial_whoever(
+        self, addresses: Sequence[str], *, timeout_s: float, meet: Callable[[PeerId], None] = anybody
+    ) -> Connection:
         """Connect to whoever lives at one of these addresses, or return the connection that there is to that peer.
 
-        Who it is tells the handshake: the connection's ``peer_id``. Raises as ``dial`` does.
+        Who it is tells the handshake: the connection's ``peer_id``. ``meet`` is told it before that peer is told who we
+        are, and ends the attempt by raising one of our errors. Raises as ``dial`` does.
         """
-        new = await race(addresses, lambda address: self._attempt(None, address), self._discard, timeout_s=timeout_s)
-        if new.peer_id not in self._table:
-            return await self._bring_up(new)
-        self._discard(new)  # it was met under another of its addresses
-        if (twin := await self._twin_of(new.peer_id)) is None:
-            msg = f"The other connection to {new.peer_id} broke."
-            raise LinkError(msg)
-        return twin
+        known: list[PeerId] = []
+
+        def check(found: str) -> None:
+            meet(PeerId(found))
+            if found in self._table:  # a second connection would take the place of the first
+                known.append(PeerId(found))
+                msg = "it is connected already."
+                raise LinkError(msg)
+
+        try:
+            new = await race(addresses, lambda text: self._attempt(check, text), self._discard, timeout_s=timeout_s)
+        except LinkError:
+            if known and (twin := await self._twin_of(known[0])) is not None:
+                return twin
+            raise
+        return await self._bring_up(new)
 
     async def _dial(self, peer_id: PeerId, addresses: Sequence[str], timeout_s: float) -> Connection:
+        def check(found: str) -> None:
+            if found != peer_id:
+                msg = f"{found} lives there now."
+                raise PeerError(msg)
+
         try:
             new = await race(
-                addresses, lambda address: self._attempt(peer_id, address), self._discard, timeout_s=timeout_s
+                addresses, lambda address: self._attempt(check, address), self._discard, timeout_s=timeout_s
             )
         except LinkError as error:
             if peer_id in self._table and (twin := await self._twin_of(peer_id)) is not None:
@@ -307,21 +323,22 @@ class Transport:
 
     # -- connecting ---------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, wanted: PeerId | None, text: str) -> Connection:
+    async def _attempt(self, check: Callable[[str], None], text: str) -> Connection:
         address, named = parse_address(text)
-        if wanted is not None and named not in (None, wanted):
-            msg = f"the address is that of {named}."
-            raise UsageError(msg)
+
+        def check_all(peer_id: str) -> None:
+            if peer_id == self.peer_id:
+                msg = "it is this node itself."
+                raise PeerError(msg)
+            if named not in (None, peer_id):
+                msg = f"{peer_id} lives there now."
+                raise PeerError(msg)
+            check(peer_id)
+
         socket = await connect(address)
         try:
             with trio.fail_after(HANDSHAKE_TIMEOUT_S):
-                secured = await secure(socket, self._keys, initiator=True)
-            if secured.peer_id != (wanted or named or secured.peer_id):
-                msg = f"{secured.peer_id} lives there now."
-                raise PeerError(msg)
-            if secured.peer_id == self.peer_id:
-                msg = "it is this node itself."
-                raise PeerError(msg)
+                secured = await secure(socket, self._keys, initiator=True, check=check_all)
         except BaseException as error:
             socket.close()
             if isinstance(error, trio.TooSlowError):

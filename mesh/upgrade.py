@@ -4,7 +4,7 @@ Only ``/noise`` and ``/tls/1.0.0`` exist here: a peer that proposes plaintext or
 has a time limit of its own; whoever calls bounds it and closes the socket when it is cut off.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,12 +48,22 @@ class Secured:
     early: bytes
 
 
-async def secure(socket: Socket, keys: Keys, *, initiator: bool) -> Secured:
-    """Upgrade one connection. Raises PeerError when the peer breaks the rules, LinkError when it leaves."""
+def anybody(_peer_id: str) -> None:
+    """Talk to whoever it is."""
+
+
+async def secure(socket: Socket, keys: Keys, *, initiator: bool, check: Callable[[str], None] = anybody) -> Secured:
+    """Upgrade one connection. Raises PeerError when the peer breaks the rules, LinkError when it leaves.
+
+    ``check`` is given the peer's id as soon as it is proven. To whom it raises nothing more is said: where we dialled,
+    that peer has not seen our own id yet.
+    """
     budget = HANDSHAKE_BYTES_MAX
     handshake, data = await (_propose(socket, keys) if initiator else _respond(socket, keys))
     while handshake.records is None:
         answer = handshake.receive(data)
+        if handshake.peer_id:
+            check(handshake.peer_id)
         if answer:
             await socket.send_all(answer)
         if handshake.records is None:

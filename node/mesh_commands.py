@@ -1,6 +1,7 @@
 """The commands by which an owner makes a mesh and lets devices in."""
 
 import functools
+import sys
 from pathlib import Path
 
 import click
@@ -35,7 +36,7 @@ def mesh_create(name: str, home: Path) -> None:
 @home_option
 @friendly
 def invite(role: str, uses: int, expires: str, home: Path) -> None:
-    """Print a code with which another device can join, once and for a while."""
+    """Print a short code with which another device can join, once and for a while."""
     lifetime_s = duration_s(expires)
     try:
         code, _ = ask(home, "invite", {"role": role, "uses": uses, "lifetime_s": lifetime_s})
@@ -43,22 +44,32 @@ def invite(role: str, uses: int, expires: str, home: Path) -> None:
         code = _invite_offline(home, role=role, uses=uses, lifetime_s=lifetime_s)
         click.echo("No node runs here: start it with `lepton-node up` before the code is used.", err=True)
     click.echo(code)
+    if sys.stdout.isatty():
+        _show_to_people(code, expires)
+
+
+def _show_to_people(code: str, expires: str) -> None:
+    import segno
+
+    segno.make(code, micro=False).terminal(compact=True)
+    click.echo(f"On the other device, within {expires}: `lepton-node join {code}`. Tell the code to nobody else.")
 
 
 @click.command()
 @click.argument("code")
+@click.option("--at", metavar="ADDRESS", help="The inviting node: host:port or a multiaddr. Default: found by mDNS.")
 @click.option("--timeout", "timeout_s", default=20.0, show_default=True, help="Seconds to look for the mesh.")
 @home_option
 @interface_option
 @friendly
-def join(code: str, timeout_s: float, home: Path, interfaces: tuple[str, ...]) -> None:
+def join(code: str, at: str | None, timeout_s: float, home: Path, interfaces: tuple[str, ...]) -> None:
     """Join a mesh with the CODE that `lepton-node invite` printed on one of its devices."""
     with loading():
         import trio
 
         from .setup import join_mesh
 
-    name = trio.run(functools.partial(join_mesh, home, code, interfaces=interfaces, timeout_s=timeout_s))
+    name = trio.run(functools.partial(join_mesh, home, code, interfaces=interfaces, at=at, timeout_s=timeout_s))
     click.echo(f"Joined the mesh {name!r}. Next: `lepton-node up`.")
 
 

@@ -124,7 +124,7 @@ class Node:
                 mesh.admission.learn(
                     {PeerId(known.peer): known.chain for known in self.home.members() if known.chain}, time.time()
                 )
-                mesh.door.on_invite_used = lambda: self.home.save_invites(invites)
+                mesh.door.on_invites_changed = lambda: self.home.save_invites(invites)
                 self.mesh, self._nursery, self._mesh_name = mesh, nursery, credentials.mesh_name
                 self.view = View(mesh)
                 self.weights = Weights(mesh, self.view, BlobStore(self.home.folder("blobs")))
@@ -157,9 +157,9 @@ class Node:
 
     def invite(self, *, role: str = "member", uses: int = 1, lifetime_s: float = 3600.0) -> str:
         """Open an invite and return its code. Raises Refused when this node may not, UsageError for bad values."""
-        invite = self.mesh.invite(self._mesh_name, role=role, uses=uses, lifetime_s=lifetime_s)
+        code = self.mesh.invite(role=role, uses=uses, lifetime_s=lifetime_s)
         self.home.save_invites(self.mesh.door.invites)
-        return invite.code()
+        return str(code)
 
     # -- learning -------------------------------------------------------------------------------------------------
 

@@ -4,10 +4,10 @@ import secrets
 import time
 from pathlib import Path
 
+from ..mesh.codes import ENTROPY_BYTES, read_code
 from ..mesh.errors import UsageError
 from ..mesh.grants import authority_of
 from ..mesh.identity import PeerId
-from ..mesh.invites import SECRET_BYTES, read_code
 from .config import load_config
 from .home import Home
 
@@ -27,41 +27,48 @@ def open_invite(home: str | Path, *, role: str, uses: int, lifetime_s: float) ->
         credentials, book, now = folder.credentials(), folder.invites(), time.time()
         me = folder.identity().peer_id
         held = authority_of(credentials.chain, root=credentials.root, subject=me, now=now).capabilities
-        invite = book.give(
-            credentials.mesh_name,
-            credentials.root,
+        code = book.give(
             held=held,
             role=role,
             uses=uses,
             now=now,
             lifetime_s=lifetime_s,
-            secret=secrets.token_bytes(SECRET_BYTES),
+            entropy=secrets.token_bytes(ENTROPY_BYTES),
         )
         folder.save_invites(book)
-    return invite.code()
+    return str(code)
 
 
-async def join_mesh(home: str | Path, code: str, *, interfaces: tuple[str, ...] = (), timeout_s: float = 20.0) -> str:
-    """Join with an invite's code, found by mDNS alone; returns the mesh's name.
+async def join_mesh(
+    home: str | Path,
+    code: str,
+    *,
+    interfaces: tuple[str, ...] = (),
+    at: str | None = None,
+    timeout_s: float = 20.0,
+) -> str:
+    """Join with an invite's code, found by mDNS or at one node's address; returns the mesh's name.
 
-    Raises UsageError for a code that does not read or has expired, Refused when its holder says no, LinkError when
-    nobody of that mesh is found.
+    ``at`` is ``host:port`` or a multiaddr, for networks without mDNS. Raises UsageError for a code or an address that
+    does not read, Refused when the invite's holder says no, LinkError when nobody is found.
     """
     from ..mesh.joining import join_mesh as join
+    from ..mesh.tcp import parse_place
 
     folder = Home(home)
     if folder.in_mesh:
         msg = f"The node in {folder.path} is already in the mesh {folder.credentials().mesh_name!r}."
         raise UsageError(msg)
-    invite = read_code(code, time.time())
+    typed, places = read_code(code), () if at is None else (parse_place(at),)
     with folder.locked():
         interfaces = interfaces or load_config(folder.path / "node.toml").interfaces
         try:
-            credentials = await join(folder.identity(), invite, interfaces=interfaces, timeout_s=timeout_s)
+            joined = await join(folder.identity(), typed, interfaces=interfaces, at=places, timeout_s=timeout_s)
         except BaseExceptionGroup as group:
             raise _only(group) from None
-        folder.save_credentials(credentials)
-    return credentials.mesh_name
+        folder.save_credentials(joined.credentials)
+        folder.save_revocations(joined.revocations)
+    return joined.credentials.mesh_name
 
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:

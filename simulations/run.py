@@ -9,9 +9,12 @@ from typing import TypeVar
 import numpy as np
 
 from ..mesh.admission import Credentials
+from ..mesh.applicant import Applicant, Joined
+from ..mesh.codes import ENTROPY_BYTES, Code, read_code
 from ..mesh.grants import GRANT_LIFETIME_S, ROLES, Grant, issue
 from ..mesh.identity import Identity, PeerId
-from ..mesh.invites import InviteBook, read_code
+from ..mesh.invites import Host, InviteBook
+from ..mesh.revocations import Revocations
 from .device import Device, Disk, Machines, Watch
 from .invariants import Invariants, Member, Signatures
 from .learner import Learner, Share
@@ -127,20 +130,36 @@ class Run:
         root, creator = self._identity("root"), self._identity(first)
         chain = (self._grant(root, creator.peer_id),)
         book = InviteBook()
+        host = Host(
+            mesh_name=_MESH_NAME,
+            root=root.peer_id,
+            identity=creator,
+            chain=chain,
+            revocations=Revocations(root.peer_id),
+        )
         self._identities[first] = creator
         self._credentials[first] = Credentials(mesh_name=_MESH_NAME, root=root.peer_id, chain=chain)
         for name in [*others, *self._liar_names()]:
             role = "client" if name in self._liar_names() else "member"
-            code = book.give(
-                _MESH_NAME, root.peer_id, held=ROLES["admin"], role=role, now=self.world.unix_s,
-                secret=self._dice.randbytes(16),
-            ).code()  # fmt: skip
-            invite, identity = read_code(code, self.world.unix_s), self._identity(name)
-            serial = self._dice.randbytes(16)
-            now = self.world.unix_s
-            grant = book.redeem(invite.hint, invite.secret, identity.peer_id, issuer=creator, now=now, serial=serial)
+            now, identity = self.world.unix_s, self._identity(name)
+            entropy = self._dice.randbytes(ENTROPY_BYTES)
+            code = read_code(str(book.give(held=ROLES["admin"], role=role, now=now, entropy=entropy)))
             self._identities[name] = identity
-            self._credentials[name] = Credentials(mesh_name=_MESH_NAME, root=invite.root, chain=(*chain, grant))
+            self._credentials[name] = self._join(book, host, code, identity)
+
+    def _join(self, book: InviteBook, host: Host, code: Code, joiner: Identity) -> Credentials:
+        """Both sides of a join, as they go in the node, over no wire at all."""
+        issuer, now, entropy = host.identity.peer_id, self.world.unix_s, self._dice.randbytes
+        applicant = Applicant(code, me=joiner.peer_id, issuer=issuer, entropy=entropy)
+        held, side = book.receive(applicant.ask(), joiner=joiner.peer_id, issuer=issuer, entropy=entropy)
+        proof = applicant.prove(held)
+        assert proof is not None
+        assert side is not None
+        serial = self._dice.randbytes(16)
+        answer = book.conclude(side, proof, joiner=joiner.peer_id, host=host, now=now, serial=serial)
+        joined = applicant.conclude(answer.message, now)
+        assert isinstance(joined, Joined)
+        return joined.credentials
 
     def _grant(self, issuer: Identity, subject: PeerId) -> Grant:
         expires = self.world.unix_s + GRANT_LIFETIME_S

@@ -3,6 +3,7 @@
 Nodes are introduced by the tests themselves; that they find each other by mDNS is tried in ``test_joining.py``.
 """
 
+import secrets
 import struct
 from collections.abc import Callable
 
@@ -14,12 +15,14 @@ from lepton.mesh import picture as picture_module
 from lepton.mesh.admission import Credentials
 from lepton.mesh.calls import PROTOCOL as CALLS
 from lepton.mesh.calls import Answer, Empty, Incoming, Method
+from lepton.mesh.codes import Code
 from lepton.mesh.errors import LeptonError, LinkError, Refused
 from lepton.mesh.frames import encode
 from lepton.mesh.grants import ROLES, issue
 from lepton.mesh.identity import Identity
 from lepton.mesh.messages import pack
-from lepton.mesh.protocol import HELLO, JOIN, Delta, JoinAsk, JoinGranted, JoinHeld, JoinSecret
+from lepton.mesh.pake import Side
+from lepton.mesh.protocol import HELLO, JOIN, Delta, JoinAsk, JoinGranted, JoinHeld, JoinProof
 from lepton.mesh.records import Digest, RecordStore, SignedRecord
 from lepton.mesh.rpc.headers import Control, RequestHeader
 from lepton.mesh.tensors import TensorSpec
@@ -202,13 +205,13 @@ async def test_a_node_whose_grants_are_full_length_gives_no_invites_that_nobody_
     held = Credentials(mesh_name="home", root=ROOT.peer_id, chain=chain)
     async with member(ALICE, held=held) as alice:
         with pytest.raises(Refused, match="a chain of 3 links"):
-            alice.invite("home", role="member", uses=1, lifetime_s=60.0)
+            alice.invite(role="member", uses=1, lifetime_s=60.0)
 
 
 async def test_who_may_not_invite_is_told() -> None:
     async with member(ALICE) as alice:
         with pytest.raises(Refused, match="may not invite a member"):
-            alice.invite("home", role="member", uses=1, lifetime_s=60.0)
+            alice.invite(role="member", uses=1, lifetime_s=60.0)
 
 
 # -- strangers ---------------------------------------------------------------------------------------------------------
@@ -307,22 +310,26 @@ async def test_strangers_at_the_door_are_counted(monkeypatch: pytest.MonkeyPatch
 
 async def test_an_unknown_invite_is_not_held_and_a_wrong_secret_is_refused() -> None:
     async with member(ALICE, held=credentials(ALICE, role="admin")) as alice, guest(EVE, alice) as eve:
-        invite = alice.invite("home", role="member", uses=1, lifetime_s=3600.0)
+        code = alice.invite(role="member", uses=1, lifetime_s=3600.0)
         connection = await eve.dial()
         async with await connection.open_stream(JOIN) as stream:
-            await say(stream, JoinAsk(hint=bytes(8)))
-            assert await hear(stream, JoinHeld) == JoinHeld(held=False)
+            await say(stream, JoinAsk(nameplate="000" if code.nameplate != "000" else "001"))
+            assert await hear(stream, JoinHeld) == JoinHeld()
         await closed(connection)
         connection = await eve.dial()
         async with await connection.open_stream(JOIN) as stream:
-            await say(stream, JoinAsk(hint=invite.hint))
-            assert (await hear(stream, JoinHeld)).held
-            await say(stream, JoinSecret(secret=bytes(16)))
+            await say(stream, JoinAsk(nameplate=code.nameplate))
+            held: JoinHeld = await hear(stream, JoinHeld)
+            guess = Code(code.nameplate, "ZZZZZZZZ")
+            side = Side(guess, joiner=EVE.peer_id, issuer=ALICE.peer_id, joins=True, entropy=secrets.token_bytes)
+            side.receive(held.share)
+            await say(stream, JoinProof(share=side.share, confirmation=side.confirmation))
             granted: JoinGranted = await hear(stream, JoinGranted)
-            assert "not known here" in granted.refused
-            assert granted.chain == ()
+            assert "mistyped or guessed (4 more tries)" in granted.refused
+            assert granted.sealed == b""  # nothing that could be tried at home
+            assert granted.confirmation == b""
         await closed(connection)
-        assert "not known here" in alice.refusals[EVE.peer_id]
+        assert "mistyped or guessed" in alice.refusals[EVE.peer_id]
 
 
 def test_refusals_are_bounded_and_the_latest_stay() -> None:

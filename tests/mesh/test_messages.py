@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from lepton.mesh import limits
 from lepton.mesh.errors import PeerError
 from lepton.mesh.grants import Grant, Statement
-from lepton.mesh.invites import Invite
 from lepton.mesh.messages import Message, Name, Natural, Sha256, Text, encoded, pack, unpack
-from lepton.mesh.protocol import Delta, Hello, HelloAnswer, JoinAsk, JoinGranted, JoinHeld, JoinSecret
+from lepton.mesh.protocol import Delta, Hello, HelloAnswer, JoinAsk, JoinGranted, JoinHeld, JoinProof, Verdict, Welcome
 from lepton.mesh.records import Content, Digest, SignedRecord
 from lepton.mesh.rpc.headers import AnswerHeader, RequestHeader
 
@@ -36,8 +35,8 @@ class Anything(Message, frozen=True, kw_only=True):
 
 
 KINDS = [
-    Sample, Anything, Statement, Grant, Invite, Content, SignedRecord, Digest, Delta, Hello, HelloAnswer, JoinAsk,
-    JoinHeld, JoinSecret, JoinGranted, RequestHeader, AnswerHeader,
+    Sample, Anything, Statement, Grant, Content, SignedRecord, Digest, Delta, Hello, HelloAnswer, JoinAsk,
+    JoinHeld, JoinProof, JoinGranted, Welcome, Verdict, RequestHeader, AnswerHeader,
 ]  # fmt: skip
 
 

@@ -24,9 +24,9 @@ from lepton.node.home import Home
 def home(tmp_path: Path) -> Home:
     """A folder in which a mesh was made, an invite was given and a record was kept."""
     made = Home(tmp_path / "home")
-    credentials = made.create_mesh("home")
+    made.create_mesh("home")
     book = InviteBook()
-    book.give("home", credentials.root, held=ROLES["admin"], now=time.time(), secret=bytes(16))
+    book.give(held=ROLES["admin"], now=time.time(), entropy=bytes(7))
     made.save_invites(book)
     made.next_incarnation()
     store = RecordStore(made.identity(), 1)
@@ -142,7 +142,7 @@ def test_damaged_revocations_are_never_passed_over(home: Home, tmp_path: Path) -
     other.create_mesh("other")
     other.save_revocations(revocations(other))
     of_another_mesh = (other.path / "revocations.msgpack").read_bytes()
-    for damaged in (b"", whole[:-1], whole[:-1] + bytes(1), b"\x00", of_another_mesh):
+    for damaged in (b"", whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b"\x00", of_another_mesh):
         path.write_bytes(damaged)
         with pytest.raises(UsageError, match=r"revoked devices .* is damaged .* Restore it from a backup; or move it"):
             home.revocations()

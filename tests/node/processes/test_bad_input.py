@@ -85,7 +85,8 @@ def test_a_port_that_is_taken_is_named(home: Path) -> None:
 def test_an_invite_that_nobody_here_gave_is_refused_after_a_search(home: Path, tmp_path: Path) -> None:
     code = open_invite(home, role="member", uses=1, lifetime_s=60)
     done = run("join", code, *HERE, "--timeout", "1", home=tmp_path / "other")
-    assert_refused(done, 1, "No node of the mesh 'home' was seen within 1 s. Is the node that gave the invite running")
+    # Somebody else's nodes may be on this machine too.
+    assert_refused(done, 1, "No node (was seen within 1 s. Is the node that gave the invite running|that was asked)")
     assert not Home(tmp_path / "other").in_mesh
 
 

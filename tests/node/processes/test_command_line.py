@@ -1,9 +1,14 @@
 """Two devices from nothing to answers, by the commands that a user types."""
 
+import contextlib
 import json
+import os
+import pty
 import re
 import signal
 import stat
+import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +20,7 @@ import torch
 from lepton.node.control import socket_path
 from lepton.node.export import load_model
 
-from .fakes import COMMAND, HERE, Process, Up, assert_refused, processes_of, run, said, write_example
+from .fakes import COMMAND, HERE, PATIENCE_S, Process, Up, assert_refused, processes_of, run, said, write_example
 
 
 @dataclass
@@ -143,13 +148,43 @@ def test_invites_are_good_once_and_for_a_while(pair: Pair, tmp_path: Path) -> No
     brief = said("invite", "--expires", "1s", home=pair.one)
     done = run("join", pair.used, *HERE, home=tmp_path / "third")
     assert_refused(done, 1, "This invite was used already; ask for a new one")
-    done = run("join", pair.used[:-1] + ("x" if pair.used[-1] != "x" else "y"), *HERE, home=tmp_path / "third")
-    assert_refused(done, 2, "not an invite code, or a character of it is wrong; copy it again")
+    done = run("join", pair.used[:-1] + ("X" if pair.used[-1] != "X" else "Y"), *HERE, home=tmp_path / "third")
+    assert_refused(done, 2, "not an invite code, or a character of it is wrong: .* nothing was sent")
     time.sleep(1.1)  # what is under test here
-    assert_refused(run("join", brief, *HERE, home=tmp_path / "third"), 2, "This invite to 'home' has expired; ask for")
+    assert_refused(run("join", brief, *HERE, home=tmp_path / "third"), 1, "This invite has expired; ask for")
     assert_refused(run("join", pair.used, *HERE, home=pair.two), 2, "is already in the mesh 'home'")
+    done = run("join", brief, "--at", "kitchen", home=tmp_path / "third")
+    assert_refused(done, 2, "'kitchen' is no address of a node; it looks like 192.0.2.1:4001, kitchen.local:4001")
     fresh = run("invite", home=pair.two)  # a member may not
     assert_refused(fresh, 1, "may not invite a member: it lacks the capability invite")
+
+
+def test_a_device_joins_at_an_address_with_a_code_typed_by_hand(pair: Pair, tmp_path: Path) -> None:
+    """No mDNS: the code in small letters and without its dashes, an O for a zero, and the node's address."""
+    code = said("invite", "--role", "client", home=pair.one)
+    address = json.loads(said("status", "--json", home=pair.one))["addresses"][0].split("/")
+    typed = code.lower().replace("-", "").replace("0", "O")
+    place = f"localhost:{address[-1]}"
+    assert "Joined the mesh 'home'" in said("join", typed, "--at", place, home=tmp_path / "third")
+    assert stat.S_IMODE((pair.one / "invites.json").stat().st_mode) == 0o600
+
+
+def test_a_terminal_shows_a_code_to_scan_and_what_to_do_next(pair: Pair) -> None:
+    ours, theirs = pty.openpty()
+    # A window: rich and click measure it.
+    termios.tcsetwinsize(theirs, (40, 100))
+    done = subprocess.run([*COMMAND, "invite", "--home", str(pair.one)], stdout=theirs, check=False, timeout=PATIENCE_S)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while block := os.read(ours, 65536):
+            shown += block
+    os.close(ours)
+    assert done.returncode == 0
+    code, *rest = shown.decode().splitlines()
+    assert re.fullmatch(r"[0-9A-Z]{4}-[0-9A-Z]{4}-[0-9A-Z]{4}", code)
+    assert any("\u2588" in line for line in rest)
+    assert rest[-1] == f"On the other device, within 1h: `lepton-node join {code}`. Tell the code to nobody else."
 
 
 def test_an_interrupt_ends_the_watching_and_not_the_training(pair: Pair) -> None:
