@@ -203,11 +203,13 @@ class Membership:
     # -- connections --------------------------------------------------------------------------------------------------
 
     def _connected(self, peer: PeerId, now: float, *, dialled: bool) -> list[Effect]:
+        was_alone = not self.connected
         self.connected.add(peer)
         self._misses[peer] = 0
         self.book.met(peer, now)
         self.neighbours.connected(peer, dialled=dialled)
-        self._update(peer)
+        for each in (peer, *(self._heard if was_alone else ())):
+            self._update(each)
         return [Exchange(peer)]
 
     def _disconnected(self, peer: PeerId, now: float) -> None:
@@ -215,15 +217,15 @@ class Membership:
         self._misses.pop(peer, None)
         self.book.lost(peer, now)
         self.neighbours.disconnected(peer)
-        self._update(peer)
-        if not self.connected:  # nobody is left who could have heard of the others, or could hear of them
-            self._unhear(tuple(self._heard))
+        for each in (peer, *(self._heard if not self.connected else ())):
+            self._update(each)
 
     def _parting(self, peer: PeerId, now: float) -> None:
         """Take a peer's word that it goes on living without this connection, and do not dial it at once."""
         if peer in self.connected:
             self._hear([peer])
-            self.book.leave_alone(peer, now, self.config.linger_s)
+            if self.neighbours.wants(peer):  # it sees other members than this node does, as yet
+                self.book.leave_alone(peer, now, self.config.linger_s)
 
     # -- presence -----------------------------------------------------------------------------------------------------
 
@@ -240,7 +242,8 @@ class Membership:
                 self._update(peer)
 
     def _update(self, peer: PeerId) -> None:
-        if peer in self.connected or peer in self._heard:
+        """Hearsay counts while somebody is connected who would say otherwise."""
+        if peer in self.connected or (peer in self._heard and self.connected):
             self.present.add(peer)
             self.neighbours.came(peer)
         else:

@@ -228,9 +228,9 @@ async def echo(call: Incoming[Note]) -> Answer[Note]:
 
 
 ECHO = Method(name="echo", needs="mesh", takes=Note, handler=echo)
-# Any mesh is a large one, with a single ring, and what is not wanted goes soon.
+# Two members are a large mesh, with a single ring, and what is not wanted goes soon.
 FEW = membership.Config(
-    exchange_interval_s=0.05, redial_first_s=0.02, whole_most=0, whole_again=0, rings=1, linger_s=0.1,
+    exchange_interval_s=0.05, redial_first_s=0.02, whole_most=1, whole_again=0, rings=1, linger_s=0.1,
     reach_interval_s=600.0,
 )  # fmt: skip
 
@@ -267,7 +267,9 @@ async def test_a_call_to_a_member_that_is_not_connected_dials_it_once_and_the_co
 
 
 async def test_a_call_to_a_member_that_is_heard_of_and_cannot_be_reached_fails_within_its_deadline() -> None:
-    async with member(ALICE, pace=FEW) as alice:
+    async with member(ALICE, pace=FEW) as alice, member(BOB, pace=FEW) as bob:
+        introduce(alice, bob)
+        await until(alice, lambda: alice.connected)
         for where in ((), ("/ip4/127.0.0.1/tcp/1",)):
             alice._note(membership.Heard((DAVE.peer_id,)))
             if where:

@@ -266,11 +266,13 @@ CROWD = tuple(PeerId(f"peer {n}") for n in range(100))
 def in_a_crowd(seed: int = 1) -> Membership:
     """Who has heard of a hundred members, knows where they are, and is connected to those beside it."""
     members = machine(seed)
+    members.handle(Connected(A), 0.0)  # who tells it of the others
     members.handle(Heard(CROWD), 0.0)
     for peer in CROWD:
         members.handle(Hinted(peer, (f"/ip4/10.1.0.1/tcp/{peer[5:]}",), signed=True), 0.0)
     for peer in sorted(members.neighbours.wanted):
         members.handle(Connected(peer, dialled=True), 0.0)
+    members.handle(Disconnected(A), 0.0)
     return members
 
 
@@ -352,7 +354,7 @@ def test_a_word_of_parting_from_who_is_not_connected_counts_for_nothing() -> Non
     assert members.present == set()
 
 
-def test_who_has_lost_every_connection_knows_of_nobody_that_it_is_here() -> None:
+def test_who_has_lost_every_connection_knows_of_nobody_that_it_is_here_until_it_has_one_again() -> None:
     members = in_a_crowd()
     neighbours = sorted(members.connected)
     for peer in neighbours:
@@ -367,6 +369,9 @@ def test_who_has_lost_every_connection_knows_of_nobody_that_it_is_here() -> None
         members.handle(Expired(), now)
         now = max(now, members.deadline)
         assert now < 10.0
+    members.handle(Gone((CROWD[0],)), now)
+    members.handle(Connected(neighbours[0]), now)
+    assert members.present == set(CROWD) - {CROWD[0]} | {neighbours[0]}
 
 
 def test_no_more_dials_are_under_way_at_once_than_may_be_and_members_come_first() -> None:
