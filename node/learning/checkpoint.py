@@ -5,7 +5,7 @@ written under a name of its own, synced, renamed into place, and only then are o
 that is known to be good. A file that is cut short or changed does not match its own SHA-256 and is passed over.
 
 A file: SHA-256 of all that follows (32 bytes), magic (8), header length (4, big-endian), msgpack header, safetensors
-with the tensors ``vector`` and ``momentum``.
+with the tensors ``vector``, ``momentum``, ``correction`` and ``local``.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from ..files import clear_unfinished, write_whole
 from ..models import Vector
 from .trainer import Metrics, TrainerState
 
-_MAGIC: Final = b"LEPTON\x00\x01"  # the last byte is the version of the format
+_MAGIC: Final = b"LEPTON\x00\x02"  # the last byte is the version of the format
 _DIGEST_BYTES: Final = 32
 _LENGTH_BYTES: Final = 4
 _NAME: Final = re.compile(r"checkpoint-(\d{12})\.lepton")
@@ -115,7 +115,8 @@ def encode(checkpoint: Checkpoint) -> bytes:
     """The bytes of a checkpoint's file."""
     state = checkpoint.trainer_state
     header = msgspec.msgpack.encode(_Header(checkpoint.round, state.step, checkpoint.metrics))
-    body = safetensors.numpy.save({"momentum": state.momentum, "vector": checkpoint.vector})
+    tensors = {"correction": state.correction, "local": state.local, "momentum": state.momentum}
+    body = safetensors.numpy.save(tensors | {"vector": checkpoint.vector})
     content = _MAGIC + len(header).to_bytes(_LENGTH_BYTES, "big") + header + body
     return hashlib.sha256(content).digest() + content
 
@@ -133,9 +134,10 @@ def decode(data: bytes) -> Checkpoint:
         header = msgspec.msgpack.decode(content[start:end], type=_Header)
         tensors = safetensors.numpy.load(content[end:])
         vector, momentum = _vector(tensors["vector"]), _vector(tensors["momentum"])
+        correction, local = _vector(tensors["correction"]), _vector(tensors["local"])
     except (msgspec.DecodeError, safetensors.SafetensorError, KeyError, ValueError) as error:
         raise UsageError(f"its content cannot be read: {error}") from error
-    state = TrainerState(step=header.step, momentum=momentum)
+    state = TrainerState(step=header.step, momentum=momentum, correction=correction, local=local)
     return Checkpoint(round=header.round, vector=vector, trainer_state=state, metrics=header.metrics)
 
 

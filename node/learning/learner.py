@@ -83,7 +83,7 @@ class Learner:
         self._dataset = dataset
         self._checkpoints = checkpoints
         self._on_trained = on_trained
-        self._trainer = Trainer(task.spec, dataset, task.settings)
+        self._trainer = Trainer(task.spec, dataset, task.settings, steps=task.rounds * task.settings.local_steps)
         self._round = self._first_round = 0
         self._shared: Vector | None = None  # what a joiner may take: the model as of the last finished round
         self._events_in, self._events = trio.open_memory_channel[object](_EVENTS_MAX)
@@ -296,7 +296,7 @@ class Learner:
             log.debug("task %s: nothing reached %s: %s", self.name, short(peer), error)
 
     async def _finished(self, round_: int, vector: Vector, report: Report) -> None:
-        self._trainer.adopt(vector)
+        self._trainer.adopt(vector, averaged=True)
         self._shared = vector
         self._round = round_ + 1
         self.progress.round = self._round

@@ -1,4 +1,4 @@
-"""One node's training: a model, its own data and plain momentum SGD that resumes exactly where it stopped.
+"""One node's training: a model, its own data and SGD that resumes exactly where it stopped.
 
 Which samples make up step t is a pure function of (seed, t). So a trainer's whole state is its parameters, its momentum
 and a step count: there is no random state to carry, and two runs on one machine give the same bits.
@@ -7,7 +7,7 @@ The update is written out instead of taken from `torch.optim`: it is three lines
 imports its compiler, measured at 1 s and 75 MB on a desktop.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 import msgspec
@@ -17,8 +17,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ...mesh.errors import LeptonError, UsageError
-from ..models import SEED_MAX, ModelSpec, Vector, build, load_vector, parameter_vector
+from ..models import SEED_MAX, ModelSpec, Vector, build
 from .data import Dataset
+from .shared import Shared
+from .steps.momentum import Momentum, MomentumKind
+from .steps.proximal import add_proximal
+from .steps.schedule import Schedule, rate_at
+from .steps.tracking import Tracking
 
 EVALUATION_BATCH: Final = 512  # samples at once: bounds memory, costs no speed
 
@@ -34,7 +39,14 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
     # Sigmoid units pass on a quarter of a gradient at most, so this is large; with ReLU it would diverge.
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=100)] = 0.5
+    schedule: Schedule = "constant"
+    warmup_steps: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
+    momentum_kind: MomentumKind = "plain"
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    clip_norm: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # of a batch's gradient; 0: as it is
+    proximal: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0  # FedProx' mu; 0: none
+    tracking: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0  # gradient tracking; 0: none
     seed: Annotated[int, msgspec.Meta(ge=0, le=SEED_MAX)] = 0
 
 
@@ -55,12 +67,18 @@ class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     samples: int
 
 
+def _nothing() -> Vector:
+    return np.empty(0, dtype=np.float32)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainerState:
-    """What a trainer needs besides its parameters to go on as if it had never stopped."""
+    """What a trainer needs besides its shared parameters to go on as if it had never stopped, P trained parameters."""
 
     step: int
-    momentum: Vector  # (D,)
+    momentum: Vector  # (P,)
+    correction: Vector = field(default_factory=_nothing)  # (P,), or empty without gradient tracking
+    local: Vector = field(default_factory=_nothing)  # parameters that never leave
 
 
 class Trainer:
@@ -69,15 +87,21 @@ class Trainer:
     Raises UsageError when spec, data and settings do not fit together. Not for two threads at once.
     """
 
-    def __init__(self, spec: ModelSpec, dataset: Dataset, settings: TrainSettings) -> None:
+    def __init__(self, spec: ModelSpec, dataset: Dataset, settings: TrainSettings, *, steps: int = 0) -> None:
+        """``steps`` is how many there will be in all, which a schedule goes by; 0: not known."""
         _check(settings)
         self.spec = spec
         self.settings = settings
         self.samples = len(dataset.y)  # the weight of this node's update in an average
         self.step = 0
+        self._steps = steps
         self._model = build(spec)
-        self._parameters = list(self._model.parameters())
-        self._momenta = [torch.zeros_like(parameter) for parameter in self._parameters]
+        self._shared = Shared(self._model)
+        self._position, self._gradient = _flattened(self._shared.trained)
+        self._start = self._position.clone()  # where this round began
+        self._way = 0.0  # the sum of the step sizes since
+        self._momentum = Momentum(len(self._position), kind=settings.momentum_kind, beta=settings.momentum)
+        self._tracking = Tracking(len(self._position), strength=settings.tracking)
         self._x, self._y = _tensors(dataset.x, dataset.y, spec)
         self._test = None
         if dataset.x_test is not None and dataset.y_test is not None:
@@ -90,18 +114,28 @@ class Trainer:
             raise UsageError(f"{steps} steps of training were asked for; give 1 or more")
         total = sum(self._one_step() for _ in range(steps))
         # The last step's update has no loss yet: it shows in the parameters.
-        if not (np.isfinite(total) and np.isfinite(self.vector()).all()):
+        if not (np.isfinite(total) and torch.isfinite(self._position).all()):
             rate = self.settings.learning_rate
             raise LeptonError(f"training diverged by step {self.step}: lower the learning rate, now {rate}")
         return total / steps
 
     def vector(self) -> Vector:
-        """A copy of the parameters: float32 (D,)."""
-        return parameter_vector(self._model)
+        """A copy of what is averaged: float32 (D,)."""
+        return self._shared.read()
 
-    def adopt(self, vector: Vector) -> None:
-        """Go on from these parameters, float32 (D,), with the momentum there is; UsageError when they do not fit."""
-        load_vector(self._model, vector)
+    def adopt(self, vector: Vector, *, averaged: bool = False) -> None:
+        """Go on from these parameters, float32 (D,), with the momentum there is; UsageError when they do not fit.
+
+        ``averaged``: they are the average of a round that this node took part in with what it had, so the way from
+        there to here says how the others' data differ.
+        """
+        own = self._position.clone()
+        self._shared.write(vector)
+        if averaged:
+            self._momentum.round_ended(self._position - self._start, self._way)
+            self._tracking.round_ended(own, self._position, self._way)
+        self._start.copy_(self._position)
+        self._way = 0.0
 
     def evaluate(self) -> Metrics:
         """How the model does on the data set's test part; raises UsageError when it has none."""
@@ -109,44 +143,79 @@ class Trainer:
             raise UsageError("this data set has no test part to evaluate on; give it x_test and y_test")
         x, y = self._test  # (n, *inputs), (n,)
         right, loss = 0, 0.0
+        self._model.eval()
         with torch.inference_mode():
             for x_part, y_part in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
                 logits = self._model(x_part)  # (B, classes)
                 right += int((logits.argmax(dim=1) == y_part).sum())
                 loss += float(cross_entropy(logits, y_part, reduction="sum"))
+        self._model.train()
         return Metrics(accuracy=right / len(y), loss=loss / len(y), samples=len(y))
 
     def state(self) -> TrainerState:
         """A copy of what `restore` needs besides `vector`."""
-        momentum = np.concatenate([momentum.numpy().ravel() for momentum in self._momenta])
-        return TrainerState(step=self.step, momentum=momentum)
+        correction = self._tracking.correction if self.settings.tracking else torch.empty(0)
+        return TrainerState(
+            step=self.step,
+            momentum=self._momentum.buffer.numpy().copy(),
+            correction=correction.numpy().copy(),
+            local=self._shared.read_local(),
+        )
 
     def restore(self, vector: Vector, state: TrainerState) -> None:
         """Go on exactly where the trainer stood that gave ``vector`` and ``state``; UsageError when they do not fit."""
-        sizes = [momentum.numel() for momentum in self._momenta]
-        if state.momentum.dtype != np.float32 or state.momentum.shape != (sum(sizes),):
-            raise UsageError(f"this model has {sum(sizes)} parameters, the saved momentum {state.momentum.shape}")
-        load_vector(self._model, vector)
-        parts = torch.from_numpy(state.momentum.copy()).split(sizes)
-        for momentum, part in zip(self._momenta, parts, strict=True):
-            momentum.copy_(part.view_as(momentum))
+        size = len(self._position)
+        if state.momentum.dtype != np.float32 or state.momentum.shape != (size,):
+            raise UsageError(f"this model has {size} parameters, the saved momentum {state.momentum.shape}")
+        if state.correction.shape != ((size,) if self.settings.tracking else (0,)):
+            raise UsageError(f"the saved correction {state.correction.shape} is of other settings than these")
+        self._shared.write(vector)
+        self._shared.write_local(state.local)
+        self._momentum.buffer.copy_(torch.from_numpy(state.momentum.copy()))
+        if self.settings.tracking:
+            self._tracking.correction.copy_(torch.from_numpy(state.correction.copy()))
+        self._start.copy_(self._position)
+        self._way = 0.0
         self.step = state.step
 
     def _one_step(self) -> float:
-        batch = torch.from_numpy(self._order.batch(self.step, self.settings.batch_size))  # (B,)
+        said, gradient = self.settings, self._gradient
+        batch = torch.from_numpy(self._order.batch(self.step, said.batch_size))  # (B,)
+        gradient.zero_()
         loss = cross_entropy(self._model(self._x[batch]), self._y[batch])
-        gradients = torch.autograd.grad(loss, self._parameters)
+        loss.backward()
+        rate = rate_at(
+            self.step, self._steps, rate=said.learning_rate, schedule=said.schedule, warmup_steps=said.warmup_steps
+        )
         with torch.no_grad():
-            for parameter, momentum, gradient in zip(self._parameters, self._momenta, gradients, strict=True):
-                momentum.mul_(self.settings.momentum).add_(gradient)
-                parameter.sub_(momentum, alpha=self.settings.learning_rate)
+            if said.clip_norm:
+                gradient.mul_(min(1.0, said.clip_norm / max(float(gradient.norm()), 1e-12)))
+            if said.weight_decay:
+                gradient.add_(self._position, alpha=said.weight_decay)
+            self._tracking.apply(gradient)
+            add_proximal(gradient, self._position, self._start, said.proximal)
+            self._position.sub_(self._momentum.direction(gradient), alpha=rate)
+        self._way += rate
         self.step += 1
         return loss.item()
 
 
+def _flattened(parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lay float32 parameters and their gradients out as two flat vectors, of which they become views."""
+    position = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+    gradient = torch.zeros_like(position)
+    start = 0
+    for parameter in parameters:
+        end = start + parameter.numel()
+        parameter.data = position[start:end].view_as(parameter)
+        parameter.grad = gradient[start:end].view_as(parameter)
+        start = end
+    return position, gradient
+
+
 def train_alone(spec: ModelSpec, dataset: Dataset, settings: TrainSettings, steps: int) -> Trainer:
     """The baseline: all of ``dataset`` in one place, ``steps`` batches, no mesh."""
-    trainer = Trainer(spec, dataset, settings)
+    trainer = Trainer(spec, dataset, settings, steps=steps)
     trainer.run_steps(steps)
     return trainer
 

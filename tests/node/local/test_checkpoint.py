@@ -22,7 +22,7 @@ from safetensors.numpy import save
 def checkpoint(number: int) -> Checkpoint:
     vector = np.arange(6, dtype=np.float32) + number
     metrics = Metrics(accuracy=0.5, loss=1.25, samples=number) if number % 2 else None
-    state = TrainerState(step=10 * number, momentum=-vector)
+    state = TrainerState(step=10 * number, momentum=-vector, correction=2 * vector, local=vector[:2])
     return Checkpoint(round=number, vector=vector, trainer_state=state, metrics=metrics)
 
 
@@ -30,7 +30,8 @@ def assert_same(found: Checkpoint, wanted: Checkpoint) -> None:
     assert (found.round, found.metrics) == (wanted.round, wanted.metrics)
     assert found.trainer_state.step == wanted.trainer_state.step
     np.testing.assert_array_equal(found.vector, wanted.vector)
-    np.testing.assert_array_equal(found.trainer_state.momentum, wanted.trainer_state.momentum)
+    for name in ("momentum", "correction", "local"):
+        np.testing.assert_array_equal(getattr(found.trainer_state, name), getattr(wanted.trainer_state, name))
     assert found.vector.flags.writeable
 
 
@@ -127,20 +128,22 @@ def test_one_that_cannot_be_read_gives_way_too(tmp_path: Path) -> None:
 
 def sealed(header: bytes, body: bytes) -> bytes:
     """A file whose SHA-256 is right, whatever it holds."""
-    content = b"LEPTON\x00\x01" + len(header).to_bytes(4, "big") + header + body
+    content = b"LEPTON\x00\x02" + len(header).to_bytes(4, "big") + header + body
     return hashlib.sha256(content).digest() + content
 
 
 def test_a_content_of_another_kind_is_refused() -> None:
     header = msgspec.msgpack.encode({"round": 1, "step": 2, "metrics": None})
     row = np.zeros(3, np.float32)
-    decode(sealed(header, save({"vector": row, "momentum": row})))
+    whole = {"vector": row, "momentum": row, "correction": row[:0], "local": row[:1]}
+    decode(sealed(header, save(whole)))
     cases: list[tuple[bytes, dict[str, Any]]] = [
-        (b"", {"vector": row, "momentum": row}),
-        (msgspec.msgpack.encode({"round": "1", "step": 2, "metrics": None}), {"vector": row, "momentum": row}),
+        (b"", whole),
+        (msgspec.msgpack.encode({"round": "1", "step": 2, "metrics": None}), whole),
         (header, {"vector": row}),
-        (header, {"vector": row, "momentum": row.astype(np.float64)}),
-        (header, {"vector": row[None], "momentum": row}),
+        (header, {"vector": row, "momentum": row}),
+        (header, whole | {"momentum": row.astype(np.float64)}),
+        (header, whole | {"vector": row[None]}),
     ]
     for bad_header, tensors in cases:
         with pytest.raises(UsageError, match="its content cannot be read"):
