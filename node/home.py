@@ -133,6 +133,17 @@ class Home:
         held = self.credentials()
         self._write_json("mesh.json", _SavedMesh(held.mesh_name, held.root, chain))
 
+    def rejoin(self, credentials: Credentials) -> None:
+        """Keep a new grant in place of one that expired. Raises UsageError when it is of another mesh."""
+        held = self.credentials()
+        if credentials.root != held.root:
+            msg = (
+                f"The node in {self.path} was in the mesh {held.mesh_name!r}, and this invite is of another. Use "
+                "another folder with --home."
+            )
+            raise UsageError(msg)
+        self.save_chain(credentials.chain)
+
     def take_root(self, root: Identity, mesh_name: str) -> None:
         """Keep the root key of this folder's mesh; a folder in no mesh becomes an admin of the root's.
 
@@ -195,6 +206,12 @@ class Home:
             )
             raise UsageError(msg) from error
         return kept
+
+    def add_revocations(self, items: Sequence[Revocation]) -> None:
+        """Keep these beside those that are kept already. Raises PeerError when one of them does not verify."""
+        both = Revocations(self.credentials().root, self.revocations())
+        both.merge(items)
+        self.save_revocations(both.all)
 
     def save_revocations(self, revocations: Sequence[Revocation]) -> None:
         write_whole(self._file("revocations.msgpack"), msgspec.msgpack.encode(list(revocations)))

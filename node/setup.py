@@ -56,7 +56,7 @@ async def join_mesh(
     from ..mesh.tcp import parse_place
 
     folder = Home(home)
-    if folder.in_mesh:
+    if folder.in_mesh and not _has_expired(folder):
         msg = f"The node in {folder.path} is already in the mesh {folder.credentials().mesh_name!r}."
         raise UsageError(msg)
     typed, places = read_code(code), () if at is None else (parse_place(at),)
@@ -66,9 +66,18 @@ async def join_mesh(
             joined = await join(folder.identity(), typed, interfaces=interfaces, at=places, timeout_s=timeout_s)
         except BaseExceptionGroup as group:
             raise _only(group) from None
-        folder.save_credentials(joined.credentials)
-        folder.save_revocations(joined.revocations)
+        if folder.in_mesh:
+            folder.rejoin(joined.credentials)
+        else:
+            folder.save_credentials(joined.credentials)
+        folder.add_revocations(joined.revocations)
     return joined.credentials.mesh_name
+
+
+def _has_expired(folder: Home) -> bool:
+    """Whether the grant in a folder has run out: then a new invite of the same mesh takes its place."""
+    held, me = folder.credentials(), folder.identity().peer_id
+    return time.time() >= authority_of(held.chain, root=held.root, subject=me, now=0.0).expires
 
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from lepton.mesh.admission import Credentials
 from lepton.mesh.errors import LeptonError, UsageError
 from lepton.mesh.grants import ROLES
 from lepton.mesh.identity import Identity
@@ -129,8 +130,10 @@ def revocations(home: Home) -> list[Revocation]:
 def test_revocations_come_back(home: Home) -> None:
     assert home.revocations() == []
     kept = revocations(home)
-    home.save_revocations(kept)
-    assert home.revocations() == kept
+    home.save_revocations(kept[:1])
+    assert home.revocations() == kept[:1]
+    home.add_revocations(kept)  # as after joining again: what was known stays
+    assert set(home.revocations()) == set(kept)
 
 
 def test_damaged_revocations_are_never_passed_over(home: Home, tmp_path: Path) -> None:
@@ -168,6 +171,16 @@ def test_a_folder_is_in_one_mesh(home: Home, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"belongs to no mesh yet. Make one \(`lepton-node mesh create NAME`\)"):
         Home(tmp_path / "b").credentials()
     assert not (tmp_path / "b").exists()
+
+
+def test_a_grant_that_expired_is_replaced_by_one_of_the_same_mesh_alone(home: Home, tmp_path: Path) -> None:
+    held = home.credentials()
+    home.rejoin(Credentials(mesh_name="home", root=held.root, chain=held.chain * 2))
+    assert home.credentials().chain == held.chain * 2
+    other = Home(tmp_path / "other").create_mesh("other")
+    with pytest.raises(UsageError, match="this invite is of another"):
+        home.rejoin(other)
+    assert home.credentials().root == held.root
 
 
 def test_two_nodes_cannot_hold_one_folder(home: Home) -> None:
