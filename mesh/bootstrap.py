@@ -43,7 +43,7 @@ class Bootstrap:
     def due(self, present: Collection[PeerId], now: float) -> list[str]:
         """Begin the dials that are due, given who is here. Sets ``deadline``, when to ask again."""
         begun = []
-        self.deadline = now + self.config.exchange_interval_s  # to see whether who was met is still here
+        self.deadline = now + self.config.look_interval_s  # to see whether who was met is still here
         for place in self.places.values():
             if place.peer is not None and place.peer in present:
                 place.pause_s = self.config.redial_first_s

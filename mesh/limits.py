@@ -11,7 +11,7 @@ MIB: Final = 1024 * KIB
 # -- one message ------------------------------------------------------------------------------------------------------
 # A header is control data: 10 MB of empty msgpack arrays would take 713 MB once decoded, 64 KiB of them under 5 MB.
 HEADER_BYTES_MAX: Final = 64 * KIB
-ARRAY_ITEMS_MAX: Final = 1024  # the longest list that we send is a digest of records
+ARRAY_ITEMS_MAX: Final = 1024  # the longest list that we send has 128 records
 MAP_ITEMS_MAX: Final = 256  # structs have under 20 fields, model manifests one per layer
 STRING_BYTES_MAX: Final = 4 * KIB
 BIN_BYTES_MAX: Final = 32 * KIB  # signed records; raw tensors never travel inside msgpack
@@ -100,7 +100,14 @@ REVOCATION_PAGE_BYTES_MAX: Final = 40 * KIB  # beside the ids of all, which take
 # -- the picture ------------------------------------------------------------------------------------------------------
 RECORD_BYTES_MAX: Final = 16 * KIB  # a manifest of 100 layers takes 10 KiB
 RECORDS_PER_OWNER_MAX: Final = 128
-RECORDS_MAX: Final = 8192  # 50 owners with room to spare
-# One digest names every owner, and has to be one message: a mesh has 50 members, and many more only over years.
-MEMBERS_MAX: Final = MAP_ITEMS_MAX
-RECORDS_PER_DELTA_MAX: Final = 32  # records in one message; the rest comes with the next
+RECORDS_BYTES_PER_OWNER_MAX: Final = 512 * KIB  # 32 manifests of the largest size
+MEMBERS_MAX: Final = 4096  # four times the largest mesh that is simulated; a grant and what goes with it take 1 KiB
+RECORDS_MAX: Final = 32768  # 8 of each of so many members, 32 of a thousand; about 60 MiB with their indexes
+RECORDS_BYTES_MAX: Final = 64 * MIB  # 128 members that fill all their share, or 16 KiB of each of so many members
+CONTRADICTIONS_MAX: Final = 64  # proofs of misbehaviour kept, 2 MiB: enough to see who it is
+RECORDS_PER_SWAP_MAX: Final = 128  # records in one message; the rest comes with the next
+CHAINS_PER_SWAP_MAX: Final = 32  # proofs of their owners in one message: the longest take 6 KiB
+WANTED_MAX: Final = 512  # ids that one message asks for, 8 KiB
+NEWS_MAX: Final = 256  # ids of what was lately learned that one message names, 4 KiB
+LISTED_MAX: Final = 2000  # ids that one message lists, 31 KiB: more than a binary value holds would not pass
+USELESS_MAX: Final = 4096  # ids that are not asked for again for a minute, 64 KiB

@@ -1,11 +1,10 @@
-"""Who is here: a machine that turns hints and connections into dials, exchanges of records, and a view of the present.
+"""Who is here: a machine that turns hints and connections into dials, and a view of the present.
 
 mDNS and records of addresses give *hints*; presence comes from admitted connections, and in a mesh too large for
 everybody to be connected to everybody (``neighbours.py``) also from what members hear of each other. A member that is
-wanted and not connected is dialled with pauses that grow (``address_book.py``) until an exchange with it succeeds. Once
-a period each node exchanges records with one random connected peer (push-pull anti-entropy, Demers 1987); what changes
-is pushed to everyone at once. A peer that misses ``misses_max`` exchanges in a row is frozen: its connection is closed,
-which makes it absent.
+wanted and not connected is dialled with pauses that grow (``address_book.py``) until an exchange of records with it
+succeeds. A peer that misses ``misses_max`` exchanges in a row (``spreading.py`` begins them) is frozen: its connection
+is closed, which makes it absent.
 
 Invariant: ``connected`` holds exactly the peers with an admitted connection, ``present`` these and those heard of; in a
 small mesh the two are the same. At most one dial per peer is under way.
@@ -106,13 +105,6 @@ class Dial:
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
-    """Reconcile records with this peer and answer with Exchanged."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
 class Probe:
     """Find out whether the connection to this peer still carries anything, and close it if not."""
 
@@ -138,7 +130,7 @@ class Drop:
 Event = (
     Hinted | Connected | Disconnected | Parting | DialFailed | Heard | Gone | Needed | Exchanged | Unsettled | Expired
 )
-Effect = Dial | Exchange | Probe | Release | Drop
+Effect = Dial | Probe | Release | Drop
 
 
 @dataclass(slots=True)
@@ -155,7 +147,7 @@ class Membership:
     neighbours: Neighbours = field(init=False)
     _heard: set[PeerId] = field(default_factory=set)
     _misses: dict[PeerId, int] = field(default_factory=dict)
-    _exchange_at: float = 0.0
+    _look_at: float = 0.0
     _reach_at: float = 0.0
 
     def __post_init__(self) -> None:
@@ -166,13 +158,14 @@ class Membership:
         """Take one event; ``now`` is monotonic seconds. Sets ``deadline``, when ``Expired`` is due."""
         effects = self._take(event, now)
         effects += self._dials(now)
-        self.deadline = min(self._exchange_at, self.book.next_at(self._absent_neighbours()))
+        self.deadline = min(self._look_at, self.book.next_at(self._absent_neighbours()))
         return effects
 
     def _take(self, event: Event, now: float) -> list[Effect]:
         match event:
             case Connected(peer, dialled):
-                return self._connected(peer, now, dialled=dialled)
+                self._connected(peer, now, dialled=dialled)
+                return []
             case Needed(peer):
                 return self._needed(peer, now)
             case Exchanged(peer, ok):
@@ -202,7 +195,7 @@ class Membership:
 
     # -- connections --------------------------------------------------------------------------------------------------
 
-    def _connected(self, peer: PeerId, now: float, *, dialled: bool) -> list[Effect]:
+    def _connected(self, peer: PeerId, now: float, *, dialled: bool) -> None:
         was_alone = not self.connected
         self.connected.add(peer)
         self._misses[peer] = 0
@@ -210,7 +203,6 @@ class Membership:
         self.neighbours.connected(peer, dialled=dialled)
         for each in (peer, *(self._heard if was_alone else ())):
             self._update(each)
-        return [Exchange(peer)]
 
     def _disconnected(self, peer: PeerId, now: float) -> None:
         self.connected.discard(peer)
@@ -262,18 +254,14 @@ class Membership:
             return []
         return [Drop(peer, f"missed {self._misses[peer]} exchanges in a row")]
 
-    def _exchange(self) -> list[Effect]:
-        return [Exchange(self.rng.choice(sorted(self.connected)))] if self.connected else []
-
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _expired(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        if self._exchange_at and now > self.deadline + self.config.late_s:  # and not at the very first
+        if self._look_at and now > self.deadline + self.config.late_s:  # and not at the very first
             effects += self._unsettled(now)
-        if now >= self._exchange_at:
-            self._exchange_at = now + self.config.exchange_interval_s * self.rng.uniform(0.8, 1.2)
-            effects += self._exchange()
+        if now >= self._look_at:
+            self._look_at = now + self.config.look_interval_s * self.rng.uniform(0.8, 1.2)
             effects += [Release(peer, why) for peer, why in self.neighbours.release(now)]
         return effects
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import trio
 
-from . import limits, membership
+from . import limits, membership, spreading
 from .admission import Admission, Credentials
 from .calls import PROTOCOL as CALLS
 from .calls import Answer, Calls, Empty, Incoming, Method
@@ -27,9 +27,9 @@ from .grants import Authority
 from .identity import Identity, PeerId, short
 from .invites import InviteBook
 from .messages import Message
-from .picture import Picture
+from .picture import Keep, Picture
 from .protocol import Part
-from .records import Record, RecordStore
+from .records import Record, RecordStore, SignedRecord
 from .renewing import Renewing
 from .revocations import Revocation
 from .revoking import Revoking
@@ -47,6 +47,11 @@ class MeshConfig:
     interfaces: tuple[str, ...] = ()  # mDNS on all of them
     bootstrap: tuple[str, ...] = ()  # addresses of any members, as in 192.0.2.1:4001, where mDNS does not reach
     pace: membership.Config = field(default_factory=membership.Config)
+    talk: spreading.Config = field(default_factory=spreading.Config)
+
+
+def _keep_nothing(_records: list[SignedRecord]) -> None:
+    """What a node does whose durable records need not outlive it."""
 
 
 class Mesh:
@@ -60,6 +65,7 @@ class Mesh:
         invites: InviteBook,
         config: MeshConfig,
         root: Identity | None = None,
+        keep: Keep = _keep_nothing,
     ) -> None:
         self.identity = identity
         self._root = root
@@ -84,10 +90,13 @@ class Mesh:
             admission,
             self.calls,
             present=lambda: self._members.present,
-            connected=lambda: self._members.connected,
             spawn=self._spawn,
+            heard=lambda peer, ok: self._note(membership.Exchanged(peer, ok)),
             offend=self._offended,
+            accuse=self.door.refuse,
+            keep=keep,
             rng=rng,
+            config=config.talk,
         )
         self.revoking = Revoking(
             admission,
@@ -108,7 +117,7 @@ class Mesh:
             end=self._offended,
         )
         self.door.on_revocations = self.revoking.take
-        self.revoking.on_fall = self._picture.notify
+        self.revoking.on_fall = self._picture.forgot
         self.finding = Finding(
             config.bootstrap,
             config.interfaces,
@@ -170,6 +179,7 @@ class Mesh:
                     self._running.set()
                     self._nursery.start_soon(self._hear, hints)
                     self._nursery.start_soon(self._tick)
+                    self._nursery.start_soon(self._picture.run)
                     self._nursery.start_soon(self.revoking.repair)
                     self._nursery.start_soon(self.finding.run, self._transport)
                     self._nursery.start_soon(self.renewing.run)
@@ -196,10 +206,6 @@ class Mesh:
     def changed(self) -> trio.Event:
         """Set at the next change of the picture or of who is present. Take it *before* looking, then wait for it."""
         return self._picture.changed
-
-    async def _exchange(self, peer: PeerId) -> None:
-        ok = await self._picture.exchange(peer)
-        self._note(membership.Exchanged(peer, ok))
 
     # -- admission --------------------------------------------------------------------------------------------------
 
@@ -323,9 +329,13 @@ class Mesh:
         """Hand the machine an event at once, so that what it knows is never behind what a caller sees."""
         if self._closing:
             return
-        before = set(self._members.present)
+        before, linked = set(self._members.present), set(self._members.connected)
         for effect in self._members.handle(event, trio.current_time()):
             self._carry_out(effect)
+        for peer in sorted(self._members.connected - linked):
+            self._picture.come(peer)
+        for peer in sorted(linked - self._members.connected):
+            self._picture.go(peer)
         if before != self._members.present:
             self._picture.notify()
             for peer in sorted(before - self._members.present):
@@ -336,8 +346,6 @@ class Mesh:
         match effect:
             case membership.Dial(peer, addresses):
                 self._nursery.start_soon(self._dial, peer, addresses)
-            case membership.Exchange(peer):
-                self._nursery.start_soon(self._exchange, peer)
             case membership.Probe(peer):
                 self._nursery.start_soon(self._probe, peer)
             case membership.Release(peer, reason):
@@ -374,16 +382,18 @@ async def open_mesh(
     *,
     revocations: Iterable[Revocation] = (),
     root: Identity | None = None,
+    keep: Keep = _keep_nothing,
 ) -> AsyncIterator[Mesh]:
     """Be a member until the block ends: listen, announce, find the others.
 
-    ``revocations`` are those that were kept; ``root`` is the mesh's own key, where that is. Raises Refused when the own
+    ``revocations`` are those that were kept; ``root`` is the mesh's own key, where that is. ``keep`` writes what is
+    durable to the disk: before it is said when this node says it, soon when others did. Raises Refused when the own
     grant does not hold, UsageError when a port is taken or an interface is missing.
     """
     admission = Admission(credentials, identity.peer_id, time.time(), revocations)
     for owner in store.owners():
         if admission.revocations.why(owner):
             store.forget(owner)  # it was kept on disk until the revocation came
-    mesh = Mesh(identity, admission, store, invites, config, root)
+    mesh = Mesh(identity, admission, store, invites, config, root, keep)
     async with mesh.run():
         yield mesh

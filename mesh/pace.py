@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Config:
     """The defaults are for a home or an office: some devices that come and go on one local network."""
 
-    exchange_interval_s: float = 1.0  # one random peer a second reached 64 nodes in 6 periods (trust.md)
+    look_interval_s: float = 1.0  # how often a node looks after its connections
     misses_max: int = 3  # a stalled edge processor misses one, rarely three
 
     redial_first_s: float = 0.2

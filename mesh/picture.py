@@ -1,28 +1,44 @@
-"""The shell of the picture: says what this node states to all who are connected, and reconciles with them one by one.
-
-What changes is pushed to everyone at once; exchanges repair what got lost on the way. What is stated, kept and lacking
-is for the record store to say.
-"""
+"""The shell of the picture: carries out over real calls, and on a real disk, what `spreading.py` decides."""
 
 import logging
 import random
+import threading
 import time
-from collections.abc import Callable, Collection
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeVar
 
 import trio
 
-from . import limits
 from .admission import Admission
-from .calls import Answer, Calls, Empty, Incoming, Method
+from .calls import Answer, Calls, Incoming, Method
 from .errors import LeptonError, PeerError
+from .grants import Grant
 from .identity import PeerId, short
 from .messages import Message
-from .protocol import Delta, delta_of
-from .records import Digest, Record, RecordStore
+from .records import Record, RecordStore, SignedRecord
+from .spreading import (
+    METHODS,
+    Accuse,
+    Answered,
+    Asked,
+    Call,
+    Changed,
+    Config,
+    Event,
+    Expired,
+    Failed,
+    Forgot,
+    Heard,
+    Offend,
+    PeerGone,
+    PeerHere,
+    Published,
+    Reply,
+    Save,
+    Spreading,
+)
 
-# Two periods of exchange: a peer that cannot say what it knows within this is missed once.
-EXCHANGE_TIMEOUT_S = 2.0
+Keep = Callable[[list[SignedRecord]], None]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,43 +54,56 @@ class Picture:
         calls: Calls,
         *,
         present: Callable[[], Collection[PeerId]],
-        connected: Callable[[], Collection[PeerId]],
         spawn: Callable[..., None],
+        heard: Callable[[PeerId, bool], None],
         offend: Callable[[PeerId, str], None],
+        accuse: Callable[[PeerId, str], None],
+        keep: Keep,
         rng: random.Random,
+        config: Config,
     ) -> None:
-        """``present`` are the members that count as being here, ``connected`` those of them that can be told at once.
+        """``present`` are the members that count as being here. ``spawn`` starts a task of the node, as a nursery does.
 
-        ``spawn`` starts a task of the node, as a nursery does; ``offend`` hears who broke the protocol, and how.
+        ``heard`` is told whether a peer answered in an exchange, ``offend`` who broke the protocol and how, ``accuse``
+        whose records contradict each other; ``keep`` writes the durable records to the disk and returns once they are
+        there.
         """
         self.store = store
-        self._admission = admission
         self._calls = calls
         self._present = present
-        self._connected = connected
-        self._spawn = spawn
-        self._offend = offend
-        self._rng = rng
-        self._unsaid: dict[PeerId, Digest | None] = {}  # to whom this node is pushing, and from where it has to go on
-        self._behind: set[PeerId] = set()  # peers of whom something was missed and is about to be asked for
+        self._spawn, self._heard, self._offend, self._accuse = spawn, heard, offend, accuse
+        self._machine = Spreading(admission.me.subject, store, _Proven(admission), rng, config)
+        self._saving = _Saving(keep)
         self._changed = trio.Event()
-        calls.serve(
-            Method(name="mesh.exchange", needs="mesh", takes=Digest, handler=self._answer_exchange),
-            Method(name="mesh.push", needs="mesh", takes=Delta, handler=self._answer_push),
-        )
+        self._sooner = trio.Event()
+        for takes, (name, _) in METHODS.items():
+            calls.serve(Method(name=name, needs="mesh", takes=takes, handler=self._answer))
+
+    async def run(self) -> None:
+        """Do what is due, for as long as the node runs."""
+        while True:
+            self._sooner = trio.Event()
+            with trio.move_on_at(self._machine.deadline):
+                await self._sooner.wait()
+            if trio.current_time() >= self._machine.deadline:
+                self._note(Expired())
 
     def publish(self, kind: str, name: str, value: Message, *, durable: bool = False) -> Record:
-        """State something about this node to all. Raises UsageError when it is too large or one too many."""
-        since = self.store.digest(self._me)
+        """State something about this node to all. Raises UsageError when it is too large or one too many.
+
+        What is durable is on this node's disk when this returns. Raises LeptonError when it cannot be written there;
+        it is said all the same, for it is in the store.
+        """
         record = self.store.publish(kind, name, value, durable=durable)
-        self._push(since)
+        self._note(Published(record))
+        if durable and self._saving.error is not None:
+            raise self._saving.error
         return record
 
     def withdraw(self, kind: str, name: str) -> None:
         """Take a statement back."""
-        since = self.store.digest(self._me)
-        if self.store.withdraw(kind, name) is not None:
-            self._push(since)
+        if (record := self.store.withdraw(kind, name)) is not None:
+            self._note(Published(record))
 
     def live(self, kind: str, value: type[T]) -> list[tuple[Record, T]]:
         """Return what members that are here say of one kind; a record whose value does not parse is passed over."""
@@ -91,98 +120,111 @@ class Picture:
         """Set at the next change of the picture or of who is present. Take it *before* looking, then wait for it."""
         return self._changed
 
+    def come(self, peer: PeerId) -> None:
+        """Talk with a member that is connected from now on."""
+        self._note(PeerHere(peer))
+
+    def go(self, peer: PeerId) -> None:
+        """Talk with it no longer."""
+        self._note(PeerGone(peer))
+
+    def forgot(self) -> None:
+        """Act on it that the store has forgotten an owner."""
+        self._note(Forgot())
+
     def notify(self) -> None:
         """Wake whoever waits for a change."""
         self._changed.set()
         self._changed = trio.Event()
 
-    @property
-    def _me(self) -> PeerId:
-        return self._admission.me.subject
+    # -- driving the machine ------------------------------------------------------------------------------------------
 
-    # -- pushing ------------------------------------------------------------------------------------------------------
+    def _note(self, event: Event) -> Reply | Offend | None:
+        """Hand the machine an event and do what follows; return its answer if it was asked something."""
+        said: Reply | Offend | None = None
+        for effect in self._machine.handle(event, trio.current_time()):
+            match effect:
+                case Save(records, first):
+                    if first:
+                        self._saving.now(records)
+                    else:
+                        self._spawn(self._saving.soon, records)
+                case Changed():
+                    self.notify()
+                case Call():
+                    self._spawn(self._call, effect)
+                case Heard(peer, ok):
+                    self._heard(peer, ok)
+                case Accuse(owner, reason):
+                    log.warning("%s %s", short(owner), reason)
+                    self._accuse(owner, reason)
+                case Offend(peer, reason) if not isinstance(event, Asked):
+                    self._offend(peer, reason)
+                case Reply() | Offend():
+                    said = effect
+        self._sooner.set()
+        return said
 
-    def _push(self, since: Digest) -> None:
-        """Tell all who are connected what this node has said since these heads. What waits for a peer goes together."""
-        self.notify()
-        for peer in sorted(self._connected()):
-            if peer not in self._unsaid:
-                self._unsaid[peer] = None
-                self._spawn(self._push_to, peer)
-            if self._unsaid[peer] is None:
-                self._unsaid[peer] = since
-
-    async def _push_to(self, peer: PeerId) -> None:
-        """Push one after the other: of two at once the later one might arrive first."""
+    async def _call(self, call: Call) -> None:
+        method, answers = METHODS[type(call.message)]
+        event: Event = Failed(call.number)
         try:
-            while (since := self._unsaid[peer]) is not None:
-                self._unsaid[peer] = None
-                delta = self._delta(self.store.newer_than(since, self._me), since)
-                await self._calls.call(peer, "mesh.push", delta, Empty, timeout_s=EXCHANGE_TIMEOUT_S)
-        except LeptonError as error:  # the next exchange repeats it
-            log.debug("push to %s: %s", short(peer), error)
-        finally:
-            del self._unsaid[peer]
-
-    def _delta(self, records: list[Record], since: Digest, digest: Digest | None = None) -> Delta:
-        chains = self._admission.chains({record.owner for record in records})
-        return delta_of(records, chains, since=since, digest=digest)
-
-    def _lacking(self, digest: Digest) -> list[Record]:
-        return self.store.newer_than(digest, turn=self._rng.randrange(limits.MEMBERS_MAX))
-
-    # -- reconciling --------------------------------------------------------------------------------------------------
-
-    async def _answer_exchange(self, call: Incoming[Digest]) -> Answer[Delta]:
-        return Answer(self._delta(self._lacking(call.message), call.message, self.store.digest()))
-
-    async def _answer_push(self, call: Incoming[Delta]) -> Answer[Empty]:
-        behind = not self.store.follows_on(call.message.since)
-        self._merge(call.message)
-        if behind:
-            self._catch_up(call.caller)
-        return Answer(Empty())
-
-    def _catch_up(self, peer: PeerId) -> None:
-        """Ask a peer for all that it said since; at most one such exchange waits to begin."""
-        if peer not in self._behind:
-            self._behind.add(peer)
-            self._spawn(self.exchange, peer)
-
-    def _merge(self, delta: Delta) -> None:
-        """Take in a delta. Raises PeerError when a record in it is forged."""
-        self._admission.learn(delta.chains, time.time())
-        revision = self.store.revision
-        try:
-            self.store.merge(delta.records, since=delta.since, known=self._admission.knows)
-        finally:
-            if self.store.revision != revision:
-                self.notify()
-
-    async def exchange(self, peer: PeerId) -> bool:
-        """Reconcile with a peer, in as many turns as the time for it allows; whether that came to its end."""
-        self._behind.discard(peer)
-        try:
-            with trio.fail_after(EXCHANGE_TIMEOUT_S):
-                while await self._exchange_once(peer):
-                    pass
-        except (LeptonError, trio.TooSlowError) as error:
-            log.debug("exchange with %s: %s", short(peer), error)
+            answer = await self._calls.call(call.peer, method, call.message, answers, timeout_s=call.timeout_s)
+            event = Answered(call.number, answer.message)
+        except LeptonError as error:
+            log.debug("%s to %s: %s", method, short(call.peer), error)
             if isinstance(error, PeerError):
-                self._offend(peer, str(error))
-            return False
-        return True
+                self._offend(call.peer, str(error))
+        self._note(event)
 
-    async def _exchange_once(self, peer: PeerId) -> bool:
-        """Reconcile one message each way; true when this node read on and the peer has more."""
-        asked = self.store.digest()
-        got = (await self._calls.call(peer, "mesh.exchange", asked, Delta)).message
-        self._merge(got)
-        if got.digest is None:
-            msg = f"{short(peer)} answered an exchange without a digest."
-            raise PeerError(msg)
-        delta = self._delta(self._lacking(got.digest), got.digest)
-        if delta.records:
-            await self._calls.call(peer, "mesh.push", delta, Empty)
-        # Whether it was this answer or a push meanwhile that brought it; but never again for what is not taken here.
-        return self.store.digest() != asked and not self.store.follows_on(got.digest)
+    async def _answer(self, call: Incoming[Any]) -> Answer[Any]:
+        said = self._note(Asked(call.caller, call.message))
+        if isinstance(said, Offend):
+            raise PeerError(said.reason)
+        assert said is not None
+        return Answer(said.message)
+
+
+class _Proven:
+    """Admission as the machine needs it, with the clock that grants are held against."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def knows(self, peer: PeerId) -> bool:
+        return self._admission.knows(peer)
+
+    def learn(self, chains: Mapping[PeerId, tuple[Grant, ...]]) -> None:
+        self._admission.learn(chains, time.time())
+
+    def chains(self, peers: Iterable[PeerId]) -> dict[PeerId, tuple[Grant, ...]]:
+        return self._admission.chains(peers)
+
+
+class _Saving:
+    """Writes to disk, the latest last: one that waits for a thread does not overwrite what was written meanwhile."""
+
+    def __init__(self, keep: Keep) -> None:
+        self.error: LeptonError | None = None  # why the last writing failed
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._asked = 0
+
+    def now(self, records: list[SignedRecord]) -> None:
+        self._asked += 1
+        self._write_unless_newer(records, self._asked)
+
+    async def soon(self, records: list[SignedRecord]) -> None:
+        self._asked += 1
+        await trio.to_thread.run_sync(self._write_unless_newer, records, self._asked)
+
+    def _write_unless_newer(self, records: list[SignedRecord], asked: int) -> None:
+        with self._lock:
+            if asked != self._asked:
+                return
+            try:
+                self._keep(records)
+                self.error = None
+            except LeptonError as error:
+                self.error = error
+                log.error("What is durable would not survive a crash of this node: %s", error)  # noqa: TRY400 - its text says all

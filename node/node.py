@@ -37,7 +37,6 @@ from .learning.trainer import TrainSettings
 from .models import ModelSpec
 from .picture import PROFILE, TASK, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 
-_SAVE_INTERVAL_S: Final = 2.0
 _MEMBERS_INTERVAL_S: Final = 10.0  # what devices are called changes seldom; it is also saved at the end
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 
@@ -115,6 +114,7 @@ class Node:
                     mesh_config,
                     revocations=self.home.revocations(),
                     root=self.home.root(),
+                    keep=self.home.save_records,
                 ) as mesh,
                 trio.open_nursery() as nursery,
             ):
@@ -139,7 +139,6 @@ class Node:
                 nursery.start_soon(self.serving.run)
                 nursery.start_soon(self.requests.run)
                 nursery.start_soon(self.tasks.follow)
-                nursery.start_soon(self._keep_records)
                 nursery.start_soon(self._keep_members)
                 try:
                     yield
@@ -326,16 +325,3 @@ class Node:
                 await trio.to_thread.run_sync(self.home.save_members, known)
                 saved = known
             await trio.sleep(_MEMBERS_INTERVAL_S)
-
-    async def _keep_records(self) -> None:
-        """Save what must outlive this process, soon after it changes."""
-        saved: list[Any] | None = None
-        while True:
-            changed = self.mesh.changed
-            durable = self.mesh.store.durable()
-            if durable != saved:
-                await trio.to_thread.run_sync(self.home.save_records, durable)
-                saved = durable
-                await trio.sleep(_SAVE_INTERVAL_S)
-            else:
-                await changed.wait()

@@ -1,7 +1,7 @@
 """One simulated device: the deployed machines, wired as `mesh/mesh.py` wires them, on virtual time.
 
-Hello with a grant on every connection, then exchanges and pushes of records; membership decides who is dialled, asked
-and dropped. Nothing here decides anything: where this file and the real shell differ, the simulation proves less.
+Hello with a grant on every connection, then talk about records; membership decides who is dialled and dropped.
+Nothing here decides anything: where this file and the real shell differ, the simulation proves less.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,9 +16,10 @@ from ..mesh.errors import LeptonError, LinkError, PeerError, Refused
 from ..mesh.grants import Authority, Grant
 from ..mesh.identity import Identity, PeerId
 from ..mesh.messages import Message, pack, unpack
-from ..mesh.protocol import Delta, Hello, HelloAnswer, Part
+from ..mesh.protocol import Hello, HelloAnswer, Part
 from ..mesh.records import Record, RecordStore, SignedRecord
 from ..mesh.revocations import Revocation
+from ..mesh.swaps import Swap, Swapped
 from ..node.inference.session import Session
 from .calls import Answer, Calls, Done, Empty, Incoming, Method, Reply, Request
 from .network import Connection, Network
@@ -111,6 +112,7 @@ class Device:
         self.tell("starts" if self.disk.incarnation == 1 else "starts again")
         self._announce()
         self._tick()
+        self.records.start()
 
     def crash(self) -> None:
         """Die without a word."""
@@ -319,28 +321,36 @@ class Device:
         self.note(membership.Hinted(peer, (f"simulated/{self.world.called(peer)}",)))
 
     def note(self, event: membership.Event) -> None:
-        before = set(self.present)
+        before, linked = set(self.present), set(self.connected)
         for effect in self.members.handle(event, self.world.now):
-            match effect:
-                case membership.Dial(peer, _):
-                    self._dial(peer)
-                case membership.Exchange(peer):
-                    self.records.exchange(peer)
-                case membership.Probe(peer):
-                    self._probe(peer)
-                case membership.Release(peer, reason):
-                    self._release(peer, reason)
-                case membership.Drop(peer, reason):
-                    self.tell(f"drops {self.world.called(peer)}: it {reason}")
-                    self.after(0.0, lambda gone=peer: self.hang_up(gone))  # type: ignore[misc]
+            self._carry_out(effect)
+        for peer in sorted(self.connected - linked):
+            self.records.come(peer)
+        for peer in sorted(linked - self.connected):
+            self.records.go(peer)
         if before != self.present:
-            came, went = sorted(self.present - before), sorted(before - self.present)
-            self.tell(" ".join([f"+{self.world.called(p)}" for p in came] + [f"-{self.world.called(p)}" for p in went]))
-            self.records.changed()
-            for peer in went:
-                self._left(self.me, peer)
-                for listener in self.on_absent:
-                    listener(peer)
+            self._tell_present(before)
+
+    def _carry_out(self, effect: membership.Effect) -> None:
+        match effect:
+            case membership.Dial(peer, _):
+                self._dial(peer)
+            case membership.Probe(peer):
+                self._probe(peer)
+            case membership.Release(peer, reason):
+                self._release(peer, reason)
+            case membership.Drop(peer, reason):
+                self.tell(f"drops {self.world.called(peer)}: it {reason}")
+                self.after(0.0, lambda: self.hang_up(peer))
+
+    def _tell_present(self, before: set[PeerId]) -> None:
+        came, went = sorted(self.present - before), sorted(before - self.present)
+        self.tell(" ".join([f"+{self.world.called(p)}" for p in came] + [f"-{self.world.called(p)}" for p in went]))
+        self.records.changed()
+        for peer in went:
+            self._left(self.me, peer)
+            for listener in self.on_absent:
+                listener(peer)
 
     def _probe(self, peer: PeerId) -> None:
         """Close a connection that carries nothing any more."""
@@ -349,7 +359,7 @@ class Device:
             if isinstance(result, LinkError):
                 self.hang_up(peer)
 
-        self.call(peer, "mesh.push", Delta(), Empty, probed, timeout_s=limits.PROBE_TIMEOUT_S)
+        self.call(peer, "mesh.swap", Swap(), Swapped, probed, timeout_s=limits.PROBE_TIMEOUT_S)
 
     def _release(self, peer: PeerId, reason: str) -> None:
         """Give up a connection, and tell the peer that it is not for good."""

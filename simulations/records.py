@@ -1,24 +1,42 @@
-"""How one device keeps the picture: what it says goes to all at once, and exchanges repair what got lost on the way.
+"""How one device talks about the picture: carries out on virtual time what the deployed `mesh/spreading.py` decides.
 
-Wired as the part of `mesh/mesh.py` that is headed 'the picture' is, around the deployed record store.
+Wired as `mesh/picture.py` is, with a disk that only a crash looks at.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
-from ..mesh import limits, membership
+from ..mesh import membership
 from ..mesh.errors import LeptonError, PeerError
+from ..mesh.grants import Grant
 from ..mesh.identity import PeerId
 from ..mesh.messages import Message
-from ..mesh.protocol import Delta, delta_of
-from ..mesh.records import Digest, Record, RecordStore
-from .calls import Answer, Empty, Incoming, Method
+from ..mesh.records import Record, RecordStore
+from ..mesh.spreading import (
+    METHODS,
+    Accuse,
+    Answered,
+    Asked,
+    Call,
+    Changed,
+    Event,
+    Expired,
+    Failed,
+    Forgot,
+    Heard,
+    Offend,
+    PeerGone,
+    PeerHere,
+    Published,
+    Reply,
+    Save,
+    Spreading,
+)
+from .calls import Answer, Incoming, Method
 from .world import Action
 
 if TYPE_CHECKING:
     from .device import Device
-
-EXCHANGE_TIMEOUT_S = 2.0  # as in mesh/mesh.py
 
 T = TypeVar("T")
 
@@ -30,60 +48,40 @@ class Records:
         self.store = store
         self.on_change: list[Action] = []
         self._device, self._published = device, published
-        self._behind: set[PeerId] = set()
-        self._unsaid: dict[PeerId, Digest | None] = {}  # to whom this device is pushing, and from where it goes on
+        self._machine = Spreading(device.me, store, _Proven(device), device.dice)
         self._news = False  # something changed, and nobody has looked yet
-        device.calls.serve("mesh.exchange", Method("mesh", Digest, self._answer_exchange))
-        device.calls.serve("mesh.push", Method("mesh", Delta, self._answer_push))
+        for takes, (name, _) in METHODS.items():
+            device.calls.serve(name, Method("mesh", takes, self._answer))
+
+    def start(self) -> None:
+        """Do what is due, for as long as the device lives."""
+        self._note(Expired())
+        self._device.after(max(self._machine.deadline - self._device.world.now, 0.01), self.start)
 
     def publish(self, kind: str, name: str, value: Message, *, durable: bool = False) -> None:
         """State something about this device to all."""
-        since = self.store.digest(self._device.me)
-        self.store.publish(kind, name, value, durable=durable)
-        self._push(since)
+        self._note(Published(self.store.publish(kind, name, value, durable=durable)))
 
     def withdraw(self, kind: str, name: str) -> None:
         """Take a statement back."""
-        since = self.store.digest(self._device.me)
-        if self.store.withdraw(kind, name) is not None:
-            self._push(since)
+        if (record := self.store.withdraw(kind, name)) is not None:
+            self._note(Published(record))
 
     def live(self, kind: str, value: type[T]) -> list[tuple[Record, T]]:
         """Return what members that are here say of one kind."""
         return [(record, record.value(value)) for record in self.store.live(kind, self._device.present)]
 
-    def _push(self, since: Digest) -> None:
-        """Tell all who are connected what this device has said since these heads; what waits for one goes together."""
-        self._written()
-        for peer in sorted(self._device.connected):
-            if peer not in self._unsaid:
-                self._unsaid[peer] = None
-                self._device.after(0.0, lambda to=peer: self._push_to(to))  # type: ignore[misc]
-            if self._unsaid[peer] is None:
-                self._unsaid[peer] = since
+    def come(self, peer: PeerId) -> None:
+        """Talk with a member from now on."""
+        self._note(PeerHere(peer))
 
-    def _push_to(self, peer: PeerId) -> None:
-        """Push one after the other: of two at once the later one might arrive first."""
-        since, self._unsaid[peer] = self._unsaid[peer], None
-        if since is None:
-            del self._unsaid[peer]
-            return
+    def go(self, peer: PeerId) -> None:
+        """Talk with it no longer."""
+        self._note(PeerGone(peer))
 
-        def pushed(result: Answer | LeptonError) -> None:
-            if isinstance(result, LeptonError):  # the next exchange repeats it
-                del self._unsaid[peer]
-            else:
-                self._push_to(peer)
-
-        delta = self._delta(self.store.newer_than(since, self._device.me), since)
-        self._device.call(peer, "mesh.push", delta, Empty, pushed, timeout_s=EXCHANGE_TIMEOUT_S)
-
-    def _written(self) -> None:
-        """Do what follows on every change of the store: note what is this device's own, save, let readers look."""
-        for record in self.store.newer_than(Digest(), self._device.me):
-            self._published(record)
-        self._device.disk.records = self.store.durable()
-        self.changed()
+    def forgot(self) -> None:
+        """Act on it that the store has forgotten an owner."""
+        self._note(Forgot())
 
     def changed(self) -> None:
         """Let those look who follow the picture: soon, and once for all that changes meanwhile."""
@@ -96,71 +94,65 @@ class Records:
         for listener in self.on_change:
             listener()
 
-    def _delta(self, records: list[Record], since: Digest, digest: Digest | None = None) -> Delta:
-        chains = self._device.admission.chains(sorted({record.owner for record in records}))
-        return delta_of(records, chains, since=since, digest=digest)
+    # -- driving the machine ------------------------------------------------------------------------------------------
 
-    def _lacking(self, digest: Digest) -> list[Record]:
-        return self.store.newer_than(digest, turn=self._device.dice.randrange(limits.MEMBERS_MAX))
+    def _note(self, event: Event) -> Reply | Offend | None:
+        """Hand the machine an event and do what follows; return its answer if it was asked something."""
+        said: Reply | Offend | None = None
+        for effect in self._machine.handle(event, self._device.world.now):
+            match effect:
+                case Save(records):
+                    self._device.disk.records = records
+                case Changed():
+                    self._written()
+                case Call():
+                    self._call(effect)
+                case Heard(peer, ok):
+                    self._device.note(membership.Exchanged(peer, ok))
+                case Accuse(owner, reason):
+                    self._device.refuse(owner, reason)
+                case Offend(peer, reason) if not isinstance(event, Asked):
+                    self._device.offended(peer, reason)
+                case Reply() | Offend():
+                    said = effect
+        return said
 
-    def _answer_exchange(self, call: Incoming) -> Answer:
-        return Answer(self._delta(self._lacking(call.message), call.message, self.store.digest()))
+    def _written(self) -> None:
+        """Do what follows on every change of the store: note what is this device's own, let readers look."""
+        for record in self.store.of(self._device.me):
+            self._published(record)
+        self.changed()
 
-    def _answer_push(self, call: Incoming) -> Answer:
-        behind = not self.store.follows_on(call.message.since)
-        self._merge(call.message)
-        if behind and call.caller not in self._behind:
-            self._behind.add(call.caller)
-            self._device.after(0.0, lambda: self.exchange(call.caller))
-        return Answer(Empty())
+    def _call(self, call: Call) -> None:
+        method, answers = METHODS[type(call.message)]
 
-    def _merge(self, delta: Delta) -> int:
-        """Take in a delta. Raises PeerError when a record in it is forged."""
-        self._device.admission.learn(delta.chains, self._device.world.unix_s)
-        revision = self.store.revision
-        try:
-            return len(self.store.merge(delta.records, since=delta.since, known=self._device.admission.knows))
-        finally:
-            if self.store.revision != revision:
-                self._written()
-
-    def exchange(self, peer: PeerId) -> None:
-        """Reconcile records with a peer, in as many turns as that takes within the time for it."""
-        self._behind.discard(peer)
-        end_s = self._device.world.now + EXCHANGE_TIMEOUT_S
-
-        def ask() -> None:
-            self._device.call(
-                peer, "mesh.exchange", self.store.digest(), Delta, take, timeout_s=end_s - self._device.world.now
-            )
-
-        def take(result: Answer | LeptonError) -> None:
+        def done(result: Answer | LeptonError) -> None:
             if isinstance(result, LeptonError):
-                ended(ok=False)
-                return
-            try:
-                more = ask if self._merge(result.message) else None
-            except PeerError as error:
-                self._device.offended(peer, str(error))
-                ended(ok=False)
-                return
-            digest = result.message.digest or Digest()
-            delta = self._delta(self._lacking(digest), digest)
-            if delta.records:
-                left_s = end_s - self._device.world.now
-                self._device.call(
-                    peer, "mesh.push", delta, Empty, lambda pushed: turned(pushed, more), timeout_s=left_s
-                )
+                self._note(Failed(call.number))
             else:
-                turned(Answer(Empty()), more)
+                self._note(Answered(call.number, result.message))
 
-        def turned(result: Answer | LeptonError, more: Action | None) -> None:
-            if isinstance(result, LeptonError) or more is None or self._device.world.now >= end_s:
-                ended(ok=not isinstance(result, LeptonError) and more is None)
-            else:
-                more()
+        self._device.call(call.peer, method, call.message, answers, done, timeout_s=call.timeout_s)
 
-        def ended(*, ok: bool) -> None:
-            self._device.note(membership.Exchanged(peer, ok))
+    def _answer(self, call: Incoming) -> Answer:
+        said = self._note(Asked(call.caller, call.message))
+        if isinstance(said, Offend):
+            raise PeerError(said.reason)
+        assert said is not None
+        return Answer(said.message)
 
-        ask()
+
+class _Proven:
+    """A device's admission as the machine needs it, with the world's calendar."""
+
+    def __init__(self, device: "Device") -> None:
+        self._device = device
+
+    def knows(self, peer: PeerId) -> bool:
+        return self._device.admission.knows(peer)
+
+    def learn(self, chains: Mapping[PeerId, tuple[Grant, ...]]) -> None:
+        self._device.admission.learn(chains, self._device.world.unix_s)
+
+    def chains(self, peers: Iterable[PeerId]) -> dict[PeerId, tuple[Grant, ...]]:
+        return self._device.admission.chains(peers)

@@ -56,7 +56,7 @@ class Revoking:
         device = self._device
         device.disk.revocations = list(self._set.all)
         out = device.admission.falls()
-        self._note(tuple(out))
+        self._note((*self._set.counting, *out))
         for peer in sorted(out.keys() - {device.me}):
             device.tell(f"throws out {device.world.called(peer)}")
             device.records.store.forget(peer)
@@ -64,7 +64,7 @@ class Revoking:
             why = device.admission.ended or out.get(peer, "")
             if why or peer != source:
                 self._tell(peer, new, why)
-        device.records.changed()
+        device.records.forgot()
 
     def _note(self, out: Sequence[PeerId]) -> None:
         for subject in out:

@@ -12,8 +12,9 @@ import msgspec
 from ..mesh.grants import Grant
 from ..mesh.identity import Identity, PeerId
 from ..mesh.messages import Message, pack
-from ..mesh.protocol import Delta, Hello, HelloAnswer
+from ..mesh.protocol import Hello, HelloAnswer
 from ..mesh.records import Content, Record, SignedRecord
+from ..mesh.swaps import Swap, Swapped
 from ..node.inference.messages import StageResult
 from ..node.learning.messages import RoundMessage, StateWanted
 from .calls import Answer, Empty
@@ -77,21 +78,21 @@ class Liar(Device):
         ]
 
     def _forge(self, victim: PeerId, target: PeerId) -> None:
-        self._send(target, Delta(records=(forged(victim, self._own),)))
+        self._send(target, Swap(records=(forged(victim, self._own),)))
 
     def _damage(self, victim: PeerId, target: PeerId) -> None:
         records = [record for record in self.records.store.live(PROFILE, self.present) if record.owner == victim]
-        self._send(target, Delta(records=tuple(damaged(record) for record in records)))
+        self._send(target, Swap(records=tuple(damaged(record) for record in records)))
 
     def _introduce(self, _victim: PeerId, target: PeerId) -> None:
         """Vouch for somebody of another mesh, with that mesh's grant."""
         stranger = self._outsider.peer_id
-        self._send(target, Delta(records=(forged(stranger, self._outsider),), chains={stranger: self._foreign}))
+        self._send(target, Swap(records=(forged(stranger, self._outsider),), chains={stranger: self._foreign}))
 
     def _misuse_chain(self, _victim: PeerId, target: PeerId) -> None:
         """Vouch for an outsider with a grant that is somebody else's."""
         stranger = self._outsider.peer_id
-        self._send(target, Delta(records=(forged(stranger, self._outsider),), chains={stranger: self.hello().chain}))
+        self._send(target, Swap(records=(forged(stranger, self._outsider),), chains={stranger: self.hello().chain}))
 
     def _babble(self, _victim: PeerId, target: PeerId) -> None:
         self._send(target, Garbage(nonsense=self.dice.randbytes(40)))
@@ -108,7 +109,7 @@ class Liar(Device):
         self.call(target, "infer.result", result, Empty, scope=MODEL_NAME, body=bytes(8))
 
     def _send(self, target: PeerId, message: Message) -> None:
-        self.call(target, "mesh.push", message, Empty)
+        self.call(target, "mesh.swap", message, Swapped)
 
 
 class Outsider(Device):
@@ -130,8 +131,8 @@ class Outsider(Device):
 
     def _break_in(self, connection: Connection) -> None:
         peer = connection.other(self.me)
-        first = Delta(records=(forged(self.me, self._own), forged(peer, self._own)), chains={self.me: self._stolen})
-        self.calls.call(connection, "mesh.push", first, Empty, _ignore)
+        first = Swap(records=(forged(self.me, self._own), forged(peer, self._own)), chains={self.me: self._stolen})
+        self.calls.call(connection, "mesh.swap", first, Swapped, _ignore)
         hello = self.dice.choice([self.hello(), Hello(chain=self._stolen), Hello(chain=())])
 
         def greeted(result: Answer | Exception) -> None:

@@ -59,7 +59,7 @@ async def _without_a_word(transport: Transport, hint: Hint) -> bool:
         with trio.fail_after(limits.HANDSHAKE_TIMEOUT_S):
             connection = await transport.dial(hint.peer, hint.addresses, timeout_s=limits.DIAL_TIMEOUT_S)
             async with await connection.open_stream(PROTOCOL) as stream:
-                await _say(stream, RequestHeader(call=1, method="mesh.exchange", timeout_s=5.0))
+                await _say(stream, RequestHeader(call=1, method="mesh.compare", timeout_s=5.0))
                 await receive_frame(stream, body_bytes_max=limits.MIB)
     except (LeptonError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
         return False

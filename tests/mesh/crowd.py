@@ -18,7 +18,6 @@ from lepton.mesh.membership import (
     Drop,
     Effect,
     Event,
-    Exchange,
     Exchanged,
     Expired,
     Gone,
@@ -31,6 +30,7 @@ from lepton.mesh.membership import (
 from lepton.mesh.pace import Config
 
 LATENCY_S = 0.02
+EXCHANGE_INTERVAL_S = 1.0  # spreading.Config
 DIAL_S = 0.05  # three round trips and two elliptic curves
 REFUSED_S = 0.05  # nobody listens there any more
 LOST_S = 10.0  # a dial into a partition ends at its timeout
@@ -112,6 +112,16 @@ class Crowd:
         for other in known:
             self.give(name, Hinted(other, (f"at {other}",)))
         self._wake(name)
+        self._talk(node)
+
+    def _talk(self, node: Node) -> None:
+        """Exchange with one random neighbour a period, as the picture does."""
+        name = node.members.me
+        if self.nodes.get(name) is not node:
+            return
+        if node.members.connected:
+            self._exchange(name, self.dice.choice(sorted(node.members.connected)))
+        self.after(EXCHANGE_INTERVAL_S * self.dice.uniform(0.8, 1.2), lambda: self._talk(node))
 
     def crash(self, name: PeerId) -> None:
         del self.nodes[name]
@@ -179,8 +189,6 @@ class Crowd:
         match effect:
             case Dial(peer):
                 self._dial(name, peer)
-            case Exchange(peer):
-                self.after(LATENCY_S, lambda: self._exchange(name, peer))
             case Release(peer) | Drop(peer):
                 self.after(LATENCY_S, lambda: self._part(name, peer))
 
@@ -200,6 +208,7 @@ class Crowd:
         self.links.add((min(name, peer), max(name, peer)))
         for end, other in ((peer, name), (name, peer)):
             self.give(end, Connected(other, dialled=end == name))
+            self.after(LATENCY_S, lambda end=end, other=other: self._exchange(end, other))  # type: ignore[misc]
             self.most = max(self.most, len(self.nodes[end].members.connected))
 
     def _part(self, name: PeerId, peer: PeerId) -> None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from lepton.mesh import membership
+from lepton.mesh import membership, spreading
 from lepton.mesh.admission import Credentials
 from lepton.mesh.calls import PROTOCOL as CALLS
 from lepton.mesh.calls import Calls, receive_frame
@@ -17,6 +17,7 @@ from lepton.mesh.identity import Identity, PeerId
 from lepton.mesh.invites import InviteBook
 from lepton.mesh.mesh import Mesh, MeshConfig, open_mesh
 from lepton.mesh.messages import Message, pack, unpack
+from lepton.mesh.picture import Keep
 from lepton.mesh.protocol import HELLO, Hello, HelloAnswer
 from lepton.mesh.records import RecordStore
 from lepton.mesh.revocations import Revocation
@@ -51,8 +52,16 @@ async def member(
     interfaces: tuple[str, ...] = ("127.0.0.1",),
     revocations: Sequence[Revocation] = (),
     root: Identity | None = None,
+    talk: spreading.Config | None = None,
+    keep: Keep | None = None,
 ) -> AsyncIterator[Mesh]:
-    config = MeshConfig(listen=listen, interfaces=interfaces, pace=pace or membership.Config(), bootstrap=bootstrap)
+    config = MeshConfig(
+        listen=listen,
+        interfaces=interfaces,
+        pace=pace or membership.Config(),
+        talk=talk or spreading.Config(),
+        bootstrap=bootstrap,
+    )
     async with open_mesh(
         who,
         held or credentials(who),
@@ -61,6 +70,7 @@ async def member(
         config,
         revocations=revocations,
         root=root,
+        keep=keep or (lambda _records: None),
     ) as mesh:
         yield mesh
 

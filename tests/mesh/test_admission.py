@@ -60,12 +60,13 @@ def test_chains_of_third_parties_are_taken_if_they_hold() -> None:
     assert not members.knows(BOB.peer_id)
 
 
-def test_members_are_bounded_and_expired_ones_make_room() -> None:
+def test_members_are_bounded_and_expired_ones_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MEMBERS_MAX", 16)
     members = admission()
     for n in range(limits.MEMBERS_MAX - 1):
         someone = identity(f"member {n}")
         members.admit(someone.peer_id, credentials(someone, expires=NOW + 10 if n == 0 else FOREVER).chain, NOW)
-    with pytest.raises(Refused, match="has 256 members already"):
+    with pytest.raises(Refused, match="has 16 members already"):
         members.admit(BOB.peer_id, credentials(BOB).chain, NOW)
     members.admit(identity("member 5").peer_id, credentials(identity("member 5")).chain, NOW)  # known already
     members.admit(BOB.peer_id, credentials(BOB).chain, NOW + 10)

@@ -24,7 +24,7 @@ def dials(bootstrap: Bootstrap, present: set[PeerId], start_s: float, end_s: flo
         for address in bootstrap.due(present, now):
             found.append(now)
             bootstrap.failed(address, "nobody answered", now)
-        assert bootstrap.deadline <= now + CONFIG.exchange_interval_s
+        assert bootstrap.deadline <= now + CONFIG.look_interval_s
         now = max(bootstrap.deadline, now + 1e-3)
     return found
 
@@ -51,7 +51,7 @@ def test_who_was_met_is_left_alone_while_it_is_here_and_looked_for_soon_when_it_
     bootstrap.due((), 700.0)
     bootstrap.met(HERE, A)
     assert dials(bootstrap, {A}, 700.0, 800.0) == []
-    assert dials(bootstrap, set(), 800.0, 900.0)[0] <= 800.0 + CONFIG.exchange_interval_s
+    assert dials(bootstrap, set(), 800.0, 900.0)[0] <= 800.0 + CONFIG.look_interval_s
     assert bootstrap.places[HERE].trouble == "nobody answered"
 
 

@@ -20,7 +20,7 @@ from .fakes import Note, identity
 from .nodes import PATIENCE_S, introduce, member, no_discovery, until
 
 ALICE, BOB, CAROL, DAVE = map(identity, ("alice", "bob", "carol", "dave"))
-BRISK = membership.Config(exchange_interval_s=0.1, redial_first_s=0.02, redial_most_s=0.2)
+BRISK = membership.Config(look_interval_s=0.1, redial_first_s=0.02, redial_most_s=0.2)
 
 
 @pytest.fixture(autouse=True)
@@ -230,7 +230,7 @@ async def echo(call: Incoming[Note]) -> Answer[Note]:
 ECHO = Method(name="echo", needs="mesh", takes=Note, handler=echo)
 # Two members are a large mesh, with a single ring, and what is not wanted goes soon.
 FEW = membership.Config(
-    exchange_interval_s=0.05, redial_first_s=0.02, whole_most=1, whole_again=0, rings=1, linger_s=0.1,
+    look_interval_s=0.05, redial_first_s=0.02, whole_most=1, whole_again=0, rings=1, linger_s=0.1,
     reach_interval_s=600.0,
 )  # fmt: skip
 

@@ -19,7 +19,6 @@ from lepton.mesh.membership import (
     Drop,
     Effect,
     Event,
-    Exchange,
     Exchanged,
     Expired,
     Gone,
@@ -52,22 +51,22 @@ STORIES: dict[str, list[tuple[float, Event, list[Effect]]]] = {
     ],
     "who was dialled and greeted is present and told what is known": [
         (0.0, Hinted(A, AT_A), [Dial(A, AT_A)]),
-        (0.1, Connected(A), [Exchange(A)]),
+        (0.1, Connected(A), []),
         (0.2, Hinted(A, AT_A), []),
         (0.2, Hinted(A, ELSEWHERE), []),
     ],
     "who connects unknown is present too, and not dialled when it goes": [
-        (0.0, Connected(A), [Exchange(A)]),
+        (0.0, Connected(A), []),
         (0.1, Disconnected(A), []),
     ],
     "two connections of one peer are one peer": [
-        (0.0, Connected(A), [Exchange(A)]),
-        (0.0, Connected(A), [Exchange(A)]),
+        (0.0, Connected(A), []),
+        (0.0, Connected(A), []),
         (0.1, Disconnected(A), []),
     ],
     "a dial that fails while the peer connects by itself changes nothing": [
         (0.0, Hinted(A, AT_A), [Dial(A, AT_A)]),
-        (0.1, Connected(A), [Exchange(A)]),
+        (0.1, Connected(A), []),
         (0.2, DialFailed(A), []),
         (0.2, DialFailed(A, refused=True), []),
     ],
@@ -88,7 +87,7 @@ STORIES: dict[str, list[tuple[float, Event, list[Effect]]]] = {
         (CONFIG.redial_first_s, Expired(), [Dial(A, (*AT_B, *ELSEWHERE, *AT_A))]),
     ],
     "who misses three exchanges in a row is dropped": [
-        (0.0, Connected(A), [Exchange(A)]),
+        (0.0, Connected(A), []),
         (0.1, Exchanged(A, ok=False), []),
         (0.2, Exchanged(A, ok=False), []),
         (0.3, Exchanged(A, ok=True), []),
@@ -99,11 +98,11 @@ STORIES: dict[str, list[tuple[float, Event, list[Effect]]]] = {
         (0.8, Exchanged(A, ok=False), []),
     ],
     "a new connection begins without misses": [
-        (0.0, Connected(A), [Exchange(A)]),
+        (0.0, Connected(A), []),
         (0.1, Exchanged(A, ok=False), []),
         (0.2, Exchanged(A, ok=False), []),
         (0.3, Disconnected(A), []),
-        (0.4, Connected(A), [Exchange(A)]),
+        (0.4, Connected(A), []),
         (0.5, Exchanged(A, ok=False), []),
     ],
     "what is said of peers that nobody knows is passed over": [
@@ -238,23 +237,6 @@ def test_when_all_whom_one_knows_matter_a_new_hint_has_to_wait(monkeypatch: pyte
     assert members.handle(Hinted(B, AT_B), 0.0) == []  # A's dial is under way
     members.handle(DialFailed(A), 0.0)
     assert members.handle(Hinted(B, AT_B), 0.0) == [Dial(B, AT_B)]
-
-
-def test_once_a_period_one_present_peer_is_asked() -> None:
-    members = machine()
-    peers = {PeerId(f"peer {n}") for n in range(5)}
-    for peer in sorted(peers):
-        members.handle(Connected(peer), 0.0)
-    asked, times = [], []
-    for _ in range(100):
-        now = members.deadline
-        [effect] = members.handle(Expired(), now)
-        assert isinstance(effect, Exchange)
-        asked.append(effect.peer)
-        times.append(now)
-    assert set(asked) == peers
-    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert all(0.8 * CONFIG.exchange_interval_s <= gap <= 1.2 * CONFIG.exchange_interval_s + 1e-6 for gap in gaps)
 
 
 # -- a mesh too large for everybody to be connected to everybody ------------------------------------------------------
@@ -474,7 +456,7 @@ def test_any_story_keeps_the_invariant(seed: int, story: list[tuple[Event, float
                     under_way[peer] += 1
                     assert addresses
                     assert peer not in connected | {ME}
-                case Exchange(peer) | Drop(peer) | Probe(peer):
+                case Drop(peer) | Probe(peer):
                     assert peer in connected
         assert members.connected == connected
         assert members.present == connected

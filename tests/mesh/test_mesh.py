@@ -5,16 +5,14 @@ Nodes are introduced by the tests themselves; that they find each other by mDNS 
 
 import secrets
 import struct
-from collections.abc import Callable
 
 import pytest
 import trio
-from lepton.mesh import limits, membership
+from lepton.mesh import limits, membership, spreading
 from lepton.mesh import mesh as mesh_module
-from lepton.mesh import picture as picture_module
 from lepton.mesh.admission import Credentials
 from lepton.mesh.calls import PROTOCOL as CALLS
-from lepton.mesh.calls import Answer, Empty, Incoming, Method
+from lepton.mesh.calls import Answer, Incoming, Method
 from lepton.mesh.codes import Code
 from lepton.mesh.errors import LeptonError, LinkError, Refused
 from lepton.mesh.frames import encode
@@ -22,9 +20,11 @@ from lepton.mesh.grants import ROLES, issue
 from lepton.mesh.identity import Identity
 from lepton.mesh.messages import pack
 from lepton.mesh.pake import Side
-from lepton.mesh.protocol import HELLO, JOIN, Delta, JoinAsk, JoinGranted, JoinHeld, JoinProof
-from lepton.mesh.records import Digest, RecordStore, SignedRecord
+from lepton.mesh.protocol import HELLO, JOIN, JoinAsk, JoinGranted, JoinHeld, JoinProof
+from lepton.mesh.records import RecordStore, SignedRecord
 from lepton.mesh.rpc.headers import Control, RequestHeader
+from lepton.mesh.signed import id_of
+from lepton.mesh.swaps import Compare, Compared, Swap, Swapped
 from lepton.mesh.tensors import TensorSpec
 from lepton.mesh.transport import Connection
 
@@ -41,6 +41,9 @@ def _without_mdns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def notes(mesh: mesh_module.Mesh) -> dict[tuple[str, str], str]:
     return {(record.owner, record.name): value.text for record, value in mesh.live("note", Note)}
+
+
+OFTEN = spreading.Config(interval_s=0.05, timeout_s=0.05)
 
 
 async def echo(call: Incoming[Note]) -> Answer[Note]:
@@ -105,8 +108,8 @@ async def test_what_is_said_in_a_rush_arrives_whole() -> None:
 
 
 async def test_more_than_one_message_holds_is_read_in_one_go() -> None:
-    seldom = membership.Config(exchange_interval_s=600.0)
-    async with member(ALICE, pace=seldom) as alice, member(BOB, pace=seldom) as bob:
+    seldom = spreading.Config(interval_s=600.0)
+    async with member(ALICE, talk=seldom) as alice, member(BOB, talk=seldom) as bob:
         for n in range(100):
             alice.publish("note", f"n{n}", Note(text="x" * 3000))
         introduce(bob, alice)
@@ -114,12 +117,13 @@ async def test_more_than_one_message_holds_is_read_in_one_go() -> None:
 
 
 async def test_word_of_a_third_reaches_those_who_never_met_it() -> None:
-    async with member(ALICE) as alice, member(BOB) as bob, member(CAROL) as carol:
-        introduce(alice, bob)
+    async with member(BOB) as bob, member(CAROL) as carol:
+        async with member(ALICE) as alice:
+            alice.publish("kept", "x", Note(text="from alice"), durable=True)
+            introduce(alice, bob)
+            await until(bob, lambda: bob.live("kept", Note))
         introduce(carol, bob)
-        alice.publish("kept", "x", Note(text="from alice"), durable=True)
         await until(carol, lambda: carol.live("kept", Note))
-        assert ALICE.peer_id not in carol.present
         assert carol.authority(ALICE.peer_id).subject == ALICE.peer_id  # its grant came with its word
 
 
@@ -185,10 +189,9 @@ async def test_a_member_that_restarts_is_dialled_again() -> None:
             await until(alice, lambda: (BOB.peer_id, "x") in notes(alice))
 
 
-async def test_a_peer_that_no_longer_answers_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_module, "EXCHANGE_TIMEOUT_S", 0.05)
+async def test_a_peer_that_no_longer_answers_is_dropped() -> None:
     async with (
-        member(ALICE, pace=membership.Config(exchange_interval_s=0.05)) as alice,
+        member(ALICE, talk=OFTEN) as alice,
         guest(EVE, alice) as frozen,
     ):
         connection = await frozen.enter()  # and answers nothing
@@ -394,58 +397,109 @@ def forged() -> SignedRecord:
     return SignedRecord(content=record.signed.content, signature=EVE.sign("record", record.signed.content))
 
 
-LIES: dict[str, Callable[[], Delta]] = {
-    "a forged record": lambda: Delta(
-        records=(forged(),), chains={BOB.peer_id: credentials(BOB).chain}, digest=Digest()
-    ),
-    "no digest": Delta,
-}
+async def lie(eve: Guest, compared: Compared, swapped: Swapped) -> list[Swap]:
+    """Answer every exchange with these; returns what is asked."""
+    asked = list[Swap]()
 
+    async def compare(_call: Incoming[Compare]) -> Answer[Compared]:
+        return Answer(compared)
 
-async def lie(eve: Guest, delta: Delta) -> list[Digest]:
-    """Answer every exchange with this; returns what is asked."""
-    asked = list[Digest]()
-
-    async def exchange(call: Incoming[Digest]) -> Answer[Delta]:
+    async def swap(call: Incoming[Swap]) -> Answer[Swapped]:
         asked.append(call.message)
-        return Answer(delta)
+        return Answer(swapped)
 
-    eve.calls.serve(Method(name="mesh.exchange", needs="mesh", takes=Digest, handler=exchange))
+    eve.calls.serve(Method(name="mesh.compare", needs="mesh", takes=Compare, handler=compare))
+    eve.calls.serve(Method(name="mesh.swap", needs="mesh", takes=Swap, handler=swap))
     eve.served = eve.calls.answer
     return asked
 
 
+FINGERPRINT = bytes(16)
+BOBS_CHAIN = {BOB.peer_id: credentials(BOB).chain}
+LIES = {
+    "a forged record": Swapped(fingerprint=FINGERPRINT, records=(forged(),), chains=BOBS_CHAIN),
+    "bytes that are no record": Swapped(
+        fingerprint=FINGERPRINT, records=(SignedRecord(content=b"x", signature=bytes(64)),)
+    ),
+}
+
+
 @pytest.mark.parametrize("name", LIES)
 async def test_a_lie_in_an_exchange_costs_the_liar_the_connection(name: str) -> None:
-    async with member(ALICE) as alice, guest(EVE, alice) as eve:
-        await lie(eve, LIES[name]())
+    async with member(ALICE, talk=spreading.Config(interval_s=0.05)) as alice, guest(EVE, alice) as eve:
+        await lie(eve, Compared(fingerprint=FINGERPRINT, news=id_of(forged())), LIES[name])
         await closed(await eve.enter())
         await until(alice, lambda: not alice.present)
         assert notes(alice) == {}
         assert EVE.peer_id in alice.refusals
 
 
+async def test_a_list_of_ids_that_is_cut_short_costs_its_sender_the_connection() -> None:
+    async with member(ALICE, talk=spreading.Config(interval_s=0.05)) as alice, guest(EVE, alice) as eve:
+        await lie(eve, Compared(fingerprint=FINGERPRINT, news=b"short"), Swapped(fingerprint=FINGERPRINT))
+        await closed(await eve.enter())
+        await until(alice, lambda: "A list of ids" in alice.refusals.get(EVE.peer_id, ""))
+
+
 async def test_a_forged_record_in_a_push_costs_its_sender_the_connection() -> None:
     async with member(ALICE) as alice, guest(EVE, alice) as eve:
         connection = await eve.enter()
+        push = Swap(records=(forged(),), chains=BOBS_CHAIN)
         with pytest.raises(LinkError):
-            await eve.calls.call(ALICE.peer_id, "mesh.push", LIES["a forged record"](), Empty)
+            await eve.calls.call(ALICE.peer_id, "mesh.swap", push, Swapped)
         await closed(connection)
         assert notes(alice) == {}
 
 
-async def test_a_push_that_does_not_follow_on_what_is_known_is_asked_for_whole() -> None:
-    """The push before it was lost. The exchange that this sets off brings both."""
-    store = RecordStore(EVE, 1)
-    first = store.publish("note", "first", Note(text="1"))
-    since = store.digest()
-    second = store.publish("note", "second", Note(text="2"))
-    chains = {EVE.peer_id: credentials(EVE).chain}
-    async with member(ALICE, pace=membership.Config(exchange_interval_s=600.0)) as alice, guest(EVE, alice) as eve:
-        asked = await lie(eve, Delta(digest=Digest()))
+async def test_who_says_two_things_at_once_is_named_and_not_hung_up_on() -> None:
+    """It may have restored a backup without knowing."""
+    lives = [RecordStore(EVE, 1).publish("note", "x", Note(text=text)).signed for text in ("one", "other")]
+    async with member(ALICE) as alice, guest(EVE, alice) as eve:
         await eve.enter()
-        await until(alice, lambda: asked)  # the exchange that every new connection begins with
-        push = Delta(records=(second.signed,), chains=chains, since=since)
-        await lie(eve, Delta(records=(first.signed, second.signed), chains=chains, digest=store.digest()))
-        await eve.calls.call(ALICE.peer_id, "mesh.push", push, Empty)
-        await until(alice, lambda: len(notes(alice)) == 2)
+        for said in lives:
+            await eve.calls.call(ALICE.peer_id, "mesh.swap", Swap(records=(said,)), Swapped)
+        assert "signed two records of one version" in alice.refusals[EVE.peer_id]
+        assert EVE.peer_id in alice.present
+        assert set(alice.store.contradictions[EVE.peer_id]) == set(lives)
+
+
+async def test_what_is_durable_is_on_the_disk_before_anybody_hears_of_it() -> None:
+    order = list[str]()
+    async with (
+        member(ALICE, keep=lambda records: order.append(f"kept {len(records)}")) as alice,
+        guest(EVE, alice) as eve,
+    ):
+        asked = await lie(eve, Compared(fingerprint=FINGERPRINT), Swapped(fingerprint=FINGERPRINT))
+        await eve.enter()
+        alice.publish("note", "passing", Note(text="p"))
+        assert order == []
+        alice.publish("task", "t", Note(text="t"), durable=True)
+        assert order == ["kept 1"]
+        await until(alice, lambda: asked)
+        assert order == ["kept 1"]
+
+
+async def test_a_disk_that_takes_nothing_is_told_to_who_publishes() -> None:
+    def full(_records: object) -> None:
+        raise LeptonError("records.msgpack: cannot be written: No space left on device")
+
+    async with member(ALICE, keep=full) as alice, member(BOB) as bob:
+        introduce(alice, bob)
+        await until(bob, lambda: bob.present)
+        with pytest.raises(LeptonError, match="No space left"):
+            alice.publish("task", "t", Note(text="t"), durable=True)
+        alice.publish("note", "x", Note(text="x"))  # is of the moment
+        await until(bob, lambda: (ALICE.peer_id, "x") in notes(bob))
+
+
+async def test_what_others_say_durably_is_kept_soon() -> None:
+    kept = list[int]()
+    soon = spreading.Config(save_after_s=0.01, interval_s=0.05)
+    async with (
+        member(ALICE) as alice,
+        member(BOB, keep=lambda records: kept.append(len(records)), talk=soon) as bob,
+    ):
+        introduce(alice, bob)
+        await until(bob, lambda: bob.present)
+        alice.publish("task", "t", Note(text="t"), durable=True)
+        await until(bob, lambda: kept == [1])

@@ -14,9 +14,10 @@ from lepton.mesh import limits
 from lepton.mesh.errors import PeerError
 from lepton.mesh.grants import Grant, Statement
 from lepton.mesh.messages import Message, Name, Natural, Sha256, Text, encoded, pack, unpack
-from lepton.mesh.protocol import Delta, Hello, HelloAnswer, JoinAsk, JoinGranted, JoinHeld, JoinProof, Verdict, Welcome
-from lepton.mesh.records import Content, Digest, SignedRecord
+from lepton.mesh.protocol import Hello, HelloAnswer, JoinAsk, JoinGranted, JoinHeld, JoinProof, Verdict, Welcome
+from lepton.mesh.records import Content, SignedRecord
 from lepton.mesh.rpc.headers import AnswerHeader, RequestHeader
+from lepton.mesh.swaps import Compare, Compared, Survey, Surveyed, Swap, Swapped
 
 
 class Sample(Message, frozen=True, kw_only=True):
@@ -35,8 +36,8 @@ class Anything(Message, frozen=True, kw_only=True):
 
 
 KINDS = [
-    Sample, Anything, Statement, Grant, Content, SignedRecord, Digest, Delta, Hello, HelloAnswer, JoinAsk,
-    JoinHeld, JoinProof, JoinGranted, Welcome, Verdict, RequestHeader, AnswerHeader,
+    Sample, Anything, Statement, Grant, Content, SignedRecord, Compare, Compared, Survey, Surveyed, Swap, Swapped,
+    Hello, HelloAnswer, JoinAsk, JoinHeld, JoinProof, JoinGranted, Welcome, Verdict, RequestHeader, AnswerHeader,
 ]  # fmt: skip
 
 

@@ -11,13 +11,13 @@ import pytest
 import trio
 from lepton.mesh import limits
 from lepton.mesh.calls import PROTOCOL as CALLS
-from lepton.mesh.calls import Empty
 from lepton.mesh.errors import LinkError
 from lepton.mesh.grants import Grant
 from lepton.mesh.mesh import Mesh
-from lepton.mesh.protocol import HELLO, JOIN, Delta
+from lepton.mesh.protocol import HELLO, JOIN
 from lepton.mesh.records import RecordStore, SignedRecord
 from lepton.mesh.rpc.headers import AnswerHeader, Attach, CancelHeader, CreditHeader, EndHeader, ItemHeader, frame
+from lepton.mesh.swaps import Swap, Swapped
 from lepton.mesh.tensors import TensorSpec
 from lepton.mesh.transport import Stream
 from lepton.mesh.yamux import Flag, Kind
@@ -249,34 +249,34 @@ async def answers_what_nobody_asked(eve: Guest, _alice: Mesh) -> None:
     await eve.enter()  # alice then asks for eve's records
 
 
-def pushes(delta: Any) -> Any:
+def pushes(swap: Any) -> Any:
     async def attack(eve: Guest, alice: Mesh) -> None:
         await eve.enter()
-        await quietly(eve.calls.call, alice.me, "mesh.push", delta(), Empty)
+        await quietly(eve.calls.call, alice.me, "mesh.swap", swap(), Swapped)
 
     return attack
 
 
-def _signed(owner: Any, signer: Any) -> Delta:
+def _signed(owner: Any, signer: Any) -> Swap:
     content = RecordStore(owner, 1).publish("note", "x", Note(text="forged")).signed.content
     record = SignedRecord(content=content, signature=signer.sign("record", content))
-    return Delta(records=(record,), chains={owner.peer_id: credentials(owner).chain})
+    return Swap(records=(record,), chains={owner.peer_id: credentials(owner).chain})
 
 
 async def replays_a_record(eve: Guest, alice: Mesh) -> None:
     """What was said again and again changes nothing and takes no memory."""
     await eve.enter()
-    delta = _signed(EVE, EVE)
+    swap = _signed(EVE, EVE)
     for _ in range(50):
-        await eve.calls.call(alice.me, "mesh.push", delta, Empty)
+        await eve.calls.call(alice.me, "mesh.swap", swap, Swapped)
     assert [record.name for record, _ in alice.live("note", Note)] == ["x"]
 
 
 async def too_many_records(eve: Guest, _alice: Mesh) -> None:
     record = _signed(EVE, EVE).records[0]
-    store = [record] * (limits.RECORDS_PER_DELTA_MAX + 1)
+    store = [record] * (limits.RECORDS_PER_SWAP_MAX + 1)
     payload = msgpack.packb({"records": msgspec.to_builtins(store, builtin_types=(bytes,))})
-    await control(await eve.enter(), request(method="mesh.push", payload=payload))
+    await control(await eve.enter(), request(method="mesh.swap", payload=payload))
 
 
 async def greets_twice(eve: Guest, _alice: Mesh) -> None:
@@ -300,7 +300,7 @@ DEEDS = {
     "answers to calls never asked": Attack(answers_what_nobody_asked, "never made"),
     "a record signed by another key": Attack(pushes(lambda: _signed(BOB, EVE)), "signature"),
     "a record replayed": Attack(replays_a_record, closes=False),
-    "one record too many": Attack(too_many_records, "not a valid Delta"),
+    "one record too many": Attack(too_many_records, "not a valid Swap"),
     "a greeting once inside": Attack(greets_twice, closes=False),
 }
 
