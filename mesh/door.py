@@ -14,6 +14,7 @@ import trio
 
 from . import limits
 from .admission import Admission
+from .arrivals import Arrivals
 from .calls import receive_frame
 from .codes import ENTROPY_BYTES, Code
 from .errors import Busy, LinkError, PeerError, Refused
@@ -40,7 +41,8 @@ class Door:
         self.on_revocations: Callable[[Sequence[Revocation], PeerId], int] = lambda _items, _peer: 0  # how many are new
         self._identity = identity
         self._admission = admission
-        self._strangers = 0  # connections of those who have shown nothing yet
+        # Connections of those who have shown nothing yet; whom one knows from earlier is not pushed out.
+        self._strangers = Arrivals(lambda: limits.STRANGERS_MAX, admission.knows)
 
     @property
     def _own_chain(self) -> Chain:
@@ -88,14 +90,15 @@ class Door:
 
     async def _be_greeted(self, connection: Connection) -> None:
         """Hear a hello, or serve a stranger's attempt to join and then see it off."""
-        if self._strangers >= limits.STRANGERS_MAX:
-            msg = f"{self._strangers} strangers are here already; try again in a while."
-            raise Busy(msg)
-        self._strangers += 1
+        place = self._strangers.enter(connection.peer_id)
         try:
-            await self._hear_a_stranger(connection)
+            with place.scope:
+                await self._hear_a_stranger(connection)
         finally:
-            self._strangers -= 1
+            self._strangers.leave(place)
+        if place.scope.cancelled_caught:
+            msg = f"More than {limits.STRANGERS_MAX} strangers are here; {short(connection.peer_id)} made room."
+            raise Busy(msg)
 
     async def _hear_a_stranger(self, connection: Connection) -> None:
         async with await connection.accept_stream(HELLO, JOIN) as stream:

@@ -169,7 +169,11 @@ class Mesh:
         handlers = {CALLS: self.calls.answer}
         async with (
             open_transport(
-                self.identity, config.listen, on_connection=self._on_connection, handlers=handlers
+                self.identity,
+                config.listen,
+                on_connection=self._on_connection,
+                handlers=handlers,
+                favours=self._admission.knows,
             ) as self._transport,
             trio.open_nursery() as self._nursery,
         ):

@@ -170,8 +170,3 @@ class Neighbours:
         if kept > self.config.degree_most:
             return f"{kept} nodes are connected here, and in a large mesh {self.config.degree_most} are kept"
         return None
-
-    def make_room(self) -> PeerId | None:
-        """Name whom to give up for somebody else when every connection is taken; nobody when all are wanted."""
-        spare = [peer for peer in self._links if not self.wants(peer)]
-        return min(spare, key=lambda peer: (self._links[peer].spare_at, peer), default=None)

@@ -25,6 +25,7 @@ from typing import Final
 import trio
 
 from . import limits, noise, tls
+from .arrivals import Arrivals, Place
 from .budget import Account, Budget
 from .dialler import race
 from .errors import Busy, LeptonError, LinkError, PeerError, Refused, UsageError
@@ -236,6 +237,7 @@ class Transport:
         on_connection: ConnectionHandler,
         config: YamuxConfig | None,
         budget: Budget,
+        favours: Callable[[PeerId], bool],
     ) -> None:
         self.peer_id = peer_id
         self.budget = budget
@@ -250,7 +252,8 @@ class Transport:
         self._alive: Counter[PeerId] = Counter()  # connections of each peer that are not closed
         self._changed = trio.Event()
         self._dialling: dict[PeerId, trio.Lock] = {}
-        self._handshakes = trio.CapacityLimiter(HANDSHAKES_MAX)
+        self._running: dict[Connection, None] = {}  # the oldest first
+        self._arrivals = Arrivals(lambda: HANDSHAKES_MAX, favours)
 
     @property
     def connections(self) -> Mapping[PeerId, Connection]:
@@ -362,23 +365,30 @@ class Transport:
         while True:
             socket = await listener.accept()
             try:
-                self._handshakes.acquire_on_behalf_of_nowait(socket)
-            except trio.WouldBlock:
-                log.warning("%d strangers are on their way in already; %s is sent away.", HANDSHAKES_MAX, socket.remote)
+                place = self._arrivals.enter()
+            except Busy as error:
+                log.warning("%s is sent away: %s", socket.remote, error)
                 socket.close()
                 continue
-            self._nursery.start_soon(self._welcome, socket)
+            self._nursery.start_soon(self._welcome, socket, place)
 
-    async def _welcome(self, socket: Socket) -> None:
+    async def _welcome(self, socket: Socket, place: Place) -> None:
         """See one inbound connection through its handshake and admission, for which it holds one of few places."""
         try:
-            await self._bring_up(await self._identify(socket))
+            with place.scope:
+                new = await self._identify(socket)
+                place.who = new.peer_id
+                await self._bring_up(new)
+            if place.scope.cancelled_caught:
+                log.warning("%s made room for who came later: more than %d were here.", socket.remote, HANDSHAKES_MAX)
         except (LeptonError, trio.TooSlowError) as error:
             log.info("%s did not get in: %s", socket.remote, _why(error))
         except Exception:
             log.exception("%s did not get in for a reason of ours; it is closed.", socket.remote)
         finally:
-            self._handshakes.release_on_behalf_of(socket)
+            self._arrivals.leave(place)
+            if place.scope.cancelled_caught:
+                socket.close()  # it may never have begun
 
     async def _identify(self, socket: Socket) -> Connection:
         try:
@@ -425,10 +435,22 @@ class Transport:
         if self._alive[new.peer_id] >= limits.CONNECTIONS_PER_PEER_MAX:
             msg = f"{new.peer_id} has {self._alive[new.peer_id]} connections already, those that are closing included."
             raise Busy(msg)
-        if self._alive.total() >= limits.CONNECTIONS_MAX:
+        if self._alive.total() >= limits.CONNECTIONS_MAX and not self._push_out_a_stranger():
             msg = f"This node has {limits.CONNECTIONS_MAX} connections, all that it takes."
             raise Busy(msg)
         self._alive[new.peer_id] += 1
+        self._running[new] = None
+
+    def _push_out_a_stranger(self) -> bool:
+        """Close the oldest connection that was not let in, or is not any more; those of members are not for strangers
+        to take.
+        """
+        for connection in self._running:
+            if not connection.initiator and self._ready.get(connection.peer_id) is not connection:
+                del self._running[connection]
+                connection._muxer.abort("others came, and it was not let in")  # noqa: SLF001
+                return True
+        return False
 
     async def _wins(self, new: Connection) -> bool:
         """Two simultaneous dials: the connection dialled by the smaller id stays. Else the newer, if the older is
@@ -483,6 +505,7 @@ class Transport:
             if offence := connection._muxer.offence:  # noqa: SLF001
                 log.warning("%s broke the protocol and is hung up on: %s", connection.peer_id, offence)
         finally:
+            self._running.pop(connection, None)
             self._alive[connection.peer_id] -= 1
             if not self._alive[connection.peer_id]:
                 del self._alive[connection.peer_id]
@@ -550,11 +573,13 @@ async def open_transport(
     security: Sequence[str] | None = None,
     config: YamuxConfig | None = None,
     budget: Budget | None = None,
+    favours: Callable[[PeerId], bool] = lambda _peer: False,
 ) -> AsyncIterator[Transport]:
     """Listen, and carry connections until the block ends; then all of them are closed.
 
     ``on_connection`` is awaited for every new connection before any of its streams is served. It turns the peer away by
     raising Refused (or any other exception), and may use ``open_stream`` and ``accept_stream`` to ask who it is.
+    ``favours`` says whom a flood of strangers cannot push out while they are on their way in.
     ``handlers`` maps protocol ids to what serves them; a handler that returns closes its stream. ``budget`` is the
     memory for what all peers send.
 
@@ -566,7 +591,7 @@ async def open_transport(
         async with trio.open_nursery() as nursery:
             keys = Keys(identity, tuple(security or (NOISE, TLS)))
             transport = Transport(
-                keys, PeerId(identity.peer_id), nursery, handlers, on_connection, config, budget or Budget()
+                keys, PeerId(identity.peer_id), nursery, handlers, on_connection, config, budget or Budget(), favours
             )
             transport.addresses = tuple(str(listener.address) for listener in listeners)
             for listener in listeners:

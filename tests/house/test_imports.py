@@ -21,6 +21,7 @@ MAY_IMPORT = {
 # The modules of mesh/ that reach the network or drive those that do. All others there are pure, like all of gossip/.
 SHELLS = {
     *(
+        "arrivals",
         "asking",
         "attached",
         "bulk",

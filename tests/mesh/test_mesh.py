@@ -5,6 +5,7 @@ Nodes are introduced by the tests themselves; that they find each other by mDNS 
 
 import secrets
 import struct
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -302,13 +303,35 @@ async def test_a_stranger_that_says_nothing_is_not_waited_for(monkeypatch: pytes
         await closed(await eve.dial())
 
 
-async def test_strangers_at_the_door_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_strangers_at_the_door_are_few_and_who_said_nothing_for_longest_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(limits, "STRANGERS_MAX", 1)
     async with member(ALICE) as alice, guest(EVE, alice) as first, guest(CAROL, alice) as second:
         waiting = await first.dial()
-        await until(alice, lambda: alice.door._strangers)
-        await closed(await second.dial())
-        assert not waiting.closed.is_set()
+        await until(alice, lambda: len(alice.door._strangers))
+        await second.enter()  # it greets in time
+        await closed(waiting)
+        assert alice.present == {CAROL.peer_id}
+
+
+async def test_a_flood_of_strangers_keeps_no_member_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that Alice knows from earlier may even be slow: it is not pushed out."""
+    monkeypatch.setattr(limits, "STRANGERS_MAX", 2)
+    monkeypatch.setattr("lepton.mesh.transport.HANDSHAKES_MAX", 4)
+    async with member(ALICE) as alice, AsyncExitStack() as flood:
+        async with guest(BOB, alice) as earlier:
+            await earlier.enter()
+        bob = await flood.enter_async_context(guest(BOB, alice))
+        slow = await bob.dial()
+        for n in range(8):
+            stranger = await flood.enter_async_context(guest(identity(f"stranger {n}"), alice))
+            await stranger.dial()  # and says nothing
+        assert not (await greet(slow, credentials(BOB).chain)).refused
+        await until(alice, lambda: BOB.peer_id in alice.present)
+        newcomer = await flood.enter_async_context(guest(CAROL, alice))
+        await newcomer.enter()
+        assert alice.present == {BOB.peer_id, CAROL.peer_id}
 
 
 async def test_an_unknown_invite_is_not_held_and_a_wrong_secret_is_refused() -> None:

@@ -145,15 +145,3 @@ def test_a_connection_that_is_wanted_again_is_kept() -> None:
         if peer != spare:
             neighbours.went(peer)
     assert releases(neighbours, 3 * CONFIG.linger_s) == []
-
-
-def test_room_is_made_at_the_cost_of_who_is_not_wanted() -> None:
-    neighbours = crowd(100)
-    spare, wanted = spare_peers(neighbours, 2), min(neighbours.wanted)
-    neighbours.connected(wanted, dialled=True)
-    assert neighbours.make_room() is None
-    for peer in spare:
-        neighbours.connected(peer, dialled=False)
-    assert neighbours.make_room() in spare
-    neighbours.disconnected(spare[0])
-    assert neighbours.make_room() == spare[1]

@@ -54,13 +54,13 @@ async def test_a_peer_with_one_connection_too_many_is_sent_away_until_one_is_clo
         b.transport._alive[a.peer_id] += limits.CONNECTIONS_PER_PEER_MAX - 1
         old = a.connection_to(b.peer_id)
         a.transport._ready.clear()
-        new = await a.transport._attempt(b.peer_id, b.transport.addresses[0])
+        new = await a.transport._attempt(lambda _peer: None, b.transport.addresses[0])
         a.transport._nursery.start_soon(new._muxer.run)
         with trio.fail_after(10):
             await new.closed.wait()
         assert not old.closed.is_set()
         b.transport._alive[a.peer_id] -= 1
-        newer = await a.transport._attempt(b.peer_id, b.transport.addresses[0])
+        newer = await a.transport._attempt(lambda _peer: None, b.transport.addresses[0])
         a.transport._nursery.start_soon(newer._muxer.run)
         await until(lambda: b.connection_to(a.peer_id).remote_address != old.remote_address)
 

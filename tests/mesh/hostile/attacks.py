@@ -258,7 +258,7 @@ def pushes(swap: Any) -> Any:
 
 
 def _signed(owner: Any, signer: Any) -> Swap:
-    content = RecordStore(owner, 1).publish("note", "x", Note(text="forged")).signed.content
+    content = RecordStore(owner, 9).publish("note", "x", Note(text="forged")).signed.content
     record = SignedRecord(content=content, signature=signer.sign("record", content))
     return Swap(records=(record,), chains={owner.peer_id: credentials(owner).chain})
 

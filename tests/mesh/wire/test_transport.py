@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from lepton.mesh import limits
 from lepton.mesh.errors import LinkError, Refused, UsageError
+from lepton.mesh.identity import PeerId
+from lepton.mesh.tcp import parse_address
 from lepton.mesh.transport import NOISE, TLS, Connection, Stream
 from trio.testing import check_half_closeable_stream
 
@@ -173,6 +177,7 @@ async def test_addresses_that_are_none_are_named(node: Node, text: str) -> None:
 
 
 async def test_strangers_on_their_way_in_are_few(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more than there are places for pushes out who came first."""
     monkeypatch.setattr("lepton.mesh.transport.HANDSHAKES_MAX", 1)
     asked, answer = trio.Event(), trio.Event()
 
@@ -181,12 +186,79 @@ async def test_strangers_on_their_way_in_are_few(node: Node, monkeypatch: pytest
         await answer.wait()
 
     a, b, strict = await node(), await node(), await node(on_connection=ponder)
+    first = await a.dial(strict.peer_id, strict.addresses, timeout_s=5)
+    await asked.wait()
+    second = await b.dial(strict.peer_id, strict.addresses, timeout_s=5)
+    with trio.fail_after(10):
+        await first.closed.wait()
+    answer.set()
+    await second.open_stream("/echo")
+
+
+async def test_whom_one_favours_is_not_pushed_out_on_its_way_in(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lepton.mesh.transport.HANDSHAKES_MAX", 1)
+    asked, answer = trio.Event(), trio.Event()
+
+    async def ponder(connection: Connection) -> None:
+        asked.set()
+        await answer.wait()
+
+    a, b, strict = await node(), await node(), await node(on_connection=ponder)
+    strict._arrivals._favours = lambda peer: peer == a.peer_id
     connection = await a.dial(strict.peer_id, strict.addresses, timeout_s=5)
     await asked.wait()
     with pytest.raises(LinkError, match=r"closed|reset|broke"):
         await b.dial(strict.peer_id, strict.addresses, timeout_s=5)
     answer.set()
     await connection.open_stream("/echo")
+
+
+async def test_strangers_in_silence_do_not_shut_the_door(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lepton.mesh.transport.HANDSHAKES_MAX", 4)
+    a, b = await node(), await node()
+    address, _ = parse_address(b.addresses[0])
+    async with AsyncExitStack() as silent:
+        for _ in range(12):
+            stream = await trio.open_tcp_stream(address.host, address.port)
+            await silent.enter_async_context(stream)
+        connection = await a.dial(b.peer_id, b.addresses, timeout_s=5)
+        await connection.open_stream("/echo")
+        assert len(b._arrivals) <= 4
+
+
+async def test_a_peer_has_few_connections_at_once_and_a_node_has_them_too(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One past each: of one peer, of members, and of strangers, who make room for members and for each other."""
+    held = trio.Event()
+
+    async def hold(connection: Connection) -> None:
+        if connection.peer_id in strangers:
+            await held.wait()
+
+    strangers = set[PeerId]()
+    server = await node(on_connection=hold)
+    monkeypatch.setattr(limits, "CONNECTIONS_MAX", 3)
+    members = [await node() for _ in range(3)]
+    first, second, late = members
+    await first.dial(server.peer_id, server.addresses, timeout_s=5)
+    await second.dial(server.peer_id, server.addresses, timeout_s=5)
+    stranger, other = await node(), await node()
+    strangers |= {stranger.peer_id, other.peer_id}
+    waiting = await stranger.dial(server.peer_id, server.addresses, timeout_s=5)
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    assert server._alive.total() == 3
+    newer = await other.dial(server.peer_id, server.addresses, timeout_s=5)
+    with trio.fail_after(10):
+        await waiting.closed.wait()  # a stranger makes room for a stranger
+    connection = await late.dial(server.peer_id, server.addresses, timeout_s=5)
+    await connection.open_stream("/echo")
+    with trio.fail_after(10):
+        await newer.closed.wait()  # and for a member
+    assert set(server.connections) == {each.peer_id for each in members}
+    with pytest.raises(LinkError):  # members make room for nobody
+        await (await stranger.dial(server.peer_id, server.addresses, timeout_s=5)).open_stream("/echo")
+    assert set(server.connections) == {each.peer_id for each in members}
 
 
 async def test_an_owner_that_fails_turns_away(node: Node, caplog: pytest.LogCaptureFixture) -> None:
