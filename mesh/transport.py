@@ -283,7 +283,7 @@ class Transport:
         """Connect to whoever lives at one of these addresses, or return the connection that there is to that peer.
 
         Who it is tells the handshake: the connection's ``peer_id``. ``meet`` is told it before that peer is told who we
-        are, and ends the attempt by raising one of our errors. Raises as ``dial`` does.
+        are, and ends the attempt by raising LinkError or PeerError. Raises as ``dial`` does.
         """
         known: list[PeerId] = []
 

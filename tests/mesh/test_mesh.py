@@ -15,7 +15,7 @@ from lepton.mesh.admission import Credentials
 from lepton.mesh.calls import PROTOCOL as CALLS
 from lepton.mesh.calls import Answer, Incoming, Method
 from lepton.mesh.codes import Code
-from lepton.mesh.errors import LeptonError, LinkError, Refused
+from lepton.mesh.errors import LeptonError, LinkError, PeerError, Refused
 from lepton.mesh.frames import encode
 from lepton.mesh.grants import ROLES, issue
 from lepton.mesh.identity import Identity
@@ -281,6 +281,36 @@ async def test_a_call_before_the_greeting_costs_the_connection_and_nobody_else_a
         await closed(connection)
         assert alice.present == {BOB.peer_id}
         assert (await bob.calls.call(ALICE.peer_id, "echo", Note(text="x"), Note)).message.text == "x"
+
+
+OTHERS = [CALLS, "/ipfs/id/1.0.0", "/ipfs/ping/1.0.0", "/meshsub/1.1.0", "/plaintext/2.0.0", "/lepton/hello/2"]
+
+
+@pytest.mark.parametrize("protocol", OTHERS)
+@pytest.mark.parametrize("first", ["nothing", "a hello that was refused", "an attempt to join"])
+async def test_before_a_grant_is_shown_only_the_join_protocol_answers(
+    protocol: str, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_S", 1.0)  # how long an attempt to join may take
+
+    async def try_the_door(connection: Connection) -> None:
+        if first == "a hello that was refused":
+            assert "of another mesh or forged" in (await greet(connection, self_signed(EVE).chain)).refused
+        elif first == "an attempt to join":
+            joining = await connection.open_stream(JOIN)
+            await say(joining, JoinAsk(nameplate=code.nameplate))
+            assert (await hear(joining, JoinHeld)).share  # this one may be tried, here and now
+        stream = await connection.open_stream(protocol)
+        await say(stream, RequestHeader(call=1, method="echo", timeout_s=5.0))
+        await hear(stream, Anything)
+
+    async with member(ALICE, held=credentials(ALICE, role="admin")) as alice, guest(EVE, alice) as eve:
+        code = alice.invite(role="member", uses=1, lifetime_s=3600.0)
+        connection = await eve.dial()
+        with pytest.raises((LinkError, PeerError, trio.BrokenResourceError, trio.ClosedResourceError)):
+            await try_the_door(connection)
+        await closed(connection)
+        assert alice.connected == frozenset()
 
 
 @pytest.mark.parametrize(
