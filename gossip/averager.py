@@ -1,6 +1,6 @@
 """One node's rounds of one task, one after another: keeps what comes early, learns how long to wait, tells the late.
 
-Invariant: at most one round runs, rounds only go up, and what is kept for later is bounded in messages and in bytes.
+Invariant: at most one round runs, rounds only go up, and what is kept for later is bounded and small.
 """
 
 import math
@@ -9,22 +9,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .codecs import codec
+from .codecs import Floats, codec
 from .config import Config
 from .errors import BadSetup
 from .events import Behind, Expired, Finished, PeerDown, Ready, Received, Report, Send
 from .gate import Gate
 from .groups import GROUP_SIZE, group_of
-from .messages import Contribution, Message, payload_size_bytes
+from .hashing import digest
+from .messages import Message, Status
+from .part import Reference
 from .patience import Patience
-from .round import Phase, Round
+from .plan import CHUNK_BYTES
+from .round import Round
 from .terms import Terms
+
+PAST_ROUNDS = 2  # finished rounds whose late messages still teach us to wait longer; the last one answers them too
 
 Event = Ready | Received | PeerDown | Expired
 Effect = Send | Finished | Behind
-
-BUFFERED_BYTES_MIN = 1 << 20  # for tiny models: their parts' sizes are rounded up, and a megabyte costs nothing
-PAST_ROUNDS = 2  # finished rounds whose late messages still teach us to wait longer
 
 
 @dataclass(slots=True)
@@ -35,10 +37,10 @@ class Counts:
     """Messages of rounds that were over."""
 
     dropped: int = 0
-    """Early messages for which there was no room, or that were never used."""
+    """Early messages for which there was no room, that were never used, or that nobody sends so early."""
 
     duplicates: int = 0
-    """Second early messages of one kind, peer and round."""
+    """Second early messages of one peer and round."""
 
     misdirected: int = 0
     """Messages of another task."""
@@ -61,9 +63,14 @@ class Averager:
         group_size: int = GROUP_SIZE,
         rng_seed: int = 0,
         first_round: int = 0,
+        instance: int = 1,
+        chunk_bytes: int = CHUNK_BYTES,
         config: Config | None = None,
     ) -> None:
         """Average vectors of float32 (dimension,). `rng_seed`, not negative, decides all rounding at random.
+
+        `instance`, positive, is another one for each life of this process; else one that dies and comes back within
+        a round could give two means of one part. All members have the same `chunk_bytes`.
 
         Raises:
             UnknownCodec: there is no codec of this name.
@@ -73,14 +80,14 @@ class Averager:
         self.counts = Counts()
         self._me, self._task, self._mesh, self._dimension = me, task, mesh, dimension
         self._codec, self._group_size, self._rng_seed = codec(codec_name), group_size, rng_seed
-        self._model_size_bytes = self._codec.size_bytes(dimension)
+        self._instance, self._chunk_bytes = instance, chunk_bytes
         self._config = config or Config.lan()
         self._gate = Gate(self._config)
-        self._contribution_patience, self._mean_patience = Patience(self._config), Patience(self._config)
+        self._opening_patience, self._exchange_patience = Patience(self._config), Patience(self._config)
+        self._reference: Reference | None = None
         self._running: Round | None = None
         self._past: dict[int, Round] = {}
-        self._early: dict[tuple[int, str, str], Message] = {}  # by round, peer and kind, in the order of arrival
-        self._early_bytes = 0
+        self._early: dict[tuple[int, str], Status] = {}  # by round and peer, in the order of arrival
         self._told_behind: set[str] = set()
 
     @property
@@ -108,6 +115,17 @@ class Averager:
             case _:  # PeerDown or Expired
                 return self._forward([event], now)
 
+    @property
+    def reference(self) -> Reference | None:
+        """The last model that others have too: what rounds agreed on, or what was said by `refer_to`."""
+        return self._reference
+
+    def refer_to(self, reference: Reference | None) -> None:
+        """From the next round on, take differences to this model, which others know by the same name: `name_of` of
+        the model that all begin with, or of one that was adopted the name that its giver had for it.
+        """
+        self._reference = reference
+
     def skip_to(self, round_: int) -> None:
         """Give up the round that runs, if one does, and go on with a later one, whose model was adopted.
 
@@ -127,7 +145,7 @@ class Averager:
         self._enter(ready.round)
         early = self._early_events()
         effects = self._after(self._running.start(now)) + self._forward(early, now)
-        for peer in sorted({peer for round_, peer, _ in self._early if round_ > ready.round}):
+        for peer in sorted({peer for round_, peer in self._early if round_ > ready.round}):
             effects += self._wait_no_more(peer, now)
         return effects
 
@@ -140,17 +158,20 @@ class Averager:
             members=members,
             dimension=self._dimension,
             codec=self._codec.name,
+            chunk_bytes=self._chunk_bytes,
         )
         return Round(
             self._me,
             terms,
             ready.vector,
             ready.weight,
+            instance=self._instance,
+            reference=self._reference,
             gate=self._gate,
             rng=np.random.default_rng([self._rng_seed, ready.round]),
             config=self._config,
-            contribution_wait_s=self._contribution_patience.wait_s,
-            mean_wait_s=self._mean_patience.wait_s,
+            opening_wait_s=self._opening_patience.wait_s,
+            stall_s=self._exchange_patience.wait_s,
         )
 
     def _forward(self, events: Iterable[Received | PeerDown | Expired], now: float) -> list[Effect]:
@@ -165,14 +186,18 @@ class Averager:
         for effect in effects:
             if isinstance(effect, Finished) and self._running:
                 self._learn(effect.report)
+                if effect.report.agreed:
+                    self._reference = Reference(effect.report.reference, effect.vector)
+                for past in self._past.values():
+                    past.release()
                 self._past[effect.round] = self._running
                 self._running = None
                 self._enter(effect.round + 1)
         return list(effects)
 
     def _learn(self, report: Report) -> None:
-        self._contribution_patience.record(report.round, report.contributions_s)
-        self._mean_patience.record(report.round, report.means_s)
+        self._opening_patience.record(report.round, report.opening_s)
+        self._exchange_patience.record(report.round, report.exchange_s)
 
     def _enter(self, round_: int) -> None:
         if round_ > self.round:
@@ -189,9 +214,10 @@ class Averager:
         if message.task != self._task:
             self.counts.misdirected += 1
         elif ahead < 0:
-            self._note_late(peer, message, now)
+            return self._answer_late(peer, message, now)
         elif ahead == 0 and self._running:
-            self._note_late_contribution(peer, message, now)
+            if self._running.is_late(peer, message):
+                self._opening_patience.record(message.round, now - self._running.started_s)
             return self._forward([Received(peer, message)], now)
         elif ahead <= self._config.rounds_ahead_max:
             self._keep(peer, message)
@@ -211,24 +237,15 @@ class Averager:
         self._told_behind.add(peer)
         return [Behind(by, peer)]
 
-    def _note_late(self, peer: str, message: Message, now: float) -> None:
+    def _answer_late(self, peer: str, message: Message, now: float) -> list[Effect]:
+        """Tell one that has not finished a round that is over here what came of it, and learn to wait a little."""
         self.counts.late += 1
         past = self._past.get(message.round)
-        if past and past.expects(peer, message):
-            self._stretch(past, message, now)
-
-    def _note_late_contribution(self, peer: str, message: Message, now: float) -> None:
-        running = self._running
-        late = running and running.phase is Phase.MEANS and isinstance(message, Contribution)
-        if running and late and running.expects(peer, message):
-            self._stretch(running, message, now)
-
-    def _stretch(self, round_: Round, message: Message, now: float) -> None:
-        """Learn that a little more patience would have got this message into the mean."""
-        if isinstance(message, Contribution):
-            self._contribution_patience.record(message.round, now - round_.started_s)
-        else:
-            self._mean_patience.record(message.round, now - round_.averaged_s)
+        if past is None:
+            return []
+        if past.is_late(peer, message):
+            self._opening_patience.record(message.round, now - past.started_s)
+        return list(past.handle(Received(peer, message), now))
 
     # What came early
 
@@ -237,24 +254,20 @@ class Averager:
         return [Received(key[1], self._forget(key, used=True)) for key in keys]
 
     def _keep(self, peer: str, message: Message) -> None:
-        key = (message.round, peer, type(message).__name__)
-        if key in self._early:
-            self.counts.duplicates += 1
-            return
-        if payload_size_bytes(message) > self._model_size_bytes:  # no part is as large: it would only push out others
+        if not isinstance(message, Status):  # nobody sends anything else before it has heard of this node
             self.counts.dropped += 1
             return
+        key = (message.round, peer)
+        self.counts.duplicates += key in self._early
         self._early[key] = message
-        self._early_bytes += payload_size_bytes(message)
-        while self._too_full():
+        while len(self._early) > self._config.buffered_count_max:
             self._forget(next(iter(self._early)))
 
-    def _too_full(self) -> bool:
-        size_bytes_max = max(self._config.buffered_copies_max * self._model_size_bytes, BUFFERED_BYTES_MIN)
-        return len(self._early) > self._config.buffered_count_max or self._early_bytes > size_bytes_max
-
-    def _forget(self, key: tuple[int, str, str], *, used: bool = False) -> Message:
-        message = self._early.pop(key)
-        self._early_bytes -= payload_size_bytes(message)
+    def _forget(self, key: tuple[int, str], *, used: bool = False) -> Status:
         self.counts.dropped += not used
-        return message
+        return self._early.pop(key)
+
+
+def name_of(vector: Floats) -> bytes:
+    """Name a model by its content, so that all who begin with the same one can take differences to it."""
+    return digest("lepton-model", vector.astype("<f4", copy=False).tobytes())

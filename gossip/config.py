@@ -9,7 +9,7 @@ class Config:
     """How long to wait, what to refuse and how much to keep. Start from `lan()`."""
 
     wait_s_initial: float = 20.0
-    """Each phase's deadline before there is experience: the first round includes everybody's slow start."""
+    """How long to wait for a phase before there is experience: the first round includes everybody's slow start."""
 
     wait_s_min: float = 1.0
     """The least slack above the median, and the least wait: a Wi-Fi retry or a busy CPU costs as much. A guess."""
@@ -39,10 +39,13 @@ class Config:
     """Messages of this many rounds ahead are kept until this node gets there; beyond, it is behind and should adopt."""
 
     buffered_count_max: int = 128
-    """Early messages kept: two kinds, three rounds and a group of eight need 42."""
+    """Early messages kept, which are small: three rounds and a group of eight need 21."""
 
-    buffered_copies_max: float = 6.0
-    """Early payloads kept, in encoded models: a member is sent at most two models a round, for three rounds."""
+    window_chunks: int = 4
+    """Chunks on their way to one owner whose means have not come back: 2 MB, more than a gigabit link's round trip."""
+
+    nudge_s: float = 0.5
+    """So long nothing has moved: say where one stands, and ask again. TCP loses nothing, but connections break."""
 
     @classmethod
     def lan(cls) -> Self:
@@ -52,4 +55,4 @@ class Config:
     @classmethod
     def test(cls) -> Self:
         """Virtual time with delays of some milliseconds."""
-        return cls(wait_s_initial=1.0, wait_s_min=0.1, wait_s_max=5.0)
+        return cls(wait_s_initial=1.0, wait_s_min=0.1, wait_s_max=5.0, nudge_s=0.05)

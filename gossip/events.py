@@ -30,8 +30,8 @@ class Expired:
 class Ready:
     """The node has trained for `round` and wants to average `vector`, float32 (D,), with the `members` that it sees.
 
-    `members` includes the node itself; `weight` is what its values ask to count with. The vector must not change until
-    the round has finished; the machine never writes to it.
+    `members` includes the node itself; `weight` is what its values ask to count with. Nobody may write to the vector
+    any more: what is sent may be a view of it.
     """
 
     round: int
@@ -66,32 +66,56 @@ class Absence:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Elements `start` to `stop` of the vector: the mean of these contributors' values, with these weights.
+
+    Weights are those after clipping. Without contributors they are values of the model `Report.base`, where the
+    members agreed, else the node's own.
+    """
+
+    start: int
+    stop: int
+    contributors: tuple[tuple[str, float], ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The truth about one round of one node.
 
-    `parts[j]` lists who is in the mean of part j (owned by `members[j]`) and with what weight, after clipping; it is
-    empty where this node kept its own values. `complete`: every part is the mean of all members. `ignored` counts
-    duplicates, late messages, and those of strangers and of other views. Bytes are those of payloads.
+    `agreed`: every member that reports this for the round holds the same model, bit for bit, and by the same name,
+    `reference`. Otherwise `reference` is empty, and the node kept its own values: all of them, with empty `parts`
+    (the others may have come to something), or those of parts that nobody has a mean of and that had no common model
+    to be taken from. `parts[j]` says who is in the mean of part j (owned by `members[j]`): several runs where
+    somebody fell out in the middle. `complete`: every part is the mean of all members. `base` names the model that
+    differences were taken to. `ignored` counts duplicates, late messages, and those of strangers and of other views.
+    Bytes are those of payloads.
     """
 
     task: str
     round: int
     members: tuple[str, ...]
-    parts: tuple[tuple[tuple[str, float], ...], ...]
+    agreed: bool
+    reference: bytes
+    base: bytes
+    parts: tuple[tuple[Run, ...], ...]
     missing: tuple[Absence, ...]
     refused: tuple[Refusal, ...]
     ignored: int
     bytes_sent: int
     bytes_received: int
-    contributions_s: float
-    means_s: float
+    opening_s: float
+    exchange_s: float
+    agreement_s: float
     complete: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finished:
-    """A round is over: `vector`, float32 (D,), is a new buffer and takes the place of the old one whole."""
+    """A round is over: `vector`, float32 (D,), is a new buffer and takes the place of the old one whole.
+
+    Nobody may write to it: others may still ask this node for parts of it, and it is the next round's reference.
+    """
 
     round: int
     vector: Floats

@@ -11,7 +11,7 @@ from statistics import median_low
 import numpy as np
 from numpy.typing import NDArray
 
-from .codecs import Floats
+from .codecs import BLOCK, Floats
 from .config import Config
 from .errors import BadContribution
 
@@ -21,13 +21,14 @@ class Gate:
 
     Norms are compared as multiples of the receiver's own (`norm_scale`), since parts differ from round to round, and
     layers in size. The running median is over all that was *seen*, refused or not: a gate that learned only from
-    what it let in could settle too low and refuse honest peers for ever. It takes half of the senders to move it.
+    what it let in could settle too low and refuse honest peers for ever. It takes half of the senders to move it. Of
+    the chunks of one contribution the largest counts. Differences to a reference are held to the same limit.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._history: deque[float] = deque(maxlen=config.norm_history)
-        self._seen: list[float] = []
+        self._seen: dict[str, float] = {}
 
     @property
     def norm_ratio_max(self) -> float:
@@ -42,7 +43,7 @@ class Gate:
             BadContribution: it must not be averaged; the message names the peer, what is wrong and by how much.
         """
         ratio = norm(_checked(peer, values, n)) / scale
-        self._seen.append(ratio)
+        self._seen[peer] = max(ratio, self._seen.get(peer, 0.0))
         check_weight(peer, weight, self._config.weight_max)
         self._check_norm(peer, ratio)
 
@@ -56,7 +57,7 @@ class Gate:
 
     def settle(self) -> None:
         """End a round: what it showed counts from now on."""
-        self._history.extend(sorted(self._seen))
+        self._history.extend(sorted(self._seen.values()))
         self._seen.clear()
 
     def _check_norm(self, peer: str, ratio: float) -> None:
@@ -76,7 +77,16 @@ def norm_scale(own: Floats, rms: float) -> float:
 
 
 def norm(values: Floats) -> float:
-    """Return the Euclidean norm, in float64: the square of a large float32 is not finite in float32."""
+    """Return the Euclidean norm, which is finite where all values are.
+
+    In float32 block by block, a tenth of the time that float64 takes; where that overflows, in float64 after all.
+    """
+    total = 0.0
+    for start in range(0, values.size, BLOCK):
+        block = values[start : start + BLOCK]
+        total += float(np.einsum("i,i->", block, block))
+    if math.isfinite(total):
+        return math.sqrt(total)
     wide = values.astype(np.float64)
     return math.sqrt(float(np.dot(wide, wide)))
 
@@ -106,6 +116,8 @@ def _checked(peer: str, values: NDArray[np.generic], n: int) -> Floats:
     if values.dtype != np.float32:
         raise BadContribution(f"its values are {values.dtype} where float32 is due", peer)
     floats = values.astype(np.float32, copy=False)
+    if math.isfinite(norm(floats)):
+        return floats
     bad = n - int(np.count_nonzero(np.isfinite(floats)))
     if bad:
         raise BadContribution(f"{bad} of its {n} values are not finite", peer)

@@ -1,6 +1,7 @@
 """What the members of a group send each other, as a small msgpack header and, apart from it, the raw payload.
 
-A payload is megabytes: it travels beside its header, so that nobody has to copy it into a message and out again.
+A payload is up to half a megabyte: it travels beside its header, so that nobody copies it into a message and out
+again. Everything but a contribution and a mean is a header alone.
 """
 
 from typing import Annotated
@@ -12,40 +13,112 @@ from .errors import BadContribution
 NAME_LENGTH_MAX = 256  # a task's name, a peer's name: libp2p's peer ids have 46 to 59 characters
 CONTRIBUTORS_MAX = 1024  # far above every sensible group
 ROUND_MAX = 2**53  # exact in JSON too; at a round a millisecond it lasts for 285,000 years
+INSTANCE_MAX = 2**63 - 1
+BALLOT_MAX = 2**31  # one in a wait, which is seconds
+CHUNKS_MAX = 1 << 16  # of one part: 34 GB at half a megabyte each
+MASK_BYTES_MAX = CHUNKS_MAX // 8
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
 RoundNumber = Annotated[int, msgspec.Meta(ge=0, le=ROUND_MAX)]
 Part = Annotated[int, msgspec.Meta(ge=0, lt=CONTRIBUTORS_MAX)]
+Chunk = Annotated[int, msgspec.Meta(ge=0, lt=CHUNKS_MAX)]
 Context = Annotated[bytes, msgspec.Meta(max_length=64)]
+Instance = Annotated[int, msgspec.Meta(ge=0, le=INSTANCE_MAX)]
+Ballot = Annotated[int, msgspec.Meta(ge=0, le=BALLOT_MAX)]
+Mask = Annotated[bytes, msgspec.Meta(max_length=MASK_BYTES_MAX)]
+Masks = Annotated[tuple[Mask, ...], msgspec.Meta(max_length=CONTRIBUTORS_MAX)]
+Instances = Annotated[tuple[Instance, ...], msgspec.Meta(max_length=CONTRIBUTORS_MAX)]
 Contributors = Annotated[tuple[tuple[Name, float], ...], msgspec.Meta(max_length=CONTRIBUTORS_MAX)]
 
 
-class Contribution(msgspec.Struct, frozen=True, kw_only=True, tag="contribution", forbid_unknown_fields=True):
-    """One member's own values of the part that the receiver averages.
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a round comes to: which chunks of each part have a mean that all adopt; bit i of a mask is chunk i.
 
-    `context` is `Terms.context`; `weight` is what it asks to count with; `payload` is any bytes-like object.
+    `instances[j]` says of which life of the owner's process (0 where no chunk is adopted). All other chunks are taken
+    from the model called `reference`; where that is empty there is none, and the round comes to nothing.
     """
 
+    held: Masks
+    instances: Instances
+    reference: Context
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An outcome that the sender stands for, since this ballot."""
+
+    ballot: Ballot
+    outcome: Outcome
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`context` is `Terms.context`; `instance` tells this life of the sender's process from an earlier one."""
+
     task: Name
     round: RoundNumber
     context: Context
-    part: Part
+    instance: Instance
+    payload: bytes = b""
+
+
+class Status(Header, frozen=True, kw_only=True, tag="status"):
+    """Where the sender stands. It opens a round, asks for what is missing (`again`), and is its voice at the end.
+
+    `weight` is what it asks to count with, `reference` names the model that it takes differences to. `received` are
+    the chunks of its own part that it has from the receiver; `held` those of all parts whose mean it has, of the
+    owners' lives `instances`. `ballot`, `accepted` and `decided` are those of `agreement.py`.
+    """
+
     weight: float
-    payload: bytes = b""
+    reference: Context
+    received: Mask
+    held: Masks
+    instances: Instances
+    ballot: Ballot = 0
+    accepted: Accepted | None = None
+    decided: bool = False
+    again: bool = False
 
 
-class Mean(msgspec.Struct, frozen=True, kw_only=True, tag="mean", forbid_unknown_fields=True):
-    """The average of one part, from the member that owns it, with those whose values are in it and their weights."""
+class Contribution(Header, frozen=True, kw_only=True, tag="contribution"):
+    """The sender's own values of one chunk of the part that the receiver averages.
 
-    task: Name
-    round: RoundNumber
-    context: Context
+    Where `reference` is not empty they are differences to that model. `payload` is any bytes-like object.
+    """
+
     part: Part
+    chunk: Chunk
+    reference: Context
+
+
+class Mean(Header, frozen=True, kw_only=True, tag="mean"):
+    """The average of one chunk, with those whose values are in it and their weights.
+
+    Its owner sends it, or, `relayed` as the float32 that everybody decoded, somebody else who has it; `instance` is
+    the owner's in any case. Where `reference` is not empty it is a difference to that model.
+    """
+
+    part: Part
+    chunk: Chunk
     contributors: Contributors
-    payload: bytes = b""
+    reference: Context
+    relayed: bool = False
 
 
-Message = Contribution | Mean
+class Want(Header, frozen=True, kw_only=True, tag="want"):
+    """Relay the means of these chunks of a part."""
+
+    part: Part
+    chunks: Mask
+
+
+class Proposal(Header, frozen=True, kw_only=True, tag="proposal"):
+    """What the leader of a ballot thinks that all can come to."""
+
+    ballot: Ballot
+    outcome: Outcome
+
+
+Message = Status | Contribution | Mean | Want | Proposal
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -18,7 +18,7 @@ import numpy as np
 from .codecs import Floats, codec
 from .config import Config
 from .errors import BadContribution, BadSetup
-from .events import Absence, Expired, Finished, PeerDown, Ready, Received, Refusal, Report, Send
+from .events import Absence, Expired, Finished, PeerDown, Ready, Received, Refusal, Report, Run, Send
 from .gate import check_vector
 from .messages import Name, RoundNumber
 from .patience import Patience
@@ -237,14 +237,18 @@ class _Asking:
             task=self._puller._task,  # noqa: SLF001
             round=self.ready.round,
             members=tuple(sorted({self._puller._me, *self.asked})),  # noqa: SLF001
-            parts=(contributors,),
+            agreed=False,
+            reference=b"",
+            base=b"",
+            parts=((Run(0, self.ready.vector.size, contributors),),),
             missing=tuple(Absence(peer, "model", self._why(peer)) for peer in missing),
             refused=tuple(self.refused),
             ignored=self._ignored,
             bytes_sent=0,  # what others fetched is counted by the shell that sent it
             bytes_received=self._bytes,
-            contributions_s=self.last_s - self.started_s,
-            means_s=now - self.last_s,
+            opening_s=0.0,
+            exchange_s=self.last_s - self.started_s,
+            agreement_s=now - self.last_s,
             complete=not missing,
         )
 

@@ -4,15 +4,16 @@ from dataclasses import dataclass
 
 from .codecs import codec
 from .errors import BadSetup
-from .groups import balanced
 from .hashing import digest
+from .plan import CHUNK_BYTES, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """The terms of one exchange. Part j of the vector, a contiguous slice, is averaged by member j, its owner.
 
-    `mesh` names the mesh, `members` is the sorted group, `dimension` the number of parameters, `codec` a codec's name.
+    `mesh` names the mesh, `members` is the sorted group, `dimension` the number of parameters, `codec` a codec's name;
+    `chunk_bytes` is about what travels at once.
     """
 
     mesh: bytes
@@ -21,6 +22,7 @@ class Terms:
     members: tuple[str, ...]
     dimension: int
     codec: str
+    chunk_bytes: int = CHUNK_BYTES
 
     def __post_init__(self) -> None:
         """Check what a caller may have got wrong.
@@ -36,14 +38,19 @@ class Terms:
     @property
     def context(self) -> bytes:
         """A digest of all terms: messages with another context come from another view and are not for this round."""
-        numbers = (self.round.to_bytes(8, "big"), self.dimension.to_bytes(8, "big"))
+        numbers = (n.to_bytes(8, "big") for n in (self.round, self.dimension, self.chunk_bytes))
         names = (self.task.encode(), self.codec.encode(), *(member.encode() for member in self.members))
         return digest("lepton-round", self.mesh, *numbers, *names)
 
     @property
+    def plan(self) -> Plan:
+        """Which slice of the vector each member owns, and its chunks; none where there are fewer elements."""
+        return Plan.of(self.dimension, len(self.members), codec(self.codec), self.chunk_bytes)
+
+    @property
     def parts(self) -> tuple[slice, ...]:
         """Which slice of the vector each member owns; some are empty where parameters are fewer than members."""
-        return balanced(self.dimension, len(self.members))
+        return self.plan.parts
 
     def part_of(self, member: str) -> int:
         """Return the number of the part that `member` owns.

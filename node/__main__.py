@@ -177,7 +177,9 @@ def down(home: Path) -> None:
     "--classes", default=None, type=int, help="How many classes there are, if this device's part has not all."
 )
 @click.option("--rounds", default=100, show_default=True, help="Exchanges with neighbours.")
-@click.option("--codec", default="int8", show_default=True, help="How updates travel: float32, float16, int8 or int4.")
+@click.option(
+    "--codec", default="int8", show_default=True, help="How updates travel: float32, float16, bfloat16, int8, int4."
+)
 @click.option(
     "--members", default=None, type=int, help="Begin when this many are ready. Default: all that have the data."
 )

@@ -13,12 +13,13 @@ from typing import Protocol
 import numpy as np
 
 from ..gossip import messages as wire
-from ..gossip.averager import Averager
+from ..gossip.averager import Averager, name_of
 from ..gossip.averager import Event as RoundEvent
 from ..gossip.codecs import Floats
 from ..gossip.config import Config
 from ..gossip.errors import BadContribution
 from ..gossip.events import Behind, Expired, Finished, PeerDown, Ready, Received, Report, Send
+from ..gossip.part import Reference
 from ..mesh.errors import LeptonError, PeerError, UsageError
 from ..mesh.identity import PeerId
 from ..node.learning.messages import RoundMessage, State, StateWanted
@@ -39,6 +40,7 @@ _VERSION = 1
 class RoundWatch(Protocol):
     """Who hears of rounds: the ledger that their results are checked against."""
 
+    def known(self, name: bytes, vector: Floats) -> None: ...
     def offered(self, me: PeerId, round_: int, vector: Floats, weight: float) -> None: ...
     def finished(self, me: PeerId, report: Report, vector: Floats) -> None: ...
 
@@ -61,6 +63,9 @@ class Learner:
         self._device, self._task, self._share, self._watch = device, task, share, watch
         self._members_min = members_min
         self._shared: Floats | None = None
+        self._name = b""  # of the shared model, if a round agreed on it
+        self._behind: PeerId | None = None
+        self._averager: Averager | None = None
         self._inbox: deque[RoundEvent | Behind] = deque()
         self._asking = False  # for a model to begin with
         self._exchanging = False  # a round's machine runs, and nothing is being adopted
@@ -74,7 +79,7 @@ class Learner:
 
     @property
     def in_round(self) -> bool:
-        return self._exchanging and self._averager.running
+        return self._exchanging and self._averager is not None and self._averager.running
 
     def start(self) -> None:
         """Go on from the checkpoint, if there is one; join who is under way, or begin when enough others are ready."""
@@ -99,7 +104,7 @@ class Learner:
     def _give_state(self, _call: Incoming) -> Answer:
         if self._shared is None:
             raise UsageError(f"This node has no model of {TASK_NAME!r} to give yet.")
-        return Answer(State(round=self.round), self._shared.tobytes())
+        return Answer(State(round=self.round, reference=self._name), self._shared.tobytes())
 
     def _event(self, event: RoundEvent | Behind) -> None:
         if len(self._inbox) < _EVENTS_MAX:
@@ -124,6 +129,10 @@ class Learner:
 
     def _begin(self) -> None:
         self._averager = self._new_averager()
+        if self._shared is None:
+            self._name = name_of(self.vector)  # what all begin with
+            self._watch.known(self._name, self.vector)
+        self._refer()
         self._tell("training")
         self._device.after(_PASSED_S, lambda: self._notice_passed(set()))
         self._train()
@@ -177,8 +186,14 @@ class Learner:
         if answer.message.round <= self.round or len(answer.body) != 4 * self._task.dimension:
             return False
         self.vector = self._shared = np.frombuffer(answer.body, dtype=np.float32)
+        self._name = answer.message.reference
+        self._refer()
         self.round = self._first_round = min(answer.message.round, self._task.rounds)
         return True
+
+    def _refer(self) -> None:
+        if self._averager is not None:
+            self._averager.refer_to(Reference(self._name, self.vector) if self._name else None)
 
     def _new_averager(self) -> Averager:
         return self._device.machines.averager(
@@ -190,6 +205,7 @@ class Learner:
             group_size=self._task.group_size,
             rng_seed=0,
             first_round=self.round,
+            instance=self._device.disk.incarnation,
             config=Config(wait_s_initial=self._task.wait_s_initial, wait_s_max=self._task.wait_s_max),
         )
 
@@ -213,14 +229,17 @@ class Learner:
         self._drain()
 
     def _drain(self) -> None:
-        """Let the machine have what waits for it, until its round is over."""
-        while self.in_round and self._inbox:
+        """Let the machine have what came. Between rounds too: some may ask for what came of the last one."""
+        while self._averager is not None and self._inbox:
             self._handle(self._inbox.popleft())
-        if self.in_round:
-            self._arm(self._averager, self._averager.deadline)
-        elif self._exchanging:
-            self._exchanging = False
-            self._train()
+        if self._exchanging and self._averager is not None:
+            if self._behind is not None:
+                self._catch_up(self._behind)
+            elif self._averager.running:
+                self._arm(self._averager, self._averager.deadline)
+            else:
+                self._exchanging = False
+                self._train()
 
     def _arm(self, averager: Averager, deadline: float) -> None:
         def expire() -> None:
@@ -230,28 +249,27 @@ class Learner:
 
         if self._armed != (averager, deadline):
             self._armed = (averager, deadline)
-            self._device.after(deadline - self._device.world.now, expire)
+            self._device.after(max(deadline - self._device.world.now, 0.0), expire)
 
     def _handle(self, event: RoundEvent | Behind) -> None:
         if isinstance(event, Behind):
-            self._catch_up(PeerId(event.peer))
+            self._behind = PeerId(event.peer)
             return
-        behind = None
+        assert self._averager is not None
         for effect in self._averager.handle(event, self._device.world.now):
             match effect:
                 case Send(peer, message):
                     self._send(PeerId(peer), message)
                 case Finished(_, vector, report):
                     self._finished(vector, report)
-                case Behind():
-                    behind = effect
-        if behind is not None:
-            self._catch_up(PeerId(behind.peer))
+                case Behind(_, peer):
+                    self._behind = PeerId(peer)
 
     def _catch_up(self, peer: PeerId) -> None:
-        self._exchanging = False
+        self._exchanging, self._behind = False, None
 
         def done(adopted: bool) -> None:  # noqa: FBT001 - an answer, not a setting
+            assert self._averager is not None
             if adopted:
                 self._tell("training", force=True)
                 self._averager.skip_to(self.round)
@@ -272,9 +290,11 @@ class Learner:
     def _finished(self, vector: Floats, report: Report) -> None:
         self._watch.finished(self._device.me, report, vector)
         self.vector = self._shared = vector
+        self._name = report.reference
         self.round = report.round + 1
-        named = f"{sum(map(len, report.parts))} of {len(report.members) ** 2}"
-        self._device.tell(f"finished round {report.round}: {named} values in, members {len(report.members)}")
+        named = min((len(run.contributors) for runs in report.parts for run in runs), default=0)
+        came = f"{named} of {len(report.members)} in all parts" if report.agreed else "not agreed"
+        self._device.tell(f"finished round {report.round}: {came}, members {len(report.members)}")
         now, last = self._device.world.now, self.round == self._task.rounds
         if last or now - self._saved_at >= _CHECKPOINT_INTERVAL_S:
             self._saved_at = now

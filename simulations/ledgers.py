@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..gossip.codecs import Floats
-from ..gossip.events import Report
-from ..gossip.groups import balanced
+from ..gossip.events import Report, Run
 from ..mesh.errors import PeerError
 from ..mesh.identity import PeerId
 from ..mesh.records import Record, open_record
@@ -110,23 +109,37 @@ class Rounds:
         self.finished_count = 0
         self.complete_count = 0
         self.missing_count = 0
+        self.agreed_count = 0
         self._world, self._error = world, CODEC_ERROR[codec]
         self._offers: dict[tuple[PeerId, int], list[tuple[Floats, float]]] = {}  # several after a crash
+        self._models: dict[bytes, Floats] = {}  # by the names that rounds, or the beginning, gave them
+
+    def known(self, name: bytes, vector: Floats) -> None:
+        """Note a model that goes by a name. Raises Violation when another one does."""
+        if not np.array_equal(self._models.setdefault(name, vector.copy()), vector):
+            raise Violation(f"two different models are called {name.hex()}: those who agreed hold different numbers")
 
     def offered(self, me: PeerId, round_: int, vector: Floats, weight: float) -> None:
         self._offers.setdefault((me, round_), []).append((vector.copy(), weight))
 
     def finished(self, me: PeerId, report: Report, vector: Floats) -> None:
-        """Check a result. Raises Violation when a part of it is not the mean of those that the report names."""
+        """Check a result. Raises Violation when a run of it is not the mean of those that the report names."""
         self.finished_count += 1
         self.complete_count += report.complete
         self.missing_count += len(report.missing)
-        parts = balanced(vector.size, len(report.members))
-        for number, (part, named) in enumerate(zip(parts, report.parts, strict=True)):
-            if not self._is_mean(me, report.round, part, named, vector):
-                names = ", ".join(self._world.called(peer) for peer, _ in named) or "nobody"
-                who = self._world.called(me)
-                raise Violation(f"{who}, round {report.round}: part {number} is not the mean of {names}, as reported")
+        self.agreed_count += report.agreed
+        if report.agreed:
+            self.known(report.reference, vector)
+        for run in itertools.chain(*report.parts) if any(report.parts) else [Run(0, vector.size, ())]:
+            place = slice(run.start, run.stop)
+            if run.contributors or not report.agreed:
+                right = self._is_mean(me, report.round, place, run.contributors, vector)
+            else:
+                right = bool(np.array_equal(vector[place], self._models[report.base][place]))
+            if not right:
+                names = ", ".join(self._world.called(peer) for peer, _ in run.contributors) or "nobody"
+                who, values = self._world.called(me), f"values {run.start} to {run.stop}"
+                raise Violation(f"{who}, round {report.round}: {values}: is not the mean of {names}, as reported")
 
     def _is_mean(
         self, me: PeerId, round_: int, part: slice, named: tuple[tuple[str, float], ...], vector: Floats
@@ -141,7 +154,8 @@ class Rounds:
             mean = np.zeros(vector[part].size)
             for weight, (offer, _) in zip(weights, offers, strict=True):
                 mean += weight / sum(weights) * offer[part].astype(np.float64)
-            largest = max(float(np.abs(offer[part]).max(initial=0.0)) for offer, _ in offers)
+            # Differences to a model are no larger than twice the largest number.
+            largest = 2 * max(float(np.abs(offer[part]).max(initial=0.0)) for offer, _ in offers)
             if np.allclose(vector[part], mean, rtol=0, atol=self._error * largest + 1e-9):
                 return True
         return False

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..codecs import Floats
 from ..errors import BadContribution, BadSetup
-from ..events import Absence, Expired, Finished, PeerDown, Received, Refusal, Report, Send
+from ..events import Absence, Expired, Finished, PeerDown, Received, Refusal, Report, Run, Send
 from ..gate import check_vector
 from ..terms import Terms
 from . import masking
@@ -261,21 +261,29 @@ class PrivateRound:
 
     def _report(self, now: float) -> Report:
         agreed_s = self._agreed_s or now
-        parts = tuple(self._contributors(member) for member in self.terms.members)
+        parts = tuple(map(self._runs, self.terms.members))
         return Report(
             task=self.terms.task,
             round=self.terms.round,
             members=self.terms.members,
+            agreed=False,  # a sum may not reach all: its members are then as far apart as before
+            reference=b"",
+            base=b"",
             parts=parts,
             missing=tuple(self._absences()),
             refused=tuple(self._refused),
             ignored=self._ignored,
             bytes_sent=self._bytes_sent,
             bytes_received=self._bytes_received,
-            contributions_s=agreed_s - self._started_s,
-            means_s=now - agreed_s,
-            complete=all(len(part) == len(self.terms.members) for part in parts),
+            opening_s=0.0,
+            exchange_s=agreed_s - self._started_s,
+            agreement_s=now - agreed_s,
+            complete=all(runs and len(runs[0].contributors) == len(self.terms.members) for runs in parts),
         )
+
+    def _runs(self, owner: str) -> tuple[Run, ...]:
+        place, contributors = self.terms.parts[self.terms.part_of(owner)], self._contributors(owner)
+        return (Run(place.start, place.stop, contributors),) if contributors else ()
 
     def _contributors(self, owner: str) -> tuple[tuple[str, float], ...]:
         attempt = self._attempt

@@ -4,33 +4,30 @@ Nobody coordinates: who takes part follows from the records, who exchanges with 
 """
 
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import trio
 
-from ...gossip import messages as wire
-from ...gossip.averager import Averager
-from ...gossip.errors import BadContribution
-from ...gossip.events import Behind, Finished, PeerDown, Ready, Received, Report, Send
-from ...gossip.events import Expired as RoundExpired
+from ...gossip.averager import Averager, name_of
+from ...gossip.events import Behind, Ready, Report
+from ...gossip.messages import INSTANCE_MAX
+from ...gossip.part import Reference
 from ...mesh import limits, tensors
 from ...mesh.calls import Answer, Empty, Incoming
-from ...mesh.errors import LeptonError, PeerError, UsageError
+from ...mesh.errors import LeptonError, UsageError
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
-from ...mesh.tensors import Array
 from ..models import Vector, check_spec, parameter_count
 from ..picture import TRAINER, TaskRecord, TrainerRecord
 from .checkpoint import Checkpoint, CheckpointStore
 from .data import Dataset
-from .messages import RoundMessage, State, StateWanted
+from .exchange import Exchange
+from .messages import State, StateWanted
 from .trainer import Metrics, Trainer, train_alone
 
-# Events of the averaging machine that wait while it is handled; a flood beyond is dropped, and the round goes on.
-_EVENTS_MAX = 1024
-_SEND_TIMEOUT_S = 20.0
 _PROGRESS_INTERVAL_S = 0.5  # records travel to everyone: two a second are enough for a live table
 _EVALUATE_INTERVAL_S = 0.5
 _CHECKPOINT_INTERVAL_S = 2.0
@@ -86,59 +83,52 @@ class Learner:
         self._trainer = Trainer(task.spec, dataset, task.settings, steps=task.rounds * task.settings.local_steps)
         self._round = self._first_round = 0
         self._shared: Vector | None = None  # what a joiner may take: the model as of the last finished round
-        self._events_in, self._events = trio.open_memory_channel[object](_EVENTS_MAX)
-        self._averager: Averager
-        self._nursery: trio.Nursery
+        self._name = b""  # what that is called, where a round agreed on it
+        self._exchange: Exchange | None = None
         self._told_at = self._evaluated_at = self._saved_at = -np.inf
         self._counted_misses = 0
 
     # -- what peers ask -----------------------------------------------------------------------------------------------
 
-    def take_message(self, call: Incoming[RoundMessage]) -> Answer[Empty]:
-        """Hand a peer's message of a round to the machine. Raises PeerError when it is malformed."""
-        try:
-            payload = _payload(call.arrays)
-            event = Received(call.caller, wire.unpack(call.message.header, payload))
-        except BadContribution as error:
-            raise PeerError(str(error)) from error
-        self._event(event)
-        return Answer(Empty())
+    async def take_messages(self, call: Incoming[Empty]) -> None:
+        """Hand a peer's messages of rounds to the machine. Raises PeerError when one is malformed."""
+        async for item in call.items:
+            if self._exchange is not None:  # else the peer will say it again
+                self._exchange.take(call.caller, item)
 
     def give_state(self, call: Incoming[StateWanted]) -> Answer[State]:
         """Give a joiner the model to begin with. Raises UsageError while there is none of this version."""
         if self._shared is None or call.message.version != self.task.version:
             msg = f"This node has no model of {self.name!r} to give yet."
             raise UsageError(msg)
-        return Answer(State(round=self._round), [self._shared])
+        return Answer(State(round=self._round, reference=self._name), [self._shared])
 
     def peer_left(self, peer: PeerId) -> None:
-        self._event(PeerDown(peer))
-
-    def _event(self, event: object) -> None:
-        try:
-            self._events_in.send_nowait(event)
-        except trio.WouldBlock:
-            log.warning("a message of %s was dropped: %d wait already", self.name, _EVENTS_MAX)
+        if self._exchange is not None:
+            self._exchange.peer_left(peer)
 
     # -- the task -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Take part until the budget is used up. Raises LeptonError when this node cannot go on."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
             self._tell("preparing", force=True)
             self._resume()
             await self._train_alone()
+            exchange = self._exchange = Exchange(self._mesh.calls, nursery, self._new_averager(), scope=self.name)
+            if self._shared is None:
+                vector = self._trainer.vector()  # every node begins with this one
+                exchange.averager.refer_to(Reference(name_of(vector), vector))
             if not self._ahead():
                 self._tell("ready", force=True)
                 await self._gather()
             else:  # nobody waits for this node yet
                 await self._join()
-            self._averager = self._new_averager()
+            exchange.averager.skip_to(self._round)
             self._tell("training")
-            nursery.start_soon(self._notice_passed)
+            nursery.start_soon(self._notice_passed, exchange)
             while self._round < self.task.rounds:
-                await self._one_round()
+                await self._one_round(exchange)
             await self._finish()
             nursery.cancel_scope.deadline = trio.current_time() + _LEAVE_S
 
@@ -215,7 +205,9 @@ class Learner:
         except LeptonError as error:
             log.info("task %s: no model from %s: %s", self.name, short(peer), error)
             return False
-        self._shared = vector
+        self._shared, self._name = vector, answer.message.reference
+        if self._exchange is not None:
+            self._exchange.averager.refer_to(Reference(self._name, vector) if self._name else None)
         self._round = self._first_round = min(answer.message.round, self.task.rounds)
         log.info("task %s: took the model of %s, round %d", self.name, short(peer), self._round)
         return True
@@ -230,34 +222,27 @@ class Learner:
             group_size=self.task.group_size,
             rng_seed=self.task.settings.seed,
             first_round=self._round,
+            instance=1 + secrets.randbelow(INSTANCE_MAX),
         )
 
     # -- one round ----------------------------------------------------------------------------------------------------
 
-    async def _one_round(self) -> None:
+    async def _one_round(self, exchange: Exchange) -> None:
         loss = await trio.to_thread.run_sync(self._trainer.run_steps, self.task.settings.local_steps)
         self.progress.loss = loss
         self._tell("training")
         members = tuple(sorted(self._members(self._records())))
         self.progress.members = len(members)
-        ready = Ready(self._round, self._trainer.vector(), float(self._trainer.samples), members)
-        behind = await self._apply(self._averager.handle(ready, trio.current_time()))
-        while True:
-            if behind is not None and await self._adopt_from(PeerId(behind.peer)):
+        exchange.begin(Ready(self._round, self._trainer.vector(), float(self._trainer.samples), members))
+        while isinstance(came := await exchange.outcome(), Behind):
+            if await self._adopt_from(PeerId(came.peer)):
                 self._tell("training", force=True)
-                self._averager.skip_to(self._round)
+                exchange.averager.skip_to(self._round)
                 return
-            if not self._averager.running:
-                return
-            event: object = RoundExpired()
-            with trio.move_on_at(self._averager.deadline):
-                event = await self._events.receive()
-            if isinstance(event, Behind):
-                behind = event
-            else:
-                behind = await self._apply(self._averager.handle(event, trio.current_time()))  # type: ignore[arg-type]
+        self.progress.bytes_sent = exchange.bytes_sent
+        await self._finished(came.round, came.vector, came.report)
 
-    async def _notice_passed(self) -> None:
+    async def _notice_passed(self, exchange: Exchange) -> None:
         """Read in the records that others have left this node behind: who does not count it in sends it nothing."""
         before: set[tuple[int, PeerId]] = set()
         while True:
@@ -268,36 +253,12 @@ class Learner:
                 if record.state == "done" or record.round > self._round + _ROUNDS_AHEAD_MAX
             }
             for _, peer in sorted(passed & before):
-                self._event(Behind(_ROUNDS_AHEAD_MAX + 1, peer))
+                exchange.notice_passed(peer, by=_ROUNDS_AHEAD_MAX + 1)
             before = passed
-
-    async def _apply(self, effects: list[Send | Finished | Behind]) -> Behind | None:
-        behind = None
-        for effect in effects:
-            match effect:
-                case Send(peer, message):
-                    self._nursery.start_soon(self._send, PeerId(peer), message)
-                case Finished(round_, vector, report):
-                    await self._finished(round_, vector, report)
-                case Behind():
-                    behind = effect
-        return behind
-
-    async def _send(self, peer: PeerId, message: wire.Message) -> None:
-        header, payload = wire.pack(message)
-        array = np.frombuffer(payload, dtype=np.uint8)
-        try:
-            await self._mesh.calls.call(
-                peer, "train.round", RoundMessage(header=header), Empty, scope=self.name, arrays=[array],
-                timeout_s=_SEND_TIMEOUT_S,
-            )  # fmt: skip
-            self.progress.bytes_sent += len(header) + array.nbytes
-        except LeptonError as error:
-            log.debug("task %s: nothing reached %s: %s", self.name, short(peer), error)
 
     async def _finished(self, round_: int, vector: Vector, report: Report) -> None:
         self._trainer.adopt(vector, averaged=True)
-        self._shared = vector
+        self._shared, self._name = vector, report.reference
         self._round = round_ + 1
         self.progress.round = self._round
         self.progress.deadline_misses += len({absence.peer for absence in report.missing})
@@ -365,10 +326,3 @@ class Learner:
             reason=said.reason[: limits.KIB],
         )
         self._mesh.publish(TRAINER, self.name, record)
-
-
-def _payload(arrays: list[Array]) -> memoryview:
-    if len(arrays) != 1 or arrays[0].dtype != np.uint8 or arrays[0].ndim != 1:
-        msg = "a round's message carries one row of bytes beside its header"
-        raise BadContribution(msg)
-    return tensors.buffer_of(arrays[0])

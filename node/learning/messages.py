@@ -21,6 +21,10 @@ class StateWanted(Message, frozen=True, kw_only=True):
 
 
 class State(Message, frozen=True, kw_only=True):
-    """The next round that the sender enters; its parameters, float32 (D,), are the tensor beside it."""
+    """The next round that the sender enters; its parameters, float32 (D,), are the tensor beside it.
+
+    `reference` is their name, if they are those that a round agreed on: `Averager.refer_to`.
+    """
 
     round: Natural
+    reference: Annotated[bytes, msgspec.Meta(max_length=64)] = b""

@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import trio
@@ -25,13 +25,12 @@ from ..inference.view import View
 from ..inference.weights import Weights
 from ..models import ModelSpec, build, check_spec, load_vector
 from ..picture import PROFILE, TASK, TRAINER, Profile, TaskRecord, TrainerRecord, newest
+from . import exchange
 from .checkpoint import CheckpointStore
 from .data import TEST_SEED, TEST_SHARE, DataFile, Dataset, hold_out
 from .learner import Learner, Progress
 from .messages import RoundMessage, State, StateWanted
 from .trainer import Trainer, TrainSettings, settings_for
-
-_MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024  # the largest part of a model that comes as one message
 
 log = logging.getLogger(__name__)
 
@@ -269,15 +268,15 @@ class Tasks:
     def _serve(self) -> None:
         self._mesh.calls.serve(
             Method(
-                name="train.round", needs="train", takes=RoundMessage, handler=self._take_round,
-                body_bytes_max=_MESSAGE_BYTES_MAX,
+                name=exchange.METHOD, needs="train", takes=Empty, handler=self._take_rounds, kind="client_stream",
+                items=RoundMessage, body_bytes_max=exchange.MESSAGE_BYTES_MAX,
             ),
             Method(name="train.state", needs="train", takes=StateWanted, handler=self._give_state),
         )  # fmt: skip
         self._mesh.on_absent.append(self._peer_left)
 
-    async def _take_round(self, call: Incoming[RoundMessage]) -> Answer[Empty]:
-        return self._learner(call.scope).take_message(call)
+    async def _take_rounds(self, call: Incoming[Empty]) -> None:
+        await self._learner(call.scope).take_messages(call)
 
     async def _give_state(self, call: Incoming[StateWanted]) -> Answer[State]:
         return self._learner(call.scope).give_state(call)

@@ -2,6 +2,7 @@
 
 import heapq
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -42,6 +43,8 @@ class World:
         self.finished_s: dict[str, float] = {}
         self.steps: dict[str, int] = defaultdict(int)
         self.crash_at: dict[str, int] = {}
+        self.freeze_at: dict[str, tuple[int, float]] = {}  # from which step on, and for how long
+        self._frozen_until: dict[str, float] = {}
         self.crashed: set[str] = set()
         self.on_outcome: Callable[[str, Any], None] = lambda _name, _outcome: None
         self._rng = np.random.default_rng(seed)
@@ -54,17 +57,28 @@ class World:
         heapq.heappush(self._queue, (time_s, self._serial, name, action, words))
 
     def event(self, time_s: float, name: str, event: Any) -> None:
-        self.at(time_s, name, lambda now: self.machines[name].handle(event, now), repr(event))
+        self.at(
+            time_s, name, lambda now: self.machines[name].handle(event, now), re.sub(" at 0x[0-9a-f]+", "", repr(event))
+        )
 
     def run(self, until_s: float = math.inf) -> None:
         while self._queue and self._queue[0][0] <= until_s:
             self.now, _, name, action, words = heapq.heappop(self._queue)
+            if self._is_frozen(name):
+                self.at(self._frozen_until[name], name, action, words)
+                continue
             if not self._step(name):
                 continue
             self.history.append(f"{self.now:.9f} {name} {words}")
             for effect in action(self.now):
                 self._apply(name, effect)
             self._wake(name)
+
+    def _is_frozen(self, name: str) -> bool:
+        step, for_s = self.freeze_at.get(name, (math.inf, 0.0))
+        if name not in self._frozen_until and self.steps[name] >= step:
+            self._frozen_until[name] = self.now + for_s
+        return self.now < self._frozen_until.get(name, -math.inf)
 
     def _step(self, name: str) -> bool:
         """Count one step of a peer, and say whether it lives to do it."""

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lepton.gossip.averager import BUFFERED_BYTES_MIN, Averager
+from lepton.gossip.averager import Averager, name_of
 from lepton.gossip.codecs import Floats
 from lepton.gossip.config import Config
 from lepton.gossip.errors import BadContribution, BadSetup, UnknownCodec
-from lepton.gossip.events import Behind, Expired, Finished, PeerDown, Ready, Received, Send
-from lepton.gossip.messages import Contribution, Message
+from lepton.gossip.events import Behind, Expired, Finished, Ready, Received, Send
+from lepton.gossip.messages import Contribution, Message, Status
+from lepton.gossip.part import Reference
 from lepton.gossip.terms import Terms
 
 if TYPE_CHECKING:
@@ -48,18 +49,22 @@ def messages(effects: Sequence[Any]) -> list[Message]:
     return [effect.message for effect in effects if isinstance(effect, Send)]
 
 
-def contribution(round_: int, part: int = 0, members: str = "ab", **changes: Any) -> Contribution:
-    """Give what b sends a in a round of two."""
+def status(round_: int, members: str = "ab", **changes: Any) -> Status:
+    """Give what b says first in a round of two."""
     terms = Terms(mesh=b"m", task="task", round=round_, members=tuple(members), dimension=DIMENSION, codec="float32")
+    held = terms.plan.to_bytes((0,) * len(members))
     fields: dict[str, Any] = {
         "task": "task",
         "round": round_,
         "context": terms.context,
-        "part": part,
+        "instance": 1,
         "weight": 1.0,
-        "payload": ones()[terms.parts[part]].tobytes(),
+        "reference": b"",
+        "received": b"\0",
+        "held": held,
+        "instances": (0,) * len(held),
     }
-    return Contribution(**(fields | changes))
+    return Status(**(fields | changes))
 
 
 class Training:
@@ -142,7 +147,7 @@ def test_after_some_rounds_a_silent_death_costs_no_more_than_the_wait_that_was_l
     for name in "abc":
         done = training.finished(name)
         assert len(done) == 30
-        assert all(outcome.report.contributions_s + outcome.report.means_s <= 1.0 for outcome in done)
+        assert all(outcome.report.exchange_s + outcome.report.agreement_s <= 1.0 for outcome in done)
 
 
 def test_patience_grows_until_a_slow_peer_is_in_the_mean_again(world: WorldType) -> None:
@@ -154,82 +159,122 @@ def test_patience_grows_until_a_slow_peer_is_in_the_mean_again(world: WorldType)
     assert not any(missing[-4:])
 
 
+def deliver(machines: dict[str, Averager], effects: dict[str, list[Any]], now: float) -> dict[str, Finished]:
+    """Carry messages to and fro until there are no more; return what finished."""
+    done: dict[str, Finished] = {}
+    queue = [(name, effect) for name, listed in effects.items() for effect in listed]
+    while queue:
+        sender, effect = queue.pop(0)
+        if isinstance(effect, Finished):
+            done[sender] = effect
+        elif isinstance(effect, Send) and effect.peer in machines:
+            new = machines[effect.peer].handle(Received(sender, effect.message), now)
+            queue += [(effect.peer, each) for each in new]
+    return done
+
+
 def test_early_messages_are_kept_until_their_round_comes() -> None:
     a, b = averager("a"), averager("b")
     (hello,) = messages(b.handle(ready(0, value=3.0), 0.0))
     assert a.handle(Received("b", hello), 0.1) == []
     first = a.handle(ready(0), 0.2)
-    assert len(messages(first)) == 2
-    answers = [effect for message in messages(first) for effect in b.handle(Received("a", message), 0.3)]
-    ends = [finish(answers)] + [finish(a.handle(Received("b", answer), 0.4)) for answer in messages(answers)]
-    assert [end.vector.tolist() for end in ends] == [[2.0] * DIMENSION] * 2
+    assert [type(message).__name__ for message in messages(first)] == ["Status", "Contribution"]
+    ends = deliver({"a": a, "b": b}, {"a": first}, 0.3)
+    assert [end.vector.tolist() for end in ends.values()] == [[2.0] * DIMENSION] * 2
     assert (a.round, b.round) == (1, 1)
+    assert a.reference is not None
+    assert b.reference is not None
+    assert a.reference.name == b.reference.name
 
 
-def test_messages_of_two_rounds_ahead_are_kept_and_beyond_one_is_behind() -> None:
+def test_who_missed_a_round_exchanges_whole_values_and_knows_the_same_model_again_afterwards() -> None:
+    machines = {name: averager(name, codec_name="bfloat16", dimension=DIMENSION) for name in "ab"}
+    for name, machine in machines.items():
+        machine.refer_to(Reference(name_of(ones()), ones()) if name == "a" else None)
+    for round_, known in ((0, False), (1, True)):
+        effects = {name: machine.handle(ready(round_, value=1.5), 0.0) for name, machine in machines.items()}
+        sent: list[Message] = []
+        take = machines["b"].handle
+
+        def watch(event: Any, now: float, take: Any = take, sent: list[Message] = sent) -> Any:
+            sent.append(event.message)
+            return take(event, now)
+
+        machines["b"].handle = watch  # type: ignore[method-assign]
+        ends = deliver(machines, effects, 0.0)
+        machines["b"].handle = take  # type: ignore[method-assign]
+        assert len(ends) == 2
+        assert all(end.report.agreed for end in ends.values())
+        assert {bool(m.reference) for m in sent if isinstance(m, Contribution)} == {known}
+
+
+def test_what_begins_rounds_ahead_is_kept_and_beyond_one_is_behind() -> None:
     a = averager("a")
     for round_ in (0, 1, 2):
-        assert a.handle(Received("b", contribution(round_)), 0.0) == []
-    assert a.handle(Received("b", contribution(2)), 0.0) == []
+        assert a.handle(Received("b", status(round_)), 0.0) == []
+    assert a.handle(Received("b", status(2)), 0.0) == []
     assert a.counts.duplicates == 1
-    assert a.handle(Received("b", contribution(3)), 0.0) == [Behind(3, "b")]
-    assert a.handle(Received("b", contribution(9)), 0.0) == []  # said once a peer and round
-    assert a.handle(Received("c", contribution(9)), 0.0) == [Behind(9, "c")]
+    assert a.handle(Received("b", status(3)), 0.0) == [Behind(3, "b")]
+    assert a.handle(Received("b", status(9)), 0.0) == []  # said once a peer and round
+    assert a.handle(Received("c", status(9)), 0.0) == [Behind(9, "c")]
     assert a.counts.behind == 3
     assert len(messages(a.handle(ready(2), 0.0))) == 2  # adopted a model, and goes on from there
     assert a.counts.dropped == 2
-    assert a.handle(Received("b", contribution(9)), 0.0) == [Behind(7, "b")]
+    assert a.handle(Received("b", status(9)), 0.0) == [Behind(7, "b")]
 
 
-def test_late_messages_are_counted_and_answered_with_nothing() -> None:
+def test_late_messages_are_counted_and_teach_patience() -> None:
     a = averager("a")
     a.handle(ready(0), 0.0)
-    assert a.deadline == CONFIG.wait_s_initial
-    a.handle(Expired(), a.deadline)
-    a.handle(Received("b", contribution(0)), 1.05)  # too late for the mean, while the round is on
-    finished = finish(a.handle(Expired(), a.deadline))
-    assert finished.report.ignored == 1
-    assert a.handle(Received("b", contribution(0)), 2.5) == []
-    assert a.handle(Received("z", contribution(0)), 2.5) == []
+    while a.running:
+        a.handle(Expired(), a.deadline)
+    assert a.handle(Received("z", status(0)), 2.5) == []
+    a.handle(Received("b", status(0)), 2.5)
     assert a.counts.late == 2
-    a.handle(Expired(), 3.0)
-    a.handle(PeerDown("b"), 3.0)
+    assert a._opening_patience._durations_s == {0: 2.5}
     for round_ in range(1, 6):
         a.handle(ready(round_, members="a"), 3.0)
-    assert a.handle(Received("b", contribution(0)), 4.0) == []
+    assert a.handle(Received("b", status(0)), 4.0) == []
     assert a.counts.late == 3
+
+
+def test_a_late_opening_of_the_round_that_runs_teaches_patience_too() -> None:
+    a = averager("a")
+    a.handle(ready(0, members="abc"), 0.0)
+    a.handle(Received("c", status(0, members="abc")), 0.1)
+    while a.deadline < 1.5:
+        a.handle(Expired(), a.deadline)
+    assert a.running
+    a.handle(Received("b", status(0, members="abc")), 1.5)
+    assert a._opening_patience._durations_s == {0: 1.5}
 
 
 def test_a_round_alone_ends_at_once_and_keeps_what_is_for_the_next() -> None:
     a = averager("a")
-    a.handle(Received("b", contribution(1)), 0.0)
+    a.handle(Received("b", status(1)), 0.0)
     finished = finish(a.handle(ready(0, members="a"), 0.0))
     assert finished.report.complete
     assert finished.vector.tolist() == [1] * DIMENSION
-    assert len(messages(a.handle(ready(1), 0.0))) == 2  # b's contribution was there: our mean goes out at once
+    assert len(messages(a.handle(ready(1), 0.0))) == 2  # b's word was there: our values go out at once
     assert a.counts.dropped == 0
 
 
 def test_a_message_of_another_task_is_counted() -> None:
     a = averager("a")
-    assert a.handle(Received("b", contribution(0, task="other")), 0.0) == []
+    assert a.handle(Received("b", status(0, task="other")), 0.0) == []
     assert a.counts.misdirected == 1
 
 
-def test_what_is_kept_is_bounded_in_count_and_in_bytes() -> None:
-    a = averager("a")
+def test_what_is_kept_is_bounded_and_small() -> None:
+    a, b = averager("a"), averager("b")
     for i in range(CONFIG.buffered_count_max + 5):
-        a.handle(Received(f"peer-{i}", contribution(0)), 0.0)
+        a.handle(Received(f"peer-{i}", status(0)), 0.0)
     assert a.counts.dropped == 5
-    a.handle(Received("b", contribution(0, payload=bytes(4 * DIMENSION + 1))), 0.0)  # no part is as large
-    assert a.counts.dropped == 6
     assert len(a._early) == CONFIG.buffered_count_max
-
-    large = averager("a", dimension=BUFFERED_BYTES_MIN)
-    for i in range(10):
-        large.handle(Received(f"peer-{i}", contribution(0, payload=bytes(4 * BUFFERED_BYTES_MIN))), 0.0)
-    assert large.counts.dropped == 4
-    assert large._early_bytes == 6 * 4 * BUFFERED_BYTES_MIN
+    b.handle(ready(0), 0.0)
+    (values,) = [m for m in messages(b.handle(Received("a", status(0)), 0.0)) if isinstance(m, Contribution)]
+    a.handle(Received("b", values), 0.0)  # nobody sends values to one that has not begun
+    assert a.counts.dropped == 6
 
 
 def test_rounds_only_go_up_and_one_at_a_time() -> None:
@@ -252,19 +297,6 @@ def test_a_bad_start_is_the_callers_and_leaves_the_averager_as_it_was() -> None:
     assert len(a.handle(ready(0), 0.0)) == 1
     with pytest.raises(UnknownCodec):
         averager("a", codec_name="int7")
-
-
-def test_late_means_teach_patience_too() -> None:
-    a, b = averager("a"), averager("b")
-    (hello,) = messages(b.handle(ready(0), 0.0))
-    a.handle(Received("b", hello), 0.0)
-    to_b = messages(a.handle(ready(0), 0.0))
-    finished = finish(a.handle(Expired(), 2.0))
-    assert finished.report.missing[0].what == "mean"
-    (mean,) = [m for m in to_b if isinstance(m, Contribution)]
-    (late,) = messages(b.handle(Received("a", mean), 2.5))
-    assert a.handle(Received("b", late), 3.0) == []
-    assert a._mean_patience._durations_s == {0: 3.0}
 
 
 def test_the_default_is_int8_over_a_lan() -> None:

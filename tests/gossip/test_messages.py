@@ -5,10 +5,40 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lepton.gossip.errors import BadContribution
-from lepton.gossip.messages import Contribution, Mean, pack, payload_size_bytes, unpack
+from lepton.gossip.messages import (
+    Accepted,
+    Contribution,
+    Mean,
+    Message,
+    Outcome,
+    Proposal,
+    Status,
+    Want,
+    pack,
+    payload_size_bytes,
+    unpack,
+)
 
-CONTRIBUTION = Contribution(task="t", round=3, context=b"c" * 16, part=1, weight=2.5, payload=b"abcd")
-MEAN = Mean(task="t", round=3, context=b"c" * 16, part=1, contributors=(("a", 1.0), ("b", 2.0)), payload=b"abcd")
+C = b"c" * 16
+CONTRIBUTION = Contribution(task="t", round=3, context=C, instance=7, part=1, chunk=2, reference=b"", payload=b"abcd")
+MEAN = Mean(
+    task="t", round=3, context=C, instance=7, part=1, chunk=2, contributors=(("a", 1.0), ("b", 2.0)), reference=b"",
+    payload=b"abcd",
+)  # fmt: skip
+OUTCOME = Outcome(held=(b"\1", b"\0"), instances=(7, 0), reference=b"r")
+STATUS = Status(
+    task="t", round=3, context=C, instance=7, weight=2.5, reference=b"r", received=b"\0", held=(b"\1", b"\0"),
+    instances=(7, 0), ballot=2, accepted=Accepted(ballot=1, outcome=OUTCOME),
+)  # fmt: skip
+PROPOSAL = Proposal(task="t", round=3, context=C, instance=7, ballot=2, outcome=OUTCOME)
+WANT = Want(task="t", round=3, context=C, instance=7, part=1, chunks=b"\5")
+
+
+@pytest.mark.parametrize("message", [STATUS, PROPOSAL, WANT])
+def test_a_message_without_a_payload_comes_back(message: Message) -> None:
+    header, payload = pack(message)
+    assert payload == b""
+    assert unpack(header, payload) == message
 
 
 @pytest.mark.parametrize("message", [CONTRIBUTION, MEAN])
@@ -50,7 +80,9 @@ def test_a_header_with_one_byte_changed_is_refused_or_a_message(place: int, byte
         {"task": ""},
         {"task": "x" * 300},
         {"context": b"x" * 65},
-        {"weight": "heavy"},
+        {"chunk": 1 << 20},
+        {"instance": -1},
+        {"weight": 1.0},
         {"extra": 1},
         {"type": "sum"},
         {"payload": b"inside"},

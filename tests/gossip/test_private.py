@@ -152,8 +152,8 @@ def test_whoever_drops_out_at_any_step_the_others_end_with_one_sum_or_none(kind:
     group = Group(vectors, drop=drop, told=told, seed=after).run()
     assert group.dead == {"p03"}
     for name, end in group.finished.items():
-        for part, contributors in zip(terms_of(8, 40).parts, end.report.parts, strict=True):
-            inside = [peer for peer, _ in contributors]
+        for part, runs in zip(terms_of(8, 40).parts, end.report.parts, strict=True):
+            inside = [peer for run in runs for peer, _ in run.contributors]
             assert not inside or len(inside) >= survivors_min(8)
             expected = np.mean([vectors[peer][part] for peer in inside], axis=0) if inside else vectors[name][part]
             np.testing.assert_allclose(end.vector[part], expected, atol=2**-13)
@@ -210,8 +210,8 @@ def test_two_different_sums_of_one_round_never_both_come_out(seed: int, m: int, 
         (message.attempt, tuple(sorted(message.lost))) for _, _, message in group.sent if isinstance(message, Reveal)
     }
     assert len({attempt for attempt, _ in revealed}) <= 1
-    inside = {part for end in group.finished.values() for part in end.report.parts if part}
-    assert len({tuple(name for name, _ in part) for part in inside}) <= 1
+    inside = {run.contributors for end in group.finished.values() for runs in end.report.parts for run in runs}
+    assert len({tuple(name for name, _ in contributors) for contributors in inside}) <= 1
     for sender, _, message in group.sent:
         if isinstance(message, Reveal):
             agreed = next(m.survivors for s, _, m in group.sent if s == sender and isinstance(m, Agreed))

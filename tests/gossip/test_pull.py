@@ -50,8 +50,9 @@ def test_a_round_asks_eight_others_and_ends_when_all_have_answered() -> None:
     (end,) = machine.handle(offer(peers[-1]), 0.2)
     assert isinstance(end, Finished)
     assert end.report.complete
-    assert {peer for peer, _ in end.report.parts[0]} == {"p00", *peers}
-    assert sum(count > 0 for _, count in end.report.parts[0]) == 7  # two of eight are dropped, oneself counts
+    assert {peer for peer, _ in end.report.parts[0][0].contributors} == {"p00", *peers}
+    counted = [count > 0 for _, count in end.report.parts[0][0].contributors]
+    assert sum(counted) == 7  # two of eight are dropped, oneself counts
     assert machine.round == 1
     assert not machine.running
 
@@ -81,7 +82,7 @@ def test_what_was_not_asked_for_comes_twice_or_is_of_another_round_is_not_mixed(
     (end,) = machine.handle(Expired(), machine.deadline)
     assert isinstance(end, Finished)
     assert end.report.ignored == 3
-    assert dict(end.report.parts[0]).keys() == {"p00", peers[0]}
+    assert dict(end.report.parts[0][0].contributors).keys() == {"p00", peers[0]}
     np.testing.assert_array_equal(end.vector, vector("p00"))  # of one nothing is mixed
 
 

@@ -27,7 +27,7 @@ def test_a_file_is_played_and_its_story_written(tiny: Path, tmp_path: Path) -> N
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.startswith("tiny: tiny\n")
     assert ran.stdout.endswith("Every invariant held.\n")
-    assert "finished round 2: 4 of 4 values in, members 2" in story.read_text("utf-8")
+    assert "finished round 2: 2 of 2 in all parts, members 2" in story.read_text("utf-8")
 
 
 def test_the_shipped_scenarios_are_listed() -> None:

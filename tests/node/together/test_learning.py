@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lepton.mesh.calls import Answer, Empty, Incoming, Method
 from lepton.mesh.errors import LeptonError, Refused, UsageError
 from lepton.node import Dataset, Node
 from lepton.node.learning import learner
+from lepton.node.learning.exchange import METHOD
 from lepton.node.learning.messages import RoundMessage, State, StateWanted
 from lepton.node.learning.trainer import Trainer, TrainSettings
 from lepton.node.models import parameter_count
@@ -184,6 +186,10 @@ def steps(checkpoint: Path) -> int:
     return int(checkpoint.stem.removeprefix("checkpoint-")) - 1
 
 
+async def one_of(item: Answer[RoundMessage]) -> AsyncIterator[Answer[RoundMessage]]:
+    yield item
+
+
 async def test_a_member_that_lies_about_rounds_stops_nobody(tmp_path: Path) -> None:
     one, two = parts(2)
     lies: list[str] = []
@@ -203,19 +209,14 @@ async def test_a_member_that_lies_about_rounds_stops_nobody(tmp_path: Path) -> N
             while True:
                 number += 1
                 far = wire.Contribution(
-                    task="digits/1", round=900_000 + number, context=bytes(32), part=0, weight=1.0, payload=b"\0" * 8
-                )
+                    task="digits/1", round=900_000 + number, context=bytes(32), instance=1, part=0, chunk=0,
+                    reference=b"", payload=b"\0" * 8,
+                )  # fmt: skip
                 header, payload = wire.pack(far)
                 await trio.sleep(0.01)
                 try:
-                    await liar.mesh.calls.call(
-                        a.mesh.me,
-                        "train.round",
-                        RoundMessage(header=header),
-                        Empty,
-                        scope="digits",
-                        arrays=[np.frombuffer(payload, dtype=np.uint8)],
-                    )
+                    item = Answer(RoundMessage(header=header), [np.frombuffer(payload, dtype=np.uint8)])
+                    await liar.mesh.calls.feed(a.mesh.me, METHOD, Empty(), one_of(item), Empty, scope="digits")
                 except LeptonError:
                     lies.append("not taken")
 
