@@ -57,7 +57,7 @@ for command in (mesh, invite, join, revoke):
     "data",
     multiple=True,
     metavar="NAME=FILE[@TARGET]",
-    help="A data set to learn from: .npz, or .csv whose labels are the last column, or TARGET: a name, or onehot:K.",
+    help="A data set: .npz; .csv or .parquet, labels last or as TARGET says; images @HxW; module:function.",
 )
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
 @home_option

@@ -30,7 +30,7 @@ from .inference.requests import Requests
 from .inference.serving import Serving
 from .inference.view import View
 from .inference.weights import Weights
-from .learning.data import DataFile, Dataset, data_file
+from .learning.data import Dataset, DataSource, data_source
 from .learning.learner import Progress
 from .learning.tasks import Tasks, TrainResult
 from .learning.trainer import TrainSettings
@@ -60,12 +60,12 @@ class Node:
         """
         self.home = Home(home)
         self.config = config or load_config(self.home.path / "node.toml", overrides)
-        self._datasets: dict[str, Dataset | DataFile] = {
-            name: data_file(text, self.home.path) for name, text in self.config.data.items()
+        self._datasets: dict[str, Dataset | DataSource] = {
+            name: data_source(text, self.home.path) for name, text in self.config.data.items()
         }
         for name, given in (data or {}).items():
             require_name(name, "data set")
-            self._datasets[name] = given if isinstance(given, Dataset) else data_file(str(given), Path())
+            self._datasets[name] = given if isinstance(given, Dataset) else data_source(str(given), Path())
         self._stack = AsyncExitStack()
         self.mesh: Mesh
         self.view: View
@@ -97,7 +97,7 @@ class Node:
         identity, credentials = self.home.identity(), current_credentials(self.home, time.time())
         memory_bytes = self.config.memory_bytes
         for source in self._datasets.values():  # a wrong file is told now, not when a task comes
-            if isinstance(source, DataFile):
+            if isinstance(source, DataSource):
                 await trio.to_thread.run_sync(source.load)
         with self.home.locked():
             store = RecordStore(identity, self.home.next_incarnation(), self.home.records())

@@ -27,7 +27,7 @@ from ..models import ModelSpec, build, check_spec, load_vector
 from ..picture import PROFILE, TASK, TRAINER, Profile, TaskRecord, TrainerRecord, newest
 from . import exchange
 from .checkpoint import CheckpointStore
-from .data import TEST_SEED, TEST_SHARE, DataFile, Dataset, hold_out
+from .data import TEST_SEED, TEST_SHARE, Dataset, DataSource, hold_out
 from .learner import Learner, Progress
 from .messages import RoundMessage, State, StateWanted
 from .trainer import Trainer, TrainSettings, settings_for
@@ -59,7 +59,7 @@ class Tasks:
         view: View,
         weights: Weights,
         home: Home,
-        datasets: Mapping[str, Dataset | DataFile],
+        datasets: Mapping[str, Dataset | DataSource],
         nursery: trio.Nursery,
     ) -> None:
         self._mesh, self._view, self._weights, self._home = mesh, view, weights, home
@@ -187,7 +187,7 @@ class Tasks:
 
     def _dataset(self, name: str, classes: int | None) -> Dataset:
         source = self._datasets[name]
-        if isinstance(source, DataFile):
+        if isinstance(source, DataSource):
             return source.load(classes)
         return source if source.x_test is not None else hold_out(source, TEST_SHARE, TEST_SEED)
 

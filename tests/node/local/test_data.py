@@ -185,7 +185,7 @@ def test_a_bad_csv_is_explained(tmp_path: Path, text: str, target: str | None, m
 def test_what_is_no_data_file_is_explained(tmp_path: Path) -> None:
     for name, content, message in [
         ("none.npz", None, "no such file"),
-        ("a.txt", b"1", "reads .npz and .csv, not .txt"),
+        ("a.txt", b"1", "reads an .npz, a .csv, .*; not .txt"),
         ("a", b"1", "not a file without an ending"),
         ("a.npz", b"", "is not an .npz of plain arrays, or is damaged"),
         ("a.npz", b"hello", "is not an .npz of plain arrays, or is damaged"),
@@ -197,7 +197,7 @@ def test_what_is_no_data_file_is_explained(tmp_path: Path) -> None:
             path.write_bytes(content)
         with pytest.raises(UsageError, match=f"^{re.escape(str(path))}: .*{message}"):
             load_data(path)
-    with pytest.raises(UsageError, match=r"`target` is for \.csv files"):
+    with pytest.raises(UsageError, match=r"`target` is for tables and images"):
         load_data(write_npz(tmp_path, x=X, y=Y), target="y")
 
 
