@@ -64,7 +64,8 @@ bench-mesh: $(READY) ## how 8 real nodes come together and notice who is gone; J
 
 FUZZ_S ?= 60
 fuzz: $(READY) ## feed every decoder what nobody would send, FUZZ_S seconds each (60)
-	for target in tests/fuzz/fuzz_*.py; do $(BIN)/python $$target -max_total_time=$(FUZZ_S) -verbosity=0; done
+	for target in tests/fuzz/fuzz_*.py; do echo $$target; \
+		$(BIN)/python -m tests.fuzz.$$(basename $$target .py) -max_total_time=$(FUZZ_S) -verbosity=0 -print_final_stats=1; done
 
 # The local part of a version (as in +cpu) names one index's build: without it any index will do. atheris has wheels for
 # Linux on x86-64 alone, and building it takes a compiler that few have.

@@ -1,14 +1,12 @@
 """Fuzz the yamux machine: any bytes, cut anywhere, between any commands, give PeerError or nothing, and bounded memory.
 
-``python tests/fuzz/fuzz_yamux.py -max_total_time=60`` (atheris passes libFuzzer's options on). Half of the frames are
+``python -m tests.fuzz.fuzz_yamux -max_total_time=60`` (atheris passes libFuzzer's options on). Half of the frames are
 well formed, so that the fuzzer gets past the header.
 """
 
-import sys
+from .fuzzing import Data, main, watched
 
-import atheris
-
-with atheris.instrument_imports(include=["lepton.mesh.yamux"]):
+with watched("lepton.mesh.yamux"):
     from lepton.mesh.errors import Busy, LinkError, PeerError
     from lepton.mesh.yamux import HEADER, INITIAL_WINDOW, Yamux, YamuxConfig, YamuxStream
 
@@ -22,34 +20,34 @@ CONFIG = YamuxConfig(
 )
 
 
-def frame(data: atheris.FuzzedDataProvider) -> bytes:
+def frame(data: Data) -> bytes:
     """A frame that is well formed, though not necessarily allowed."""
-    kind, flags = data.ConsumeIntInRange(0, 3), data.ConsumeIntInRange(0, 15)
-    body = data.ConsumeBytes(data.ConsumeIntInRange(0, 40)) if not kind else b""
-    length = len(body) if not kind else data.ConsumeInt(4) & 0xFFFFFFFF
-    return bytes(HEADER.pack(0, kind, flags, data.ConsumeIntInRange(0, 12), length)) + body
+    kind, flags = data.integer(0, 3), data.integer(0, 15)
+    body = data.take(data.integer(0, 40)) if not kind else b""
+    length = len(body) if not kind else data.integer(0, 0xFFFFFFFF)
+    return bytes(HEADER.pack(0, kind, flags, data.integer(0, 12), length)) + body
 
 
-def command(machine: Yamux, data: atheris.FuzzedDataProvider, now: float) -> None:
+def command(machine: Yamux, data: Data, now: float) -> None:
     streams = list(machine.streams.values())
-    choice = data.ConsumeIntInRange(0, 9)
+    choice = data.integer(0, 9)
     if choice < 4:
         (machine.open, lambda: take(machine, data, now), lambda: machine.tick(now), machine.leave)[choice]()
     elif streams:
-        stream = streams[data.ConsumeIntInRange(0, len(streams) - 1)]
+        stream = streams[data.integer(0, len(streams) - 1)]
         on_stream(machine, stream, data, now, choice)
 
 
-def take(machine: Yamux, data: atheris.FuzzedDataProvider, now: float) -> None:
-    machine.take(data.ConsumeIntInRange(1, 5000))
+def take(machine: Yamux, data: Data, now: float) -> None:
+    machine.take(data.integer(1, 5000))
     machine.flushed(now)
 
 
-def on_stream(machine: Yamux, stream: YamuxStream, data: atheris.FuzzedDataProvider, now: float, choice: int) -> None:
+def on_stream(machine: Yamux, stream: YamuxStream, data: Data, now: float, choice: int) -> None:
     if choice == 4:
         machine.accept(stream)
     elif choice == 5:
-        machine.read(stream, data.ConsumeIntInRange(0, 100))
+        machine.read(stream, data.integer(0, 100))
     elif choice == 6:
         machine.reset(stream)
     elif choice == 7:
@@ -57,7 +55,7 @@ def on_stream(machine: Yamux, stream: YamuxStream, data: atheris.FuzzedDataProvi
     elif choice == 8:
         machine.finish(stream)
     elif not stream.ending:
-        machine.send(stream, [memoryview(data.ConsumeBytes(20))])
+        machine.send(stream, [memoryview(data.take(20))])
 
 
 def check(machine: Yamux) -> None:
@@ -68,19 +66,19 @@ def check(machine: Yamux) -> None:
     assert machine._counts[True] <= CONFIG.streams_max
 
 
-def test_one(raw: bytes) -> None:
-    data = atheris.FuzzedDataProvider(raw)
-    machine = Yamux(initiator=data.ConsumeBool(), now=0, config=CONFIG)
+def one(raw: bytes) -> bool:
+    data = Data(raw)
+    machine = Yamux(initiator=data.flag(), now=0, config=CONFIG)
     now = 0.0
     try:
-        while data.remaining_bytes():
-            now += data.ConsumeIntInRange(0, 3)
-            choice = data.ConsumeIntInRange(0, 3)
+        while data.left():
+            now += data.integer(0, 3)
+            choice = data.integer(0, 3)
             if choice == 0:
-                machine.receive([data.ConsumeBytes(data.ConsumeIntInRange(0, 64))], now)
+                machine.receive([data.take(data.integer(0, 64))], now)
             elif choice < 3:
                 whole = frame(data)
-                cut = data.ConsumeIntInRange(0, len(whole))
+                cut = data.integer(0, len(whole))
                 machine.receive([whole[:cut], whole[cut:]], now)
             else:
                 try:
@@ -89,9 +87,11 @@ def test_one(raw: bytes) -> None:
                     continue
             check(machine)
     except PeerError:
-        return
+        return False
+    return True
 
+
+SEEDS = [b"\x00\x00\x03\x00", bytes(range(256)), bytes(range(255, -1, -1)) * 2, b"\x01\x02\x00\x01" * 50]
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, test_one)
-    atheris.Fuzz()
+    main(one, SEEDS)
