@@ -11,6 +11,7 @@ Machines (``rpc/caller.py``, ``rpc/callee.py``) decide; the shells beside them m
 
 import logging
 import math
+import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -19,7 +20,7 @@ from typing import Any, Final, Generic, TypeVar
 import trio
 
 from . import frames, limits
-from .errors import LinkError, PeerError, Refused, UsageError
+from .errors import Busy, LinkError, PeerError, Refused, Uncertain, UsageError
 from .grants import Authority
 from .identity import PeerId, short
 from .messages import Message
@@ -28,8 +29,10 @@ from .rpc.asking import Asking, Body, Pending, body_of, read_body
 from .rpc.attached import PROTOCOL, Attached, Inlet, Key, Outlet
 from .rpc.bulk import Bulk, Destination, FilePart, Sink, Source
 from .rpc.channel import Counts
-from .rpc.headers import Attach, Kind, RequestHeader
+from .rpc.headers import EPOCH_BYTES, Attach, Kind, Once, RequestHeader
 from .rpc.methods import Answer, Empty, Incoming, Item, Method, capability
+from .rpc.once import IdempotencyKey, OnlyOnce, Spawn
+from .rpc.remembered import Remembered
 from .rpc.serving import Admit, Serving
 from .tensors import Array
 from .transport import Connection, Stream
@@ -41,6 +44,7 @@ __all__ = [
     "Calls",
     "Empty",
     "FilePart",
+    "IdempotencyKey",
     "Incoming",
     "ItemStream",
     "Method",
@@ -86,12 +90,14 @@ class Calls:
         admit: Admit,
         connection_to: Connect,
         offend: Callable[[PeerId, str], None],
+        spawn: Spawn | None = None,
         reach: Reach | None = None,
     ) -> None:
         """``admit`` gives a caller's authority or raises Refused; ``offend`` hears who broke the protocol, and how.
 
         ``connection_to`` returns the connection that there is or raises LinkError; ``reach`` may then make one, within
-        the deadline of the call.
+        the deadline of the call. ``spawn`` starts a task of the node: a call with a key runs there, so that it
+        outlives its caller's connection.
         """
         self._me = me
         self._admit = admit
@@ -101,6 +107,7 @@ class Calls:
         self._methods: dict[str, Method] = {}
         self._links: dict[Connection, _Link] = {}
         self._counts = Counts()
+        self._only_once = OnlyOnce(Remembered(secrets.token_bytes(EPOCH_BYTES)), spawn)
 
     @property
     def bytes_sent(self) -> int:
@@ -134,16 +141,61 @@ class Calls:
         arrays: Sequence[Array] = (),
         timeout_s: float = limits.CALL_TIMEOUT_S,
         answer_bytes_max: int = limits.BODY_BYTES_MAX,
+        idempotency_key: IdempotencyKey | None = None,
     ) -> Answer[R]:
         """Call a method of a peer. Raises LinkError when no answer comes in time, else what the handler raised.
 
-        Raises Busy when the peer, or this node's list of calls to it, has as many as it takes.
+        Raises Busy when the peer, or this node's list of calls to it, has as many as it takes. Nothing is ever sent
+        twice from here: after a LinkError it may have run or not. With an ``idempotency_key`` whoever calls may send
+        it again, with the same key, for ``limits.REMEMBERED_S`` after it ended: it runs at most once, a repetition
+        joins it or gets its answer, and raises UsageError when it asks for something else. A callee that was restarted
+        has forgotten its keys; it is then not asked to run it, and Uncertain is raised.
         """
         if peer == self._me.subject:
             return await self._call_oneself(method, Answer(message, arrays), scope, timeout_s)
         return await self._exchange(
-            peer, method, body_of(message, arrays), answers, scope, timeout_s, bytes_max=answer_bytes_max
+            peer,
+            method,
+            body_of(message, arrays),
+            answers,
+            scope,
+            timeout_s,
+            bytes_max=answer_bytes_max,
+            key=idempotency_key,
         )
+
+    async def call_once(
+        self,
+        peer: PeerId,
+        method: str,
+        message: Message,
+        answers: type[R],
+        *,
+        scope: str = "",
+        arrays: Sequence[Array] = (),
+        timeout_s: float = limits.CALL_TIMEOUT_S,
+    ) -> Answer[R]:
+        """Call a method that changes something: sent again over a new connection or later, and run at most once.
+
+        Raises Uncertain when the time is over, or the peer was restarted, and it may have run; otherwise like ``call``.
+        """
+        key, deadline = IdempotencyKey(), _deadline(method, timeout_s)
+        while True:
+            left = deadline - trio.current_time()
+            try:
+                return await self.call(
+                    peer, method, message, answers, scope=scope, arrays=arrays, timeout_s=left, idempotency_key=key
+                )
+            except (Busy, LinkError) as error:
+                pause = error.retry_after_s if isinstance(error, Busy) else limits.REPEAT_S
+                if error.told and not isinstance(error, Busy):
+                    raise
+                if trio.current_time() + pause >= deadline:
+                    if isinstance(error, Busy) or not key.epoch:
+                        raise
+                    msg = f"It is not known whether {method!r} ran on {short(peer)}: {error}"
+                    raise Uncertain(msg) from error
+            await trio.sleep(pause)
 
     async def send(
         self,
@@ -258,12 +310,14 @@ class Calls:
         items: AsyncIterable[Item] | None = None,
         bulk_to: Destination | None = None,
         bulk_bytes_max: int = 0,
+        key: IdempotencyKey | None = None,
     ) -> Answer[R]:
         """Everything but a server stream: ask, send what there is to send, wait for the one answer, read it."""
         deadline = _deadline(method, timeout_s)
         asking = self._asking_nowait(peer, method) or await self._asking(peer, method, timeout_s)
         kind: Kind = "unary" if items is None else "client_stream"
-        pending = asking.begin(method, body, scope=scope, deadline=deadline, kind=kind)
+        once = None if key is None else await _shown(key, asking, deadline, _too_late(peer, method, timeout_s))
+        pending = asking.begin(method, body, scope=scope, deadline=deadline, kind=kind, once=once)
         try:
             if items is not None or body.aside:
                 async with asking.outlet(pending) as outlet:
@@ -402,7 +456,13 @@ class Calls:
                 raise PeerError(msg)
             await link.serving.finished.wait()  # else handlers that are slow to stop would pile up
         serving = link.serving = Serving(
-            stream, link.attached, self._counts, methods=self._methods, admit=self._admit, offend=self._offend
+            stream,
+            link.attached,
+            self._counts,
+            methods=self._methods,
+            admit=self._admit,
+            offend=self._offend,
+            only_once=self._only_once,
         )
         try:
             await serving.run()
@@ -453,6 +513,12 @@ class ItemStream(Generic[R]):
                 raise
             asking.consumed(pending)
             return item
+
+
+async def _shown(key: IdempotencyKey, asking: Asking, deadline: float, too_late: str) -> Once:
+    with _limit(deadline, too_late):
+        return key.shown_to(await asking.epoch())
+    raise AssertionError("unreachable")
 
 
 @contextmanager

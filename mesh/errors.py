@@ -4,6 +4,8 @@
 class LeptonError(Exception):
     """Something in Lepton failed; the message says what happened, to what, and what to do next."""
 
+    told = False  # whether a peer answered so: then asking again brings the same
+
 
 class UsageError(LeptonError):
     """The caller asked for something that cannot be: a bad value, a missing file, a name that does not exist."""
@@ -17,6 +19,10 @@ class PeerError(LeptonError):
 
 class LinkError(LeptonError):
     """The network failed: nobody answered in time, or the connection is gone. Try elsewhere or later."""
+
+
+class Uncertain(LinkError):
+    """It is not known whether the call ran: its callee was restarted, or stopped it midway. It was not run twice."""
 
 
 class Refused(LeptonError):

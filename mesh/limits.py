@@ -47,6 +47,8 @@ TRANSFERS_PER_PEER_MAX: Final = 2  # that come to us at once; a third would only
 # a flood leaves the other half to everybody else. Faster, it is not cut off: its connection is read later.
 RATE_BYTES_S: Final = 256 * MIB
 BURST_BYTES_MAX: Final = 64 * MIB  # and at once: the largest body
+KEYS_PER_PEER_MAX: Final = 1024  # idempotency keys of one caller that are remembered: two a second
+REMEMBERED_BYTES_PER_PEER_MAX: Final = 256 * KIB  # and their answers: a small message each
 ATTACHED_PER_PEER_MAX: Final = 32  # streams that wait for the call which they belong to; two for each call are in use
 PART_BYTES: Final = 256 * KIB  # of a large buffer has to come within TRANSFER_STALL_S: 9 kB/s, the slowest link we bear
 CONNECTIONS_MAX: Final = 256  # of all peers; a full mesh has 50
@@ -64,6 +66,8 @@ HANDSHAKE_TIMEOUT_S: Final = 10.0  # a Pi under load takes 1 to 2 s
 DIAL_TIMEOUT_S: Final = 10.0
 CALL_TIMEOUT_S: Final = 10.0  # when the caller names no deadline
 CALL_TIMEOUT_S_MAX: Final = 600.0  # the longest deadline that a peer may ask for
+REMEMBERED_S: Final = CALL_TIMEOUT_S_MAX  # an idempotency key after its call ended: no call is repeated for longer
+REPEAT_S: Final = 0.5  # between attempts of a call with a key: a peer that was lost is dialled again in about this
 FRAME_TIMEOUT_S: Final = 30.0  # a frame once begun must be complete: the slow-loris bound
 TRANSFER_STALL_S: Final = 30.0  # for each part of a large buffer, and for a peer to read something
 REASON_WAIT_S: Final = 1.0  # for the reason why a stream was reset to come on another: a round trip

@@ -77,6 +77,7 @@ class Mesh:
             connection_to=self._connection_to,
             offend=self._offended,
             reach=self._reach,
+            spawn=self._spawn,
         )
         self.calls.serve(Method(name="mesh.part", needs="mesh", takes=Part, handler=self._answer_part))
         self.door = Door(identity, admission, invites)

@@ -101,7 +101,11 @@ class NoiseHandshake:
 
     def _write(self, payload: bytes) -> bytes:
         self._turn += 1
-        message = bytes(self._noise.write_message(payload))
+        try:
+            message = bytes(self._noise.write_message(payload))
+        except ValueError as error:  # a point of small order, with which there is no secret; found by fuzzing
+            msg = "The peer's Noise key is none: no secret can be agreed on with it."
+            raise PeerError(msg) from error
         return len(message).to_bytes(2, "big") + message
 
     def _identify(self, data: bytes) -> None:

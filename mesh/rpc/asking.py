@@ -18,9 +18,9 @@ from ..tensors import Array
 from ..transport import Connection, Stream
 from .attached import Attached, Inlet, Key, Outlet
 from .bulk import Destination, Source, size_of
-from .caller import Answered, Caller, Event, Failed, ItemCame, Widened
+from .caller import Answered, Caller, Event, Failed, ItemCame, Welcomed, Widened
 from .channel import Channel, Counts
-from .headers import Content, ItemHeader, Kind, RequestHeader
+from .headers import Content, ItemHeader, Kind, Once, RequestHeader
 from .methods import Answer, Item
 
 
@@ -120,6 +120,7 @@ class Asking:
         self._pending: dict[int, Pending] = {}
         self._blame = blame
         self._rings_at = float("inf")
+        self._welcome = trio.Event()
         self.channel = Channel(
             stream,
             counts,
@@ -145,6 +146,14 @@ class Asking:
     def next_call(self) -> int:
         return self._machine.next_call
 
+    async def epoch(self) -> bytes:
+        """Which life of the callee this is. Raises LinkError; bound the wait."""
+        await self._welcome.wait()
+        if not self._machine.epoch:
+            msg = f"The connection to {self._who} broke before it was asked."
+            raise LinkError(msg)
+        return self._machine.epoch
+
     # -- one call -----------------------------------------------------------------------------------------------------
 
     @property
@@ -152,7 +161,9 @@ class Asking:
         """Whether ``begin`` may be called now; after ``channel.room()`` it may."""
         return self._stream.unsent_bytes <= limits.CONTROL_UNSENT_BYTES_MAX
 
-    def begin(self, method: str, body: Body, *, scope: str, deadline: float, kind: Kind = "unary") -> Pending:
+    def begin(
+        self, method: str, body: Body, *, scope: str, deadline: float, kind: Kind = "unary", once: Once | None = None
+    ) -> Pending:
         """Ask. Whoever begins must ``leave`` at the end. Raises Busy when too many calls are in flight."""
         if self.channel.over:
             msg = f"The connection to {self._who} broke before {method!r} was asked."
@@ -177,6 +188,7 @@ class Asking:
             tensors=body.specs,
             aside=body.aside,
             bulk_bytes=body.bulk_bytes,
+            once=once,
         )
         self._machine.start(header, body.payload, body.inline, now=now)
         if deadline < self._rings_at:
@@ -295,6 +307,9 @@ class Asking:
     # -- the channel's word -------------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
+        if isinstance(event, Welcomed):
+            self._welcome.set()
+            return
         pending = self._pending.get(event.call)
         if pending is None:
             return
@@ -312,6 +327,7 @@ class Asking:
                 pending.over()
 
     def _ended(self, error: LeptonError) -> None:
+        self._welcome.set()
         if isinstance(error, PeerError):
             self._blame(self, error)
         for pending in self._pending.values():

@@ -25,6 +25,7 @@ from .headers import (
     EndHeader,
     ItemHeader,
     RequestHeader,
+    WelcomeHeader,
 )
 
 NEVER: Final = float("inf")
@@ -88,14 +89,16 @@ class Callee:
         *,
         in_flight_max: int = limits.CALLS_PER_PEER_MAX,
         aside_bytes_max: int = limits.ASIDE_BYTES_PER_PEER_MAX,
+        epoch: bytes = b"",
     ) -> None:
+        """``epoch`` names this life of the node, for calls with a key; without one the caller is not told."""
         self._in_flight_max = in_flight_max
         self._aside_bytes_max = aside_bytes_max
         self._aside_bytes = 0
         self._calls: dict[int, _Call] = {}
         self._highest = 0
         self._decoder = FrameDecoder(body_bytes_max=BODY_BYTES_MAX)
-        self._out: list[bytes] = []
+        self._out = [headers.frame(WelcomeHeader(call=0, epoch=epoch))] if epoch else list[bytes]()
 
     @property
     def in_flight(self) -> int:
@@ -219,6 +222,9 @@ class Callee:
         self._highest = header.call
         if (header.kind == "server_stream") != bool(header.credit):
             msg = f"A {header.kind} call came with a credit of {header.credit} items."
+            raise PeerError(msg)
+        if header.once is not None and (header.kind != "unary" or header.bulk_bytes):
+            msg = f"A {header.kind} call or a transfer came with an idempotency key; only a message has one."
             raise PeerError(msg)
         aside = headers.aside_bytes(header) if header.aside else 0
         if (busy := self._too_much(aside, transfer=header.bulk_bytes > 0)) is not None:

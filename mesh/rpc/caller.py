@@ -11,7 +11,7 @@ Invariants, tested with the other side (``callee``) and a link that cuts and del
 """
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
 from .. import limits
 from ..errors import Busy, LeptonError, LinkError, PeerError
@@ -27,6 +27,7 @@ from .headers import (
     Kind,
     RequestHeader,
     ToCaller,
+    WelcomeHeader,
 )
 
 # Payload and small tensors.
@@ -62,7 +63,13 @@ class Failed(NamedTuple):
     error: LeptonError
 
 
-Event = Answered | ItemCame | Widened | Failed
+class Welcomed(NamedTuple):
+    """The callee said which life of its this is: ``Caller.epoch``."""
+
+    call: int
+
+
+Event = Answered | ItemCame | Widened | Failed | Welcomed
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +91,7 @@ class Caller:
     def __init__(self, peer: str, *, first: int = 1, in_flight_max: int = limits.CALLS_OUT_PER_PEER_MAX) -> None:
         """``peer`` is how errors name it."""
         self._peer = peer
+        self.epoch = b""  # of the callee, once it has said so
         self.next_call = first
         self._in_flight_max = in_flight_max
         self._calls: dict[int, _Asked] = {}
@@ -194,7 +202,8 @@ class Caller:
         call = header.call
         asked = self._calls.get(call)
         if asked is None:
-            self._take_stray(header)
+            self._take_stray(header, frame, events)
+            return
         headers.check_body(header, frame.body.nbytes)
         match header:
             case AnswerHeader():
@@ -226,7 +235,11 @@ class Caller:
             events.append(Widened(header.call))
         asked.may_send += header.items
 
-    def _take_stray(self, header: ToCaller) -> NoReturn:
+    def _take_stray(self, header: ToCaller, frame: Frame, events: list[Event]) -> None:
+        if isinstance(header, WelcomeHeader) and not (header.call or frame.body or self.epoch):
+            self.epoch = header.epoch
+            events.append(Welcomed(0))
+            return
         if isinstance(header, ErrorHeader) and not header.call:
             msg = f"{self._peer} gave up our calls: {header.reason}"
             raise LinkError(msg)

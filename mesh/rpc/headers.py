@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from .. import limits
-from ..errors import Busy, LeptonError, LinkError, PeerError, Refused, UsageError
+from ..errors import Busy, LeptonError, LinkError, PeerError, Refused, Uncertain, UsageError
 from ..frames import PREFIX
 from ..messages import Message, Name, Natural
 from ..tensors import TensorSpec, size_bytes
@@ -24,7 +24,10 @@ Items = Annotated[int, msgspec.Meta(ge=0, le=limits.CREDIT_MAX)]
 Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=limits.BUFFERS_MAX)]
 Scope = Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?$")]
 Kind = Literal["unary", "server_stream", "client_stream"]
-ErrorKind = Literal["usage", "peer", "link", "refused", "busy", "internal", "cancelled"]
+ErrorKind = Literal["usage", "peer", "link", "refused", "busy", "internal", "cancelled", "uncertain"]
+KEY_BYTES: Final = 16  # random: nobody guesses another's
+EPOCH_BYTES: Final = 8
+Epoch = Annotated[bytes, msgspec.Meta(min_length=EPOCH_BYTES, max_length=EPOCH_BYTES)]
 
 
 class Header(Message, frozen=True, array_like=True):
@@ -45,6 +48,13 @@ class Content(Header, frozen=True, kw_only=True):
     bulk_bytes: Natural = 0
 
 
+class Once(Message, frozen=True, kw_only=True, array_like=True):
+    """An idempotency key, and the life of the callee to which it was first shown."""
+
+    key: Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+    epoch: Epoch
+
+
 class RequestHeader(Content, frozen=True, kw_only=True, tag=1):
     """A new call: what may be known of it before it is authorised. ``credit``: items that the caller takes at first."""
 
@@ -53,6 +63,7 @@ class RequestHeader(Content, frozen=True, kw_only=True, tag=1):
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=limits.CALL_TIMEOUT_S_MAX)]  # what is left of the caller's time
     kind: Kind = "unary"
     credit: Items = 0
+    once: Once | None = None
 
 
 class ItemHeader(Content, frozen=True, kw_only=True, tag=2):
@@ -85,6 +96,12 @@ class ErrorHeader(Header, frozen=True, kw_only=True, tag=7):
     retry_after_s: Annotated[float, msgspec.Meta(ge=0, le=limits.CALL_TIMEOUT_S_MAX)] = 0.0
 
 
+class WelcomeHeader(Header, frozen=True, kw_only=True, tag=10):
+    """The callee's first word, of no call: which of its lives this is. It has another after each start."""
+
+    epoch: Epoch
+
+
 class Control(Message, frozen=True, array_like=True, tag=8):
     """First frame of a control stream."""
 
@@ -97,7 +114,7 @@ class Attach(Message, frozen=True, kw_only=True, array_like=True, tag=9):
 
 
 ToCallee = RequestHeader | ItemHeader | EndHeader | CancelHeader | CreditHeader
-ToCaller = AnswerHeader | ItemHeader | ErrorHeader | CreditHeader
+ToCaller = AnswerHeader | ItemHeader | ErrorHeader | CreditHeader | WelcomeHeader
 First = Control | Attach
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -173,6 +190,7 @@ _KINDS: Final[tuple[tuple[ErrorKind, type[LeptonError]], ...]] = (
     ("refused", Refused),
     ("busy", Busy),
     ("peer", PeerError),
+    ("uncertain", Uncertain),
     ("link", LinkError),
     ("internal", InternalError),
 )
@@ -188,6 +206,12 @@ def error_header(call: int, error: LeptonError) -> ErrorHeader:
 
 def exception(header: ErrorHeader, who: str, method: str) -> LeptonError:
     """Make the callee's words an exception of the caller."""
+    error = _exception(header, who, method)
+    error.told = True
+    return error
+
+
+def _exception(header: ErrorHeader, who: str, method: str) -> LeptonError:
     match header.error:
         case "busy":
             return Busy(header.reason, header.retry_after_s)

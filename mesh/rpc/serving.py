@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import trio
@@ -23,6 +24,7 @@ from .callee import Asked, Callee, Ended, Event, ItemCame, Stop, Widened
 from .channel import Channel, Counts
 from .headers import AnswerHeader, InternalError, ItemHeader, RequestHeader
 from .methods import Answer, Empty, Incoming, Method, capability
+from .once import OnlyOnce, hash_of
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +43,14 @@ class Serving:
         methods: Mapping[str, Method],
         admit: Admit,
         offend: Callable[[PeerId, str], None],
+        only_once: OnlyOnce,
     ) -> None:
+        self.only_once = only_once
         self.peer = stream.peer_id
         self.connection = stream.connection
         self.attached = attached
         self.counts = counts
-        self.machine = Callee()
+        self.machine = Callee(epoch=only_once.epoch)
         self.methods = methods
         self.admit = admit
         self._offend = offend
@@ -259,8 +263,23 @@ class Job:
         if header.kind == "client_stream":
             serving.machine.invite(self.id)
             serving.channel.flush()
-        answer = await method.handler(incoming)
-        return body_of(Empty()) if answer is None else body_of(*answer)
+        if header.once is not None:
+            return await self._answer_once(method, incoming)
+        return _body(await method.handler(incoming))
+
+    async def _answer_once(self, method: Method, incoming: Incoming[Any]) -> Body:
+        header = self._asked.header
+        assert header.once is not None
+        payload = self._asked.body[: header.payload_bytes]
+        body = await self._serving.only_once.run(
+            self._serving.peer,
+            header.once,
+            hash_of(header.method, header.scope, payload, incoming.arrays),
+            partial(_handled, method, incoming),
+            header.timeout_s,
+        )
+        assert isinstance(body, Body)
+        return body
 
     def __aiter__(self) -> "Job":
         return self
@@ -292,6 +311,18 @@ class Job:
         serving.channel.flush()
         if body.aside:
             await self._outlet.send(body.buffers)
+
+
+async def _handled(method: Method, incoming: Incoming[Any]) -> tuple[Body, int]:
+    body = _body(await method.handler(incoming))
+    if body.bulk is not None:
+        msg = f"{method.name!r} answers with a transfer, so it cannot be called with an idempotency key."
+        raise UsageError(msg)
+    return body, len(body.payload) + sum(view.nbytes for view in body.buffers)
+
+
+def _body(answer: Answer[Any] | None) -> Body:
+    return body_of(Empty()) if answer is None else body_of(*answer)
 
 
 def _answer_header(call: int, body: Body) -> AnswerHeader:

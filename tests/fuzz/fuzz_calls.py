@@ -112,7 +112,13 @@ def fuzz_caller(data: Data) -> None:
         caller.take()
 
 
-SEEDS = [bytes(range(256)), bytes(range(255, -1, -1)) * 2, b"\x01\x02\x00\x01" * 50]
+# A call, and its answer.
+SEEDS = [
+    b"\x00\x00\x00\x01\x00\x00\x06\x00\x00\x00\x00\x13\x00",
+    bytes(range(256)),
+    bytes(range(255, -1, -1)) * 2,
+    b"\x01\x02\x00\x01" * 50,
+]
 
 
 def one(raw: bytes) -> bool:

@@ -78,7 +78,13 @@ def one(raw: bytes) -> bool:
     return True
 
 
-SEEDS = [b"\x02", bytes(range(256)), bytes(range(255, -1, -1)) * 2, b"\x01\x02\x00\x01" * 50]
+SEEDS = [
+    b"\x02",
+    b"\x10\x00\xff\x00\x00\x00\x00\x27" + bytes(80),
+    bytes(range(256)),
+    bytes(range(255, -1, -1)) * 2,
+    b"\x01\x02\x00\x01" * 50,
+]
 
 if __name__ == "__main__":
     main(one, SEEDS)

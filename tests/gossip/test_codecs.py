@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from lepton.gossip.codecs import BFLOAT16_MAX, CODECS, Floats, codec
+from lepton.gossip.codecs import BFLOAT16_MAX, CODECS, INTEGER_INPUT_MAX, Floats, codec
 from lepton.gossip.errors import BadContribution, UnknownCodec
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -31,8 +31,8 @@ def bound(name: str, x: Floats) -> np.ndarray:  # (n,), as the docstrings say
         return np.where(wide <= 65504, 2.0**-11 * wide + 2.0**-25, wide - 65504)
     chunk, top = CHUNKS[name]
     starts = range(0, x.size, chunk)
-    largest = np.array([min(wide[start : start + chunk].max(), 3e38) for start in starts])
-    return np.repeat(1.01 * largest / top + 2.0**-133, chunk)[: x.size] + np.maximum(wide - 3e38, 0)
+    largest = np.array([min(wide[start : start + chunk].max(), INTEGER_INPUT_MAX) for start in starts])
+    return np.repeat(1.01 * largest / top + 2.0**-133, chunk)[: x.size] + np.maximum(wide - INTEGER_INPUT_MAX, 0)
 
 
 @given(names, vectors, st.integers(0, 9))
@@ -114,3 +114,12 @@ def test_an_unknown_codec_is_answered_with_the_nearest() -> None:
         codec("int-8")
     with pytest.raises(UnknownCodec, match="float32, float16, bfloat16, int8, int4"):
         codec("")
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_the_largest_scale_and_the_lowest_number_are_finite(name: str) -> None:
+    """No encoder writes the lowest number of two's complement; found by fuzzing int4, where it is a seventh more."""
+    largest = np.array([INTEGER_INPUT_MAX], dtype=np.float32)
+    written = bytearray(codec(name).encode(largest, np.random.default_rng(0)))
+    written[2] = 0x80 if name == "int8" else 0x00
+    assert np.isfinite(codec(name).decode(bytes(written), 1)).all()

@@ -35,6 +35,7 @@ SHELLS = {
         "mesh",
         "methods",
         "muxer",
+        "once",
     ),
     *("picture", "revoking", "renewing", "records_layer", "serving", "surroundings", "tcp", "transport", "upgrade"),
     *("noise", "stock", "tls"),  # handshakes: bytes in, bytes out, but with libp2p's payloads and certificates

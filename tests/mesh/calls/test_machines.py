@@ -196,7 +196,8 @@ class Joined(RuleBasedStateMachine):
         if not hasattr(self, "caller"):
             return
         assert self.callee.in_flight == len(self.working) <= limits.CALLS_PER_PEER_MAX
-        assert self.callee.in_flight <= self.caller.in_flight <= 12
+        delivering = sum(self.callee.is_delivering(call) for call in self.working)  # their last word is given
+        assert self.callee.in_flight - delivering <= self.caller.in_flight <= 12
         assert max(self.unread.values(), default=0) <= limits.STREAM_ITEMS_MAX
         assert max(self.waiting.values(), default=0) <= limits.STREAM_ITEMS_MAX
         assert set(self.begun.values()) <= {1}

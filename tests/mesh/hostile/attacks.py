@@ -194,8 +194,9 @@ async def announces_and_keeps_silent(eve: Guest, _alice: Mesh) -> None:
     stream = await control(connection, request(tensors=(spec,), aside=True, timeout_s=600.0))
     aside = await connection.open_stream(CALLS)
     await aside.send_all(frame(Attach(call=1, to_caller=False)) + b"x")
-    answer = await stream.receive_some()  # in time, not after the 600 s
-    assert b"too slow" in answer
+    heard = b""
+    while b"too slow" not in heard:  # in time, not after the 600 s
+        heard += await stream.receive_some()
 
 
 async def opens_streams(eve: Guest, _alice: Mesh) -> None:

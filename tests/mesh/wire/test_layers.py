@@ -109,6 +109,13 @@ def test_bad_handshakes_are_the_peers_error(junk: bytes) -> None:
     assert handshake.records is None
 
 
+def test_a_key_of_small_order_is_the_peers_error(me: Me) -> None:
+    """With a public key of zeros every secret is zero; the library says so with an error of its own."""
+    machine = NoiseHandshake(NoiseKeys(me(), MUXERS), initiator=False)
+    with pytest.raises(PeerError, match="no secret"):
+        machine.receive((32).to_bytes(2, "big") + bytes(32))
+
+
 def test_tls_says_goodbye(me: Me) -> None:
     ours, theirs = (
         TlsHandshake(TlsKeys(me(), MUXERS), initiator=True),
