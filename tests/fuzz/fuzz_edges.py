@@ -7,8 +7,9 @@ from zeroconf import ServiceInfo
 
 from .fuzzing import Data, main, watched
 
-with watched("lepton.mesh.discovery", "lepton.node.control"):
+with watched("lepton.mesh.discovery", "lepton.mesh.announcements", "lepton.node.control"):
     from lepton.mesh import discovery
+    from lepton.mesh.announcements import NONCE_BYTES, Seal
     from lepton.mesh.errors import PeerError
     from lepton.mesh.frames import FrameDecoder, encode
     from lepton.mesh.identity import public_key_of
@@ -17,8 +18,7 @@ with watched("lepton.mesh.discovery", "lepton.node.control"):
 
 from ..mesh.fakes import ROOT
 
-TAG = discovery.tag_of(ROOT.peer_id)
-PEER = ROOT.peer_id.encode()
+SEAL = Seal(ROOT.peer_id)
 
 
 def one(raw: bytes) -> bool:
@@ -27,17 +27,18 @@ def one(raw: bytes) -> bool:
 
 
 def _announcement(data: Data) -> bool:
-    tag = TAG.encode() if data.flag() else data.take(10)
+    sealed = data.flag()
     port = data.integer(0, 65535)
     addresses = [
         data.take(4).rjust(4, b"\x00") if data.flag() else data.take(16).rjust(16, b"\x00")
         for _ in range(data.integer(0, 3))
     ]
-    texts = data.rest() if data.flag() else _text(b"m=" + tag, b"p=" + (data.rest()[:200] or PEER))
+    own = SEAL.close(ROOT.peer_id, port, bytes(NONCE_BYTES))
+    texts = _text(b"s=" + own) if sealed else data.rest()
     info = ServiceInfo(
         discovery.SERVICE_TYPE, f"x.{discovery.SERVICE_TYPE}", port, addresses=addresses, properties=texts
     )
-    hint = discovery.read_hint(info, TAG)
+    hint = discovery.read_hint(info, SEAL)
     if hint is None:
         return False
     public_key_of(hint.peer)
@@ -62,8 +63,9 @@ def _request(stream: bytes) -> bool:
 _ASKED = control.Request(command="status", json_bytes=2)
 SEEDS = [
     b"\x00" + b"".join(encode(pack(_ASKED), [b"{}"])),
-    b"\x01\x01\x0f\xa1\x01\x01" + socket.inet_aton("127.0.0.1") + b"\x00",
-    b"\x01\x01\x0f\xa1\x01\x00" + socket.inet_pton(socket.AF_INET6, "fd00::1") + b"\x00" + PEER,
+    b"\x01\x01\x0f\xa1\x01\x01" + socket.inet_aton("127.0.0.1"),
+    b"\x01\x01\x0f\xa1\x01\x00" + socket.inet_pton(socket.AF_INET6, "fd00::1"),
+    b"\x01\x00\x0f\xa1\x01\x01" + socket.inet_aton("127.0.0.1") + _text(b"s=" + bytes(74)),
     b"\x00" + b"".join(encode(pack(msgspec.structs.replace(_ASKED, json_bytes=4)), [b"[[]]"])),
 ]
 

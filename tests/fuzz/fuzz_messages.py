@@ -13,7 +13,7 @@ with watched("lepton.mesh.messages"):
     from lepton.mesh.messages import Message, encoded, unpack
 
 import lepton.mesh.protocol
-import lepton.mesh.records
+import lepton.mesh.swaps
 import lepton.node.inference.messages
 import lepton.node.learning.messages
 from lepton.mesh import limits
@@ -52,9 +52,9 @@ def _seed(kind: type[Message], **fields: Any) -> bytes:
 
 
 SEEDS = [
-    _seed(lepton.mesh.protocol.JoinAsk, hint=b"12345678"),
+    _seed(lepton.mesh.protocol.JoinAsk, nameplate="A1B"),
     _seed(lepton.mesh.protocol.HelloAnswer, refused="no"),
-    _seed(lepton.mesh.protocol.Delta, digest=lepton.mesh.records.Digest()),
+    _seed(lepton.mesh.swaps.Swap),
     _seed(lepton.node.learning.messages.StateWanted, version=1),
 ] + [bytes([number]) + b"\x80" for number in range(len(KINDS))]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 TARGETS = sorted(path.stem for path in Path(__file__).parent.glob("fuzz_*.py"))
-INPUTS = 200
+INPUTS = 100
 
 
 def load(name: str) -> Any:

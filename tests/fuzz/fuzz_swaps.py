@@ -2,12 +2,13 @@
 
 from .fuzzing import Data, main, watched
 
-with watched("lepton.mesh.records", "lepton.mesh.protocol"):
+with watched("lepton.mesh.records", "lepton.mesh.swaps", "lepton.mesh.signed"):
     from lepton.mesh import limits
     from lepton.mesh.errors import PeerError
     from lepton.mesh.messages import encoded, unpack
-    from lepton.mesh.protocol import Delta
-    from lepton.mesh.records import Digest, RecordStore, SignedRecord
+    from lepton.mesh.records import RecordStore
+    from lepton.mesh.signed import SignedRecord
+    from lepton.mesh.swaps import Swap
 
 from ..mesh.fakes import Note, credentials, identity
 
@@ -23,9 +24,9 @@ def said(texts: int) -> list[SignedRecord]:
 RECORDS = said(3)
 
 
-def _delta(data: Data) -> Delta:
+def _swap(data: Data) -> Swap:
     if data.flag():
-        return unpack(data.rest(), Delta)
+        return unpack(data.rest(), Swap)
     records = []
     for _ in range(data.integer(0, 6)):
         content = bytearray(data.pick(RECORDS).content)
@@ -35,28 +36,26 @@ def _delta(data: Data) -> Delta:
             content = bytearray(data.take(data.integer(0, 255)))
         signature = BEN.sign("record", bytes(content)) if data.flag() else data.pick(RECORDS).signature
         records.append(SignedRecord(content=bytes(content), signature=signature))
-    return Delta(records=tuple(records), since=Digest())
+    return Swap(records=tuple(records))
 
 
 def one(raw: bytes) -> bool:
-    data = Data(raw)
     store = RecordStore(ANN, 1)
     try:
-        delta = _delta(data)
-        before = store.digest()
-        new = store.merge(delta.records, since=delta.since, known=OWNERS.__contains__)
+        swap = _swap(Data(raw))
     except PeerError:
         return False
-    assert all(record.owner in OWNERS for record in new)
-    assert len(new) <= limits.RECORDS_PER_DELTA_MAX
-    assert store.digest() != before or not new
-    assert store.merge(delta.records, since=delta.since, known=OWNERS.__contains__) == []  # once is enough
-    return bool(new)
+    got = store.merge(swap.records, known=OWNERS.__contains__)
+    assert all(record.owner in OWNERS for record in got.new)
+    assert len(got.new) <= limits.RECORDS_PER_SWAP_MAX
+    again = store.merge(swap.records, known=OWNERS.__contains__)
+    assert not [record for record in again.new if record.owner != ANN.peer_id]  # once is enough
+    return bool(got.new)
 
 
 SEEDS = [
-    b"\x01" + encoded(Delta(records=tuple(RECORDS))),
-    b"\x01" + encoded(Delta(records=(RECORDS[0],), chains={BEN.peer_id: credentials(BEN).chain}, digest=Digest())),
+    b"\x01" + encoded(Swap(records=tuple(RECORDS))),
+    b"\x01" + encoded(Swap(records=(RECORDS[0],), chains={BEN.peer_id: credentials(BEN).chain})),
     b"\x00\x03" + b"\x00\x00\x00\x01" + b"\x01\x00\x00\x01",
 ]
 
