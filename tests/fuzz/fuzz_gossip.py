@@ -1,5 +1,7 @@
 """Fuzz what members of a round send: headers and payloads of each codec give values, or BadContribution."""
 
+from typing import Any
+
 import numpy as np
 
 from .fuzzing import Data, main, watched
@@ -7,7 +9,7 @@ from .fuzzing import Data, main, watched
 with watched("lepton.gossip.messages", "lepton.gossip.private.messages", "lepton.gossip.codecs"):
     from lepton.gossip.codecs import CODECS
     from lepton.gossip.errors import BadContribution
-    from lepton.gossip.messages import Contribution, Mean, pack, unpack
+    from lepton.gossip.messages import Contribution, Mean, Want, pack, unpack
     from lepton.gossip.private import messages as private
 
 NAMES = sorted(CODECS)
@@ -50,13 +52,16 @@ def _payload(data: Data) -> bool:
     return True
 
 
-_ASKED = Contribution(task="t", round=1, context=b"c", part=0, weight=1.0)
-_MEAN = Mean(task="t", round=1, context=b"c", part=0, contributors=(("a", 1.0), ("b", 2.0)))
+_SAME: dict[str, Any] = {"task": "t", "round": 1, "context": b"c", "instance": 7, "part": 0}
+_ASKED = Contribution(chunk=0, reference=b"", **_SAME)
+_MEAN = Mean(chunk=0, reference=b"r", contributors=(("a", 1.0), ("b", 2.0)), **_SAME)
+_WANT = Want(chunks=b"\x01", **_SAME)
 _HELLO = private.Hello(task="t", round=1, context=b"c", attempt=0, key=bytes(32), reference=b"r")
 _ONES = np.linspace(-1, 1, 300, dtype=np.float32)
 SEEDS = [
     b"\x01\x00" + pack(_ASKED)[0],
     b"\x01\x00" + pack(_MEAN)[0],
+    b"\x01\x00" + pack(_WANT)[0],
     b"\x01\x01" + private.pack(_HELLO)[0],
     *(
         bytes([0, number, 1, 44]) + bytes(CODECS[name].encode(_ONES, np.random.default_rng(0)))
