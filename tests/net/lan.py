@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from .nat import Nat
 from .switch import Delivery, Line, Switch
 
 T = TypeVar("T")
@@ -72,6 +73,12 @@ class Device:
             raise NoNetwork(f"{' '.join(words)}: {done.stderr.strip()}")
         return done.stdout
 
+    def move_behind(self, gateway: str) -> None:
+        """Take an address of the network that this router is the gateway of, and leave through it."""
+        self.ip(f"address flush dev {INTERFACE}")
+        self.ip(f"address add {gateway.rpartition('.')[0]}.{self.number}/24 dev {INTERFACE}")
+        self.ip(f"route add default via {gateway}")
+
     def ip(self, words: str) -> None:
         """Change the interface's settings as `ip` says it, as in ``address add 10.0.0.9/24 dev eth0``."""
         self.run("ip", *words.split())
@@ -89,6 +96,7 @@ class Lan:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._poll.register(self._wake, select.EPOLLIN)
         self._taps: dict[int, str] = {}
+        self._nats: dict[str, Nat] = {}
         self._closing = False
         self._thread = threading.Thread(target=self._forward, name="switch", daemon=True)
 
@@ -121,6 +129,18 @@ class Lan:
             self._switch.ports.add(name)
         self._poll.register(tap, select.EPOLLIN)
         return device
+
+    def add_nat(self, nat: Nat) -> None:
+        """Let a router take part; `segments` says what lies on which side of it."""
+        with self._lock:
+            for port in (nat.inside_port, nat.outside_port):
+                self._nats[port] = nat
+                self._switch.ports.add(port)
+
+    def segments(self, *groups: Collection[str]) -> None:
+        """Lay the cables: frames pass within these groups only, whatever splits and heals."""
+        with self._lock:
+            self._switch.segments = tuple(frozenset(group) for group in groups)
 
     # -- the weather; each may be called at any time ------------------------------------------------------------------
 
@@ -159,9 +179,7 @@ class Lan:
                 if fd in self._taps:
                     self._take(fd)
             while self._waiting and self._waiting[0].at <= time.monotonic():
-                one = heapq.heappop(self._waiting)
-                with suppress(OSError):  # the interface is down or full: a frame like any other that is lost
-                    os.write(self.devices[one.port].tap, one.frame)
+                self._deliver(heapq.heappop(self._waiting))
 
     def _take(self, tap: int) -> None:
         while True:
@@ -169,10 +187,21 @@ class Lan:
                 frame = os.read(tap, _FRAME_BYTES_MAX)
             except OSError:  # nothing more, or the interface is down
                 return
-            with self._lock:
-                out = self._switch.forward(self._taps[tap], frame, time.monotonic())
-            for one in out:
-                heapq.heappush(self._waiting, one)
+            self._send(self._taps[tap], frame)
+
+    def _send(self, port: str, frame: bytes) -> None:
+        with self._lock:
+            out = self._switch.forward(port, frame, time.monotonic())
+        for one in out:
+            heapq.heappush(self._waiting, one)
+
+    def _deliver(self, one: Delivery) -> None:
+        if (nat := self._nats.get(one.port)) is not None:
+            for port, frame in nat.receive(one.port, one.frame):
+                self._send(port, frame)
+            return
+        with suppress(OSError):  # the interface is down or full: a frame like any other that is lost
+            os.write(self.devices[one.port].tap, one.frame)
 
 
 def _new_namespace() -> tuple[int, int]:

@@ -61,6 +61,7 @@ class Switch:
     counted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("carried", "lost", "cut"), 0))
     _lines: dict[tuple[Port, Port], Line] = field(default_factory=dict)
     _states: dict[tuple[Port, Port], _State] = field(default_factory=dict)
+    segments: tuple[frozenset[Port], ...] = ()  # cables: as a split that no healing takes back
     _groups: tuple[frozenset[Port], ...] = ()
     _where: dict[bytes, Port] = field(default_factory=dict)  # hardware address to port, learned
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -97,7 +98,10 @@ class Switch:
         return sorted(self.ports - {source})
 
     def _passes(self, source: Port, to: Port) -> bool:
-        return not self._groups or any(source in group and to in group for group in self._groups)
+        return all(
+            not groups or any(source in group and to in group for group in groups)
+            for groups in (self._groups, self.segments)
+        )
 
     def _carry(self, source: Port, to: Port, frame: bytes, now: float) -> list[Delivery]:
         line = self._lines.get((source, to), self.line)
