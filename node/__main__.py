@@ -342,13 +342,16 @@ def _trouble_tables(said: Mapping[str, Any]) -> list["Table"]:
 
 
 def _log_to_stderr(*, verbose: bool) -> None:
-    """Our log goes to stderr; libp2p's own is kept out of it unless asked for: it speaks of ordinary disconnections."""
+    """Our log goes to stderr. What libraries have to say is kept out of it unless asked for: libp2p speaks of ordinary
+    disconnections, zeroconf shows a traceback for every interface without multicast, loopback's IPv6 among them.
+    """
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
     logging.getLogger("lepton").setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
         logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+        logging.getLogger("zeroconf").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":
