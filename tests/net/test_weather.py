@@ -74,6 +74,7 @@ def test_both_sides_of_a_partition_go_on_and_agree_when_it_heals(air: Lan, three
     until(lambda: all(tasks(member) >= {"left", "right"} for member in three), *three)
 
 
+@pytest.mark.slow
 def test_two_that_cannot_hear_each_other_one_way_are_seen_by_the_third(air: Lan, three: Three) -> None:
     attic, kitchen, study = three
     air.change("study", "attic", cut=True)
