@@ -65,6 +65,11 @@ class Member:
 
         return trio.run(ask)
 
+    def said_so_far(self) -> str:
+        """Its node's log."""
+        assert self.node is not None
+        return self.node.err
+
     def sees(self) -> set[str]:
         """The names of the other devices that its node is connected to and has heard the profile of."""
         return {peer["device"] for peer in self.status()["peers"]} - {self.name}

@@ -28,5 +28,6 @@ def test_devices_whose_network_is_renumbered_find_each_other_again(lan: Lan, tmp
         for member in both:
             member.device.ip(f"address del {member.device.ipv4}/24 dev {INTERFACE}")
             member.device.ip(f"address add 192.168.7.{member.device.number}/24 dev {INTERFACE}")
-        until(lambda: not any(member.sees() for member in both), *both)
-        until(lambda: together(both), *both)
+        until(lambda: all(f"192.168.7.{member.device.number}" in member.said_so_far() for member in both), *both)
+        until(lambda: any("over its old connection" in member.said_so_far() for member in both), *both)
+        until(lambda: together(both), *both)  # which may be so at once: neither was ever alone for long
