@@ -165,3 +165,31 @@ def test_a_newer_grant_of_ones_own_must_give_the_same_for_longer() -> None:
     members.renew(longer, NOW)
     assert members.me.expires == members.authority(ME.peer_id).expires == NOW + 200
     assert members.chains([ME.peer_id]) == {ME.peer_id: longer}
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+
+HOUR_S = 3600
+
+
+def test_a_clock_that_is_hours_wrong_moves_an_end_by_hours_and_nothing_else() -> None:
+    members = admission()
+    chain = credentials(ALICE, expires=NOW + 10 * HOUR_S).chain
+    for wrong_by in (-6 * HOUR_S, 6 * HOUR_S):  # of whoever looks; whoever signed is not asked
+        assert members.admit(ALICE.peer_id, chain, NOW + wrong_by).allows("mesh")
+    with pytest.raises(Refused, match="or set the clock if it is wrong"):
+        members.admit(ALICE.peer_id, chain, NOW + 4 * HOUR_S + 6 * HOUR_S)
+    throw_out(members, revoked(ALICE))
+    for clock in (0.0, NOW):  # even a board that believes it is 1970
+        with pytest.raises(Refused, match="was revoked"):
+            members.admit(ALICE.peer_id, chain, clock)
+
+
+def test_a_revocation_dated_in_the_future_or_the_past_counts_at_once() -> None:
+    for signed_at in (0.0, FOREVER):
+        members = admission()
+        item = revoke(ROOT, ALICE.peer_id, root=ROOT.peer_id, reason="", now=signed_at)
+        throw_out(members, [item])
+        with pytest.raises(Refused, match="was revoked"):
+            members.admit(ALICE.peer_id, credentials(ALICE).chain, NOW)

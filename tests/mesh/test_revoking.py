@@ -12,6 +12,7 @@ from lepton.mesh import revoking as revoking_module
 from lepton.mesh.admission import Credentials
 from lepton.mesh.calls import Answer, Incoming, Method
 from lepton.mesh.errors import LeptonError, LinkError, PeerError, Refused, UsageError
+from lepton.mesh.finding import Finding
 from lepton.mesh.identity import Identity
 from lepton.mesh.mesh import Mesh
 from lepton.mesh.protocol import HELLO, Hello, HelloAnswer
@@ -28,6 +29,11 @@ ADMIN = credentials(ANNA, role="admin")
 @pytest.fixture(autouse=True)
 def _without_mdns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mesh_module, "open_discovery", no_discovery)
+    monkeypatch.setattr(Finding, "_read", _look_nowhere)  # nor do they read of each other in records
+
+
+async def _look_nowhere(_finding: Finding) -> None:
+    await trio.sleep_forever()
 
 
 @asynccontextmanager
