@@ -8,7 +8,8 @@ connected; a thousand have the links of five rings, as `mesh/neighbours.py` keep
 sends, messages whole, with 48 B for what carries each; signatures are checked once for all nodes and not by each.
 
 ``heal_s`` is the time from a partition's end, 500 and 500 nodes for ten minutes, until all hold the same records; the
-links between the halves come back one by one within 15 s. Of the ten minutes only the last is simulated: a status that has changed twenty times counts as its last.
+links between the halves come back one by one within 15 s. Of the ten minutes only the last is simulated: a status that
+has changed twenty times counts as its last.
 """
 
 import json
