@@ -1,4 +1,4 @@
-"""What README.md shows works: its Python runs, its commands and options exist.
+"""What README.md and the pages of docs/ show works: their Python runs, their commands and options exist.
 
 A block after the line `<!-- test: skip REASON -->` is left out, and pytest shows the reason.
 """
@@ -27,6 +27,7 @@ ENDS = {"|", "||", "&", "&&", ";", ">", ">>", "2>"}  # where one command ends fo
 
 @dataclass(frozen=True, slots=True)
 class Block:
+    page: str
     language: str
     text: str
     line: int
@@ -34,18 +35,21 @@ class Block:
 
 
 def blocks() -> list[Block]:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    return [
-        Block(found["language"], found["text"], readme.count("\n", 0, found.start("text")) + 1, found["skip"])
-        for found in BLOCK.finditer(readme)
-    ]
+    found = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text("utf-8")
+        found += [
+            Block(page.name, one["language"], one["text"], text.count("\n", 0, one.start("text")) + 1, one["skip"])
+            for one in BLOCK.finditer(text)
+        ]
+    return found
 
 
 def blocks_in(*languages: str) -> list[object]:
     return [
         pytest.param(
             block,
-            id=f"line-{block.line}",
+            id=f"{block.page}-line-{block.line}",
             marks=[pytest.mark.skip(reason=block.skip)] if block.skip else [],
         )
         for block in blocks()
@@ -112,7 +116,7 @@ def test_python_runs(block: Block, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", blocks_in(*SHELL))
 def test_commands_exist(block: Block) -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     for program, *words in commands(block.text):
         if Path(program).name == "lepton-node":
             assert fault(command_line(), words) is None
