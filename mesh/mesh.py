@@ -7,7 +7,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -118,7 +118,7 @@ class Mesh:
             end=self._offended,
         )
         self.door.on_revocations = self.revoking.take
-        self.revoking.on_fall = self._picture.forgot
+        self.revoking.on_fall = self._fell
         self.finding = Finding(
             config.bootstrap,
             config.interfaces,
@@ -248,6 +248,11 @@ class Mesh:
             raise LinkError(msg)
         self.door.refusals.pop(connection.peer_id, None)
         self._nursery.start_soon(self._watch, connection)
+
+    def _fell(self, peers: Collection[PeerId]) -> None:
+        """Count those who were thrown out as absent even if others still say that they are here."""
+        self._note(membership.Gone(tuple(peers)))
+        self._picture.forgot()
 
     async def _watch(self, connection: Connection) -> None:
         """Count a peer as connected for as long as it has a connection that was let in."""

@@ -50,7 +50,7 @@ class Revoking:
         """``spawn`` starts a task of the node; ``end`` closes a peer's connection and notes why."""
         self._save: Callable[[tuple[Revocation, ...]], None] = lambda _all: None
         self.before_fall: Callable[[], None] = lambda: None  # the last moment to look at what will be forgotten
-        self.on_fall: Callable[[], None] = lambda: None  # somebody is out
+        self.on_fall: Callable[[Collection[PeerId]], None] = lambda _peers: None  # these are out
         self._admission = admission
         self._revocations = admission.revocations
         self._store = store
@@ -118,7 +118,7 @@ class Revoking:
                 self._spawn(self._tell, peer, tuple(new), why)
         if self._admission.ended:
             log.error("This device was thrown out of the mesh: %s", self._admission.ended)
-        self.on_fall()
+        self.on_fall(out.keys())
 
     async def _tell(self, peer: PeerId, new: tuple[Revocation, ...], why: str) -> None:
         """Pass news on to a peer; with a reason, hang up on it afterwards."""

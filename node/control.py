@@ -117,7 +117,7 @@ async def _answer(node: "Node", stop: trio.Event, stream: trio.SocketStream) -> 
             frame = await _receive(stream)
             request = unpack(frame.header, Request)
             arguments, given = _read_body(request, frame)
-            value, arrays = await _perform(node, stop, request.command, arguments, given, stream)
+            value, arrays = await _perform(node, request.command, arguments, given, stream)
         except LeptonError as error:
             kind = next(name for name, cls in _KINDS.items() if isinstance(error, cls))
             await _reply(stream, kind, str(error))
@@ -125,13 +125,17 @@ async def _answer(node: "Node", stop: trio.Event, stream: trio.SocketStream) -> 
             log.exception("a command failed")
             await _reply(stream, "error", f"The node could not do this ({error!r}); its log says more.")
         else:
-            await _reply(stream, "result", value, arrays)
+            try:
+                await _reply(stream, "result", value, arrays)
+            finally:
+                if request.command == "stop":  # only now: the end of the node would cut off the reply
+                    stop.set()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         log.debug("the command line went away")
 
 
 async def _perform(
-    node: "Node", stop: trio.Event, command: str, arguments: Arguments, arrays: list[Array], stream: trio.SocketStream
+    node: "Node", command: str, arguments: Arguments, arrays: list[Array], stream: trio.SocketStream
 ) -> tuple[object, list[Array]]:
     match command:
         case "status":
@@ -151,7 +155,6 @@ async def _perform(
         case "train":
             return await _train(node, arguments, stream), []
         case "stop":
-            stop.set()
             return None, []
         case _:
             msg = f"The node does not know the command {command!r}."

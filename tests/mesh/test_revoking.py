@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
-from lepton.mesh import limits
+from lepton.mesh import limits, membership
 from lepton.mesh import mesh as mesh_module
 from lepton.mesh import revoking as revoking_module
 from lepton.mesh.admission import Credentials
@@ -149,6 +149,15 @@ async def test_who_dials_a_revoked_peer_tells_it_and_turns_away() -> None:
         await until(anna, lambda: "was revoked by the root key" in anna.refusals.get(EVE.peer_id, ""))
         await until(eve, lambda: eve._admission.ended)
         assert not anna.present
+
+
+async def test_who_was_thrown_out_is_not_here_whatever_others_say() -> None:
+    async with line((ANNA, ADMIN), (BEN, credentials(BEN))) as (anna, _ben):
+        anna.admission.admit(EVE.peer_id, credentials(EVE).chain, NOW)
+        anna._note(membership.Heard((EVE.peer_id,)))
+        assert EVE.peer_id in anna.present
+        anna.revoke(EVE.peer_id, reason="lost")
+        assert EVE.peer_id not in anna.present
 
 
 async def test_guests_of_a_revoked_admin_are_out_but_for_those_that_are_kept() -> None:
