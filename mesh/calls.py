@@ -23,7 +23,7 @@ from . import frames, limits
 from .errors import Busy, LinkError, PeerError, Refused, Uncertain, UsageError
 from .grants import Authority
 from .identity import PeerId, short
-from .messages import Message
+from .messages import Message, pack
 from .rpc import headers
 from .rpc.asking import Asking, Body, Pending, body_of, read_body
 from .rpc.attached import PROTOCOL, Attached, Inlet, Key, Outlet
@@ -31,7 +31,7 @@ from .rpc.bulk import Bulk, Destination, FilePart, Sink, Source
 from .rpc.channel import Counts
 from .rpc.headers import EPOCH_BYTES, Attach, Kind, Once, RequestHeader
 from .rpc.methods import Answer, Empty, Incoming, Item, Method, capability
-from .rpc.once import IdempotencyKey, OnlyOnce, Spawn
+from .rpc.once import IdempotencyKey, OnlyOnce, Spawn, hash_of
 from .rpc.remembered import Remembered
 from .rpc.serving import Admit, Serving
 from .tensors import Array
@@ -151,6 +151,8 @@ class Calls:
         joins it or gets its answer, and raises UsageError when it asks for something else. A callee that was restarted
         has forgotten its keys; it is then not asked to run it, and Uncertain is raised.
         """
+        if peer == self._me.subject and idempotency_key is not None:
+            return await self._call_oneself_once(idempotency_key, method, Answer(message, arrays), scope, timeout_s)
         if peer == self._me.subject:
             return await self._call_oneself(method, Answer(message, arrays), scope, timeout_s)
         return await self._exchange(
@@ -188,7 +190,7 @@ class Calls:
                 )
             except (Busy, LinkError) as error:
                 pause = error.retry_after_s if isinstance(error, Busy) else limits.REPEAT_S
-                if error.told and not isinstance(error, Busy):
+                if (error.told or peer == self._me.subject) and not isinstance(error, Busy):
                     raise
                 if trio.current_time() + pause >= deadline:
                     if isinstance(error, Busy) or not key.epoch:
@@ -402,6 +404,18 @@ class Calls:
         """An answer broke the protocol."""
         error.offender = asking.connection.peer_id
         self._offend(asking.connection.peer_id, str(error))
+
+    async def _call_oneself_once(
+        self, key: IdempotencyKey, method: str, asked: Answer[Any], scope: str, timeout_s: float
+    ) -> Answer[Any]:
+        async def work() -> tuple[object, int]:
+            return await self._call_oneself(method, asked, scope, timeout_s), 0
+
+        once, me = key.shown_to(self._only_once.epoch), self._me.subject
+        request = hash_of(method, scope, pack(asked.message), asked.arrays)
+        answer = await self._only_once.run(me, once, request, work, timeout_s)
+        assert isinstance(answer, Answer)
+        return answer
 
     async def _call_oneself(
         self,

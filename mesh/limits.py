@@ -13,7 +13,7 @@ MIB: Final = 1024 * KIB
 HEADER_BYTES_MAX: Final = 64 * KIB
 ARRAY_ITEMS_MAX: Final = 1024  # the longest list that we send has 128 records
 MAP_ITEMS_MAX: Final = 256  # structs have under 20 fields, model manifests one per layer
-STRING_BYTES_MAX: Final = 4 * KIB
+STRING_BYTES_MAX: Final = 4 * KIB  # a refusal in words has 1,000 characters
 BIN_BYTES_MAX: Final = 32 * KIB  # signed records; raw tensors never travel inside msgpack
 DEPTH_MAX: Final = 8  # our deepest message has 5
 BUFFERS_MAX: Final = 64  # tensors in one frame: live values of a cut, or tensors of one layer
@@ -59,11 +59,11 @@ STRANGERS_MAX: Final = 32  # connections that have not yet proved membership
 MEMORY_BYTES_MAX: Final = 512 * MIB
 MEMORY_BYTES_PER_PEER_MAX: Final = 192 * MIB  # its large buffers, every stream's first window, and some wide ones
 MEMORY_KEPT_BYTES: Final = 64 * MIB  # the last part, for peers that hold little: some streams of 32 of them
-MEMORY_LITTLE_BYTES: Final = 2 * MIB
+MEMORY_LITTLE_BYTES: Final = 2 * MIB  # eight streams' first windows: enough to call
 
 # -- time -------------------------------------------------------------------------------------------------------------
 HANDSHAKE_TIMEOUT_S: Final = 10.0  # a Pi under load takes 1 to 2 s
-DIAL_TIMEOUT_S: Final = 10.0
+DIAL_TIMEOUT_S: Final = 10.0  # all addresses of one peer, handshake included
 CALL_TIMEOUT_S: Final = 10.0  # when the caller names no deadline
 CALL_TIMEOUT_S_MAX: Final = 600.0  # the longest deadline that a peer may ask for
 REMEMBERED_S: Final = CALL_TIMEOUT_S_MAX  # an idempotency key after its call ended: no call is repeated for longer
@@ -73,15 +73,15 @@ TRANSFER_STALL_S: Final = 30.0  # for each part of a large buffer, and for a pee
 REASON_WAIT_S: Final = 1.0  # for the reason why a stream was reset to come on another: a round trip
 BUSY_RETRY_S: Final = 0.1  # the hint that goes with Busy: some calls' length
 PROBE_TIMEOUT_S: Final = 3.0  # for a connection to show that it still carries something: many round trips of a LAN
-JOIN_TIMEOUT_S: Final = 20.0
+JOIN_TIMEOUT_S: Final = 20.0  # to find who holds an invite: some announcements, dials and handshakes one after another
 # For the true holder of an invite to answer when somebody else on the network has said no.
 JOIN_SECOND_OPINION_S: Final = 3.0
 JOIN_ASKED_MAX: Final = 128  # nodes that one joiner dials: twice a full mesh and its neighbours'
 
 # -- trust ------------------------------------------------------------------------------------------------------------
 GRANT_CHAIN_MAX: Final = 3  # root, issuer, member; a deeper delegation is a mistake or an attack
-GRANT_BYTES_MAX: Final = 2 * KIB
-CAPABILITIES_MAX: Final = 32
+GRANT_BYTES_MAX: Final = 2 * KIB  # 195 B in use; 32 capabilities of the longest names fit
+CAPABILITIES_MAX: Final = 32  # of one grant; a role has six, more name single models or tasks
 # Wrong codes for one invite, by whomever (a peer id costs nothing), before it is closed. Five of 2^40 guesses.
 INVITE_TRIES_MAX: Final = 5
 # Attempts on one invite that were broken off before they could be right or wrong: they tell next to nothing and cost
@@ -103,7 +103,7 @@ REVOCATION_PAGE_BYTES_MAX: Final = 40 * KIB  # beside the ids of all, which take
 
 # -- the picture ------------------------------------------------------------------------------------------------------
 RECORD_BYTES_MAX: Final = 16 * KIB  # a manifest of 100 layers takes 10 KiB
-RECORDS_PER_OWNER_MAX: Final = 128
+RECORDS_PER_OWNER_MAX: Final = 128  # models, stages, tasks and services of one device
 RECORDS_BYTES_PER_OWNER_MAX: Final = 512 * KIB  # 32 manifests of the largest size
 MEMBERS_MAX: Final = 4096  # four times the largest mesh that is simulated; a grant and what goes with it take 1 KiB
 RECORDS_MAX: Final = 32768  # 8 of each of so many members, 32 of a thousand; about 60 MiB with their indexes

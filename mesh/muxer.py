@@ -186,15 +186,16 @@ class Muxer:
         scratch = _read_buffer()
         try:
             if self._early:
-                self._take([self._early])
+                self._take([self._early], trio.current_time())
                 self._early = b""
             while not self._records.ended:
                 size = self._socket.receive_nowait(scratch)
                 if size is None:
                     await self._socket.readable()
                 elif size:
-                    self._take(self._records.open(scratch[:size]))
-                    if too_fast_s := self._bucket.spend(size, trio.current_time()):
+                    now = trio.current_time()
+                    self._take(self._records.open(scratch[:size]), now)
+                    if too_fast_s := self._bucket.spend(size, now):
                         await trio.sleep(too_fast_s)  # what it sends meanwhile fills its own queues
                     elif size == READ_BYTES:
                         await trio.lowlevel.checkpoint()
@@ -282,9 +283,9 @@ class Muxer:
 
     # -- events -------------------------------------------------------------------------------------------------------
 
-    def _take(self, chunks: Sequence[bytes]) -> None:
+    def _take(self, chunks: Sequence[bytes], now: float) -> None:
         self._held = True  # all that watchers answer goes in one batch
-        for event in self._yamux.receive(chunks, trio.current_time()):
+        for event in self._yamux.receive(chunks, now):
             self._handle(event)
         self._held = False
         if self._yamux.has_frames:

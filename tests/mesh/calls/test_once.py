@@ -180,6 +180,15 @@ async def test_an_answer_too_large_to_be_kept_is_given_once(pair: Pair) -> None:
         assert counter.runs == 1
 
 
+async def test_a_call_to_oneself_runs_once_too(pair: Pair) -> None:
+    async with pair() as (a, _):
+        counter, key = Counter(), IdempotencyKey()
+        a.calls.serve(counter.method())
+        for _ in range(2):
+            assert (await a.calls.call(a.peer_id, "m", Note(), Note, idempotency_key=key)).message.text == "run 1"
+        assert counter.runs == 1
+
+
 # -- the machine ------------------------------------------------------------------------------------------------------
 
 
