@@ -16,13 +16,14 @@ from lepton.mesh.grants import Grant
 from lepton.mesh.mesh import Mesh
 from lepton.mesh.protocol import HELLO, JOIN
 from lepton.mesh.records import RecordStore, SignedRecord
+from lepton.mesh.revocations import Revocation, revoke
 from lepton.mesh.rpc.headers import AnswerHeader, Attach, CancelHeader, CreditHeader, EndHeader, ItemHeader, frame
 from lepton.mesh.swaps import Swap, Swapped
 from lepton.mesh.tensors import TensorSpec
 from lepton.mesh.transport import Stream
 from lepton.mesh.yamux import Flag, Kind
 
-from ..fakes import Note, credentials, grant, identity
+from ..fakes import NOW, ROOT, Note, credentials, grant, identity
 from ..nodes import Guest, greet
 from .double import (
     BOB,
@@ -56,6 +57,24 @@ def shows(chain: Sequence[Grant]) -> Any:
         assert answer.refused
 
     return attack
+
+
+def out() -> Revocation:
+    return revoke(ROOT, EVE.peer_id, root=ROOT.peer_id, reason="lost on the bus", now=NOW)
+
+
+async def shows_a_revoked_grant(eve: Guest, alice: Mesh) -> None:
+    alice.revoking._revocations.merge([out()])
+    answer = await greet(await eve.dial(), credentials(EVE).chain)
+    assert "lost on the bus" in answer.refused
+
+
+async def is_revoked_inside(eve: Guest, alice: Mesh) -> None:
+    """And goes on calling, as if it had not heard."""
+    connection = await eve.enter()
+    stream = await control(connection, request(method="forever"))
+    alice.revoking.take([out()])
+    await quietly(stream.send_all, request(2))
 
 
 def other_mesh() -> tuple[Grant, ...]:
@@ -104,6 +123,7 @@ STRANGERS = {
     "a grant of its own making": Attack(shows(own_making()), "refused", member=False),
     "a grant by who may not": Attack(shows(member_as_issuer()), "refused", member=False),
     "an expired grant": Attack(shows((grant(identity("root"), EVE, expires=time.time() - 1),)), "expire", member=False),
+    "a revoked grant": Attack(shows_a_revoked_grant, "lost on the bus", member=False),
     "no grant": Attack(shows(()), "refused", member=False),
 }
 
@@ -302,6 +322,7 @@ DEEDS = {
     "a record signed by another key": Attack(pushes(lambda: _signed(BOB, EVE)), "signature"),
     "a record replayed": Attack(replays_a_record, closes=False),
     "one record too many": Attack(too_many_records, "not a valid Swap"),
+    "a grant revoked meanwhile": Attack(is_revoked_inside, "lost on the bus"),
     "a greeting once inside": Attack(greets_twice, closes=False),
 }
 
