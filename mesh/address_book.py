@@ -95,6 +95,12 @@ class AddressBook:
         self._entries.pop(peer, None)
         self._hearsay.discard(peer)
 
+    def doubt(self, peer: PeerId, now: float) -> None:
+        """What is known of a peer counts no more than hearsay from now on."""
+        if (entry := self._entries.get(peer)) is not None:
+            entry.proven, entry.hinted_at = False, now
+            self._hearsay.add(peer)
+
     # -- what came of it ----------------------------------------------------------------------------------------------
 
     def met(self, peer: PeerId, now: float) -> None:

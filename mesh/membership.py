@@ -74,6 +74,13 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
+class Expelled:
+    """These are members no more. Their connections are for others to close; a dial tells them, should they not know."""
+
+    peers: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Needed:
     """Somebody waits for a connection to this peer."""
 
@@ -128,7 +135,18 @@ class Drop:
 
 
 Event = (
-    Hinted | Connected | Disconnected | Parting | DialFailed | Heard | Gone | Needed | Exchanged | Unsettled | Expired
+    Hinted
+    | Connected
+    | Disconnected
+    | Parting
+    | DialFailed
+    | Heard
+    | Gone
+    | Expelled
+    | Needed
+    | Exchanged
+    | Unsettled
+    | Expired
 )
 Effect = Dial | Probe | Release | Drop
 
@@ -178,7 +196,7 @@ class Membership:
                 self._note(event, now)
                 return []
 
-    def _note(self, event: Hinted | Disconnected | Parting | DialFailed | Heard | Gone, now: float) -> None:
+    def _note(self, event: Hinted | Disconnected | Parting | DialFailed | Heard | Gone | Expelled, now: float) -> None:
         match event:
             case Hinted(peer, addresses, signed):
                 self.book.hint(peer, addresses, now, signed=signed)
@@ -192,6 +210,10 @@ class Membership:
                 self._hear(peers)
             case Gone(peers):
                 self._unhear(peers)
+            case Expelled(peers):
+                self._unhear(peers)
+                for peer in peers:
+                    self.book.doubt(peer, now)
 
     # -- connections --------------------------------------------------------------------------------------------------
 

@@ -251,7 +251,7 @@ class Mesh:
 
     def _fell(self, peers: Collection[PeerId]) -> None:
         """Count those who were thrown out as absent even if others still say that they are here."""
-        self._note(membership.Gone(tuple(peers)))
+        self._note(membership.Expelled(tuple(peers)))
         self._picture.forgot()
 
     async def _watch(self, connection: Connection) -> None:

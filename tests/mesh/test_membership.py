@@ -20,6 +20,7 @@ from lepton.mesh.membership import (
     Effect,
     Event,
     Exchanged,
+    Expelled,
     Expired,
     Gone,
     Heard,
@@ -365,6 +366,21 @@ def test_no_more_dials_are_under_way_at_once_than_may_be_and_members_come_first(
     assert members.handle(Hinted(A, AT_A, signed=True), 1.0) == []
     members.handle(DialFailed(PeerId("forged 0")), 1.0)
     assert A in members.book.dialling
+
+
+def test_who_was_thrown_out_is_not_present_by_hearsay_and_soon_forgotten() -> None:
+    members = in_a_crowd()
+    near, far = min(members.connected), next(peer for peer in CROWD if not members.neighbours.wants(peer))
+    members.handle(Expelled((near, far)), 1.0)
+    assert members.present == set(CROWD) - {far}  # as long as its connection is open
+    members.handle(Disconnected(near), 1.1)
+    assert members.present == set(CROWD) - {near, far}
+    while members.deadline < 3 * CONFIG.hint_lifetime_s:
+        now = members.deadline
+        members.handle(Expired(), now)
+        for peer in sorted(members.book.dialling):
+            members.handle(DialFailed(peer, refused=True), now)
+    assert near not in members.book
 
 
 # -- time that was not noticed -----------------------------------------------------------------------------------------
