@@ -29,6 +29,7 @@ ADMIN = credentials(ANNA, role="admin")
 @pytest.fixture(autouse=True)
 def _without_mdns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mesh_module, "open_discovery", no_discovery)
+    monkeypatch.setattr(revoking_module, "_REPAIR_INTERVAL_S", 10 * PATIENCE_S)  # word of mouth alone
     monkeypatch.setattr(Finding, "_read", _look_nowhere)  # nor do they read of each other in records
 
 
@@ -116,10 +117,9 @@ async def test_who_was_revoked_is_refused_at_the_door_with_the_reason_and_the_pr
 
 @pytest.mark.parametrize(("mine", "theirs"), [([EVE], []), ([], [EVE]), ([EVE], [DORA])])
 async def test_two_that_greet_each_other_know_the_same_before_either_serves(
-    monkeypatch: pytest.MonkeyPatch, mine: list[Identity], theirs: list[Identity]
+    mine: list[Identity], theirs: list[Identity]
 ) -> None:
     """Whoever dials, and whoever of the two knew: the first call finds the revoked out."""
-    monkeypatch.setattr(revoking_module, "_REPAIR_INTERVAL_S", 10 * PATIENCE_S)
     kept = {"anna": by_root(*mine), "ben": by_root(*theirs)}
     async with (
         member(ANNA, revocations=kept["anna"]) as anna,
