@@ -61,6 +61,9 @@ class Remembered:
                     f"This node remembers {len(known)} keys of yours, all that it does; some are forgotten in a while."
                 )
                 raise Busy(msg, max(limits.BUSY_RETRY_S, next(iter(known.values())).until - now))
+            if sum(entry.ended is None for entry in known.values()) >= limits.CALLS_PER_PEER_MAX:
+                msg = "Calls of yours that outlived their connections still run here, as many as may be at once."
+                raise Busy(msg, limits.BUSY_RETRY_S)
             known[once.key] = _Entry(request)
             self._callers[caller] = known
             return FRESH

@@ -209,6 +209,17 @@ def test_keys_are_forgotten_late_and_new_ones_are_busy_until_then() -> None:
     assert memory.begin(ANN, once(0), b"r", limits.REMEMBERED_S + 1.0) == FRESH
 
 
+def test_reconnecting_is_no_way_to_more_calls_at_once() -> None:
+    memory = Remembered(EPOCH)
+    for number in range(limits.CALLS_PER_PEER_MAX):
+        assert memory.begin(ANN, once(number), b"r", 0.0) == FRESH
+    with pytest.raises(Busy, match="outlived"):
+        memory.begin(ANN, once(99), b"r", 0.0)
+    assert memory.begin(ANN, once(0), b"r", 0.0) == RUNNING  # a repetition only waits
+    memory.end(ANN, once(0).key, "answer", 1, 0.0)
+    assert memory.begin(ANN, once(99), b"r", 0.0) == FRESH
+
+
 STEPS = st.lists(
     st.tuples(
         st.sampled_from([ANN, BEN]),
