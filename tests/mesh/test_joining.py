@@ -199,6 +199,44 @@ async def test_a_stranger_in_the_way_learns_nothing_and_stops_nobody(
         await join(BOB, code, eve.addresses[0], host)
 
 
+@pytest.mark.parametrize("holder_too", [True, False])
+async def test_a_no_of_somebody_unproven_gives_the_true_holder_a_little_longer(
+    holder_too: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody on the network may say no; nobody waits out the whole search for it, and nobody is turned away by it."""
+    said_no = trio.Event()
+
+    async def refuse(connection: Connection) -> None:
+        await says_no_for_it(await connection.accept_stream(JOIN))
+        await connection.closed.wait()
+        said_no.set()
+
+    async with host_of() as host, open_transport(EVE, LOCAL, on_connection=refuse, handlers={}) as eve:
+        code = host.invite(role="member", uses=1, lifetime_s=3600.0)
+
+        @asynccontextmanager
+        async def slowly(*, interfaces: Sequence[str]) -> AsyncIterator[trio.MemoryReceiveChannel[Sighting]]:
+            send, receive = trio.open_memory_channel[Sighting](2)
+            send.send_nowait(Sighting(eve.addresses))
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def later() -> None:
+                    await said_no.wait()
+                    if holder_too:
+                        await send.send(Sighting(host.addresses))
+
+                yield receive
+
+        monkeypatch.setattr(joining, "open_search", slowly)
+        if holder_too:
+            await join(BOB, code)
+        else:
+            monkeypatch.setattr(limits, "JOIN_SECOND_OPINION_S", 0.1)
+            with pytest.raises(Refused, match="used already"):
+                await join(BOB, code, timeout_s=10 * PATIENCE_S)
+
+
 async def test_a_man_in_the_middle_gets_no_one_in_and_costs_one_try() -> None:
     """Eve announces herself, takes the joiner's connection and passes every message on to the true holder."""
     async with host_of() as host:
