@@ -22,9 +22,9 @@ async def test_who_is_met_is_whoever_lives_there(node: OpenNode, security: tuple
     assert await a.dial_whoever(named, timeout_s=PATIENCE_S) is connection  # that there is already
 
 
-@pytest.mark.parametrize("security", [(NOISE,), (NOISE, TLS)])
+@pytest.mark.parametrize("security", [(NOISE,), (TLS,), (NOISE, TLS)])
 async def test_who_is_turned_down_never_learns_who_we_are(node: OpenNode, security: tuple[str, ...]) -> None:
-    """With Noise the initiator speaks last. The peer sees a handshake that breaks off, and admits the next one."""
+    """In both handshakes who was dialled proves itself first. It sees a handshake that breaks off, and admits the next one."""
     came = list[PeerId]()
 
     async def note(connection: Connection) -> None:
