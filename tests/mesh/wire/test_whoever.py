@@ -24,7 +24,7 @@ async def test_who_is_met_is_whoever_lives_there(node: OpenNode, security: tuple
 
 @pytest.mark.parametrize("security", [(NOISE,), (TLS,), (NOISE, TLS)])
 async def test_who_is_turned_down_never_learns_who_we_are(node: OpenNode, security: tuple[str, ...]) -> None:
-    """In both handshakes who was dialled proves itself first. It sees a handshake that breaks off, and admits the next one."""
+    """Who was dialled proves itself first. It sees a handshake that breaks off, and admits the next one."""
     came = list[PeerId]()
 
     async def note(connection: Connection) -> None:
