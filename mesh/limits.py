@@ -115,3 +115,10 @@ WANTED_MAX: Final = 512  # ids that one message asks for, 8 KiB
 NEWS_MAX: Final = 256  # ids of what was lately learned that one message names, 4 KiB
 LISTED_MAX: Final = 2000  # ids that one message lists, 31 KiB: more than a binary value holds would not pass
 USELESS_MAX: Final = 4096  # ids that are not asked for again for a minute, 64 KiB
+
+# -- who lives --------------------------------------------------------------------------------------------------------
+RUMOURS_MAX: Final = 16  # of each kind in one message; we send fewer, so that a probe fits into one Ethernet frame
+DOUBTERS_MAX: Final = 4  # named in one doubt: as many as shorten a suspicion, and its first
+RUMOURS_KEPT_MAX: Final = 512  # waiting to be told: a change of half of 1,000 members at once
+LIVES_MAX: Final = 4096  # members of whose lives a node keeps track, dead ones too; each takes some 300 B
+ERRANDS_MAX: Final = 64  # that a node makes for others at once: of 50 peers that all look for the same one
