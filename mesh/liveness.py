@@ -88,14 +88,14 @@ class Died:
 
 
 @dataclass(frozen=True, slots=True)
-class Returned:
-    """A member that was suspected, or dead, lives."""
+class Living:
+    """A member lives that was suspected or dead, or of whom nothing was known."""
 
     peer: PeerId
 
 
 Event = Heard | Seen | Connected | Disconnected | DialFailed | Expired
-Effect = Send | Suspected | Died | Returned
+Effect = Send | Suspected | Died | Living
 
 
 class _Due(Protocol):
@@ -244,13 +244,13 @@ class Liveness:
     def _hear(self, peer: PeerId, message: Message, now: float) -> None:
         word = Statement(peer=peer, incarnation=message.incarnation, signature=message.signature)
         if self._lives.hear_word(word):
-            self._effects.append(Returned(peer))
+            self._effects.append(Living(peer))
         self._see(peer)
         for statement in message.statements:
             if statement.peer == self._lives.me:
                 self._lives.hear_oneself(statement)
             elif self._lives.hear_statement(statement):
-                self._effects.append(Returned(statement.peer))
+                self._effects.append(Living(statement.peer))
         for doubt in message.doubts:
             self._hear_doubt(doubt, now)
         match message:
@@ -273,7 +273,7 @@ class Liveness:
         for number in self._attempts_at(peer):
             self._reached(number)
         if self._lives.clear(peer):
-            self._effects.append(Returned(peer))
+            self._effects.append(Living(peer))
 
     def _attempts_at(self, peer: PeerId) -> list[int]:
         return [number for number, attempt in self._attempts.items() if attempt.target == peer]
@@ -350,8 +350,10 @@ class Liveness:
         self.health.note(len(attempt.silent) if attempt.relays else 1)
 
     def _reached(self, number: int) -> None:
-        del self._attempts[number]
+        target = self._attempts.pop(number).target
         self.health.note(-1)
+        if target not in self.neighbours:  # its connection closed, and it lives
+            self._effects.append(Living(target))
 
     def _acked(self, peer: PeerId, ack: Ack) -> None:
         errand, attempt = self._errands.get(ack.number), self._attempts.get(ack.number)

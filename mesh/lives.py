@@ -92,7 +92,10 @@ class Lives:
     # -- what is said -------------------------------------------------------------------------------------------------
 
     def hear_statement(self, statement: Statement) -> bool:
-        """Take in a member's own word; whether it outdoes a doubt. Raises PeerError when it is not the member's own."""
+        """Take in a member's own word; whether it is the first, or clears the member of a doubt.
+
+        Raises PeerError when it is not the member's own.
+        """
         life = self.meet(statement.peer)
         if life is None:
             return False
@@ -102,10 +105,10 @@ class Lives:
                 self._rumours.add(Doubt(peer=statement.peer, incarnation=life.incarnation, by=by))
             return False
         self._words.check(statement)
-        outdone = statement.incarnation > life.incarnation
+        first, outdone = not life.signature, statement.incarnation > life.incarnation
         life.incarnation, life.signature = statement.incarnation, statement.signature
         self._rumours.add(statement)
-        return outdone and self.clear(statement.peer)
+        return (outdone and self.clear(statement.peer)) or (first and not life.dead)
 
     def hear_word(self, statement: Statement) -> bool:
         """Take in what a neighbour says of itself, which shows whether it remembers its latest statement."""

@@ -3,8 +3,8 @@
 mDNS and records of addresses give *hints*; presence comes from admitted connections, and in a mesh too large for
 everybody to be connected to everybody (``neighbours.py``) also from what members hear of each other. A member that is
 wanted and not connected is dialled with pauses that grow (``address_book.py``) until an exchange of records with it
-succeeds. A peer that misses ``misses_max`` exchanges in a row (``spreading.py`` begins them) is frozen: its connection
-is closed, which makes it absent.
+succeeds. Who is connected and silent is for liveness to find (``liveness.py``); its connection is then closed, which
+makes it absent.
 
 Invariant: ``connected`` holds exactly the peers with an admitted connection, ``present`` these and those heard of; in a
 small mesh the two are the same. At most one dial per peer is under way.
@@ -126,14 +126,6 @@ class Release:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Close every connection to this peer."""
-
-    peer: PeerId
-    reason: str
-
-
 Event = (
     Hinted
     | Connected
@@ -148,7 +140,7 @@ Event = (
     | Unsettled
     | Expired
 )
-Effect = Dial | Probe | Release | Drop
+Effect = Dial | Probe | Release
 
 
 @dataclass(slots=True)
@@ -164,7 +156,6 @@ class Membership:
     book: AddressBook = field(init=False)
     neighbours: Neighbours = field(init=False)
     _heard: set[PeerId] = field(default_factory=set)
-    _misses: dict[PeerId, int] = field(default_factory=dict)
     _look_at: float = 0.0
     _reach_at: float = 0.0
 
@@ -187,7 +178,9 @@ class Membership:
             case Needed(peer):
                 return self._needed(peer, now)
             case Exchanged(peer, ok):
-                return self._exchanged(peer, ok=ok)
+                if ok and peer in self.connected:
+                    self.book.settled(peer)
+                return []
             case Unsettled():
                 return self._unsettled(now)
             case Expired():
@@ -220,7 +213,6 @@ class Membership:
     def _connected(self, peer: PeerId, now: float, *, dialled: bool) -> None:
         was_alone = not self.connected
         self.connected.add(peer)
-        self._misses[peer] = 0
         self.book.met(peer, now)
         self.neighbours.connected(peer, dialled=dialled)
         for each in (peer, *(self._heard if was_alone else ())):
@@ -228,7 +220,6 @@ class Membership:
 
     def _disconnected(self, peer: PeerId, now: float) -> None:
         self.connected.discard(peer)
-        self._misses.pop(peer, None)
         self.book.lost(peer, now)
         self.neighbours.disconnected(peer)
         for each in (peer, *(self._heard if not self.connected else ())):
@@ -263,18 +254,6 @@ class Membership:
         else:
             self.present.discard(peer)
             self.neighbours.went(peer)
-
-    # -- exchanges ----------------------------------------------------------------------------------------------------
-
-    def _exchanged(self, peer: PeerId, *, ok: bool) -> list[Effect]:
-        if peer not in self.connected:
-            return []
-        self._misses[peer] = 0 if ok else self._misses.get(peer, 0) + 1
-        if ok:
-            self.book.settled(peer)
-        if self._misses[peer] < self.config.misses_max:
-            return []
-        return [Drop(peer, f"missed {self._misses[peer]} exchanges in a row")]
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from .identity import Identity, PeerId, short
 from .invites import InviteBook
 from .messages import Message
 from .picture import Keep, Picture
+from .probing import Probing
 from .protocol import Part
 from .records import Record, RecordStore, SignedRecord
 from .renewing import Renewing
@@ -117,6 +118,19 @@ class Mesh:
             spawn=self._spawn,
             end=self._offended,
         )
+        self.probing = Probing(
+            identity,
+            admission.root,
+            self.calls,
+            rng,
+            incarnation=store.incarnation,
+            knows=admission.knows,
+            received=self._received,
+            note=self._note_unconnected,
+            drop=self._drop,
+            spawn=self._spawn,
+            offend=self._offended,
+        )
         self.door.on_revocations = self.revoking.take
         self.revoking.on_fall = self._fell
         self.finding = Finding(
@@ -184,6 +198,7 @@ class Mesh:
                     self._running.set()
                     self._nursery.start_soon(self._hear, hints)
                     self._nursery.start_soon(self._tick)
+                    self._nursery.start_soon(self.probing.run)
                     self._nursery.start_soon(self._picture.run)
                     self._nursery.start_soon(self.revoking.repair)
                     self._nursery.start_soon(self.finding.run, self._transport)
@@ -340,8 +355,13 @@ class Mesh:
         if self._closing:
             return
         before, linked = set(self._members.present), set(self._members.connected)
+        whole = self._members.neighbours.whole
         for effect in self._members.handle(event, trio.current_time()):
             self._carry_out(effect)
+        if isinstance(event, membership.Connected | membership.Disconnected | membership.DialFailed):
+            self.probing.note(event)
+        if whole and not self._members.neighbours.whole:
+            self._note(membership.Heard(tuple(sorted(self.probing.machine.alive))))
         for peer in sorted(self._members.connected - linked):
             self._picture.come(peer)
         for peer in sorted(linked - self._members.connected):
@@ -360,9 +380,22 @@ class Mesh:
                 self._nursery.start_soon(self._probe, peer)
             case membership.Release(peer, reason):
                 self._nursery.start_soon(self._release, peer, reason)
-            case membership.Drop(peer, reason):
-                log.warning("dropping %s: it %s", short(peer), reason)
-                self._nursery.start_soon(self._hang_up, peer)
+
+    # -- who lives --------------------------------------------------------------------------------------------------
+
+    def _note_unconnected(self, event: membership.Heard | membership.Gone) -> None:
+        """In a small mesh only a connection makes present."""
+        if isinstance(event, membership.Gone) or not self._members.neighbours.whole:
+            self._note(event)
+
+    def _drop(self, peer: PeerId, reason: str) -> None:
+        log.warning("dropping %s: it %s", short(peer), reason)
+        if (connection := self._transport.connections.get(peer)) is not None:
+            connection.abort(reason)
+
+    def _received(self, peer: PeerId) -> int:
+        connection = self._transport.connections.get(peer)
+        return 0 if connection is None else connection.bytes_received
 
     async def _tick(self) -> None:
         while True:

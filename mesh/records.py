@@ -73,6 +73,11 @@ class RecordStore:
                 self._keep(record)
         self._outdo(max((record.version for record in self._shelf.of(self._me)), default=_NEVER))
 
+    @property
+    def incarnation(self) -> int:
+        """How often this node has started, or more if it found that it had forgotten."""
+        return self._version.incarnation
+
     # -- writing one's own ----------------------------------------------------------------------------------------
 
     def publish(self, kind: str, name: str, value: object, *, durable: bool = False) -> Record:

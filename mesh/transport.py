@@ -180,6 +180,10 @@ class Connection:
         """Close it; what was sent still arrives if the peer reads. Takes 2 s at the very most."""
         await self._muxer.aclose()
 
+    def abort(self, reason: str) -> None:
+        """Close it at once, without a word to a peer that does not listen."""
+        self._muxer.abort(reason)
+
     async def _negotiate(self, muxed: MuxedStream, protocols: Collection[str]) -> Stream | None:
         try:
             with trio.fail_after(NEGOTIATION_TIMEOUT_S):

@@ -43,12 +43,13 @@ class Reply(NamedTuple):
 
 
 class Incoming(NamedTuple):
-    """A call as its handler sees it."""
+    """A call as its handler sees it. A handler that cannot answer yet returns None, and calls `reply` later."""
 
     caller: PeerId
     scope: str
     message: Any
     body: bytes
+    reply: Callable[["Answer"], None] = lambda _answer: None  # to oneself: whoever calls oneself needs no answer later
 
 
 class Answer(NamedTuple):
@@ -62,7 +63,7 @@ class Empty(Message, frozen=True, kw_only=True):
     """Nothing to say."""
 
 
-Handler = Callable[[Incoming], Answer]
+Handler = Callable[[Incoming], Answer | None]
 Done = Callable[[Answer | LeptonError], None]
 
 
@@ -164,22 +165,31 @@ class Calls:
     def on_request(self, connection: Connection, request: Request) -> None:
         """Answer a call. Whoever calls without a right to, or sends what cannot be, is told so."""
         caller = connection.other(self._me)
+
+        def answered(answer: Answer) -> None:
+            self._reply(connection, Reply(request.number, "", "", pack(answer.message), answer.body))
+
         try:
-            answer = self._answer(caller, request)
-            reply = Reply(request.number, "", "", pack(answer.message), answer.body)
+            if (answer := self._answer(caller, request, answered)) is not None:
+                answered(answer)
+            return
         except LeptonError as error:
             kind = next(name for name, kind in _ERRORS.items() if isinstance(error, kind))
             reply = Reply(request.number, kind, str(error), b"", b"")
-        size_bytes = _HEADER_BYTES + len(reply.reason) + len(reply.payload) + len(reply.body)
-        self._network.send(connection, self._me, reply, size_bytes)
+        self._reply(connection, reply)
         if reply.error == "peer":
             self._offend(caller, reply.reason)
 
-    def _answer(self, caller: PeerId, request: Request) -> Answer:
+    def _reply(self, connection: Connection, reply: Reply) -> None:
+        size_bytes = _HEADER_BYTES + len(reply.reason) + len(reply.payload) + len(reply.body)
+        self._network.send(connection, self._me, reply, size_bytes)
+
+    def _answer(self, caller: PeerId, request: Request, reply: Callable[[Answer], None]) -> Answer | None:
         authority = self._admit(caller)
         method = self._methods.get(request.method)
         if method is None:
             raise UsageError(f"There is no method {request.method!r} here.")
         needed = method.needs if method.needs == "mesh" else f"{method.needs}:{request.scope}"
         authority.require(needed, self._world.unix_s)
-        return method.handler(Incoming(caller, request.scope, unpack(request.payload, method.takes), request.body))
+        message = unpack(request.payload, method.takes)
+        return method.handler(Incoming(caller, request.scope, message, request.body, reply))

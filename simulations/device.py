@@ -23,6 +23,7 @@ from ..mesh.swaps import Swap, Swapped
 from ..node.inference.session import Session
 from .calls import Answer, Calls, Done, Empty, Incoming, Method, Reply, Request
 from .network import Connection, Network
+from .probing import Probing
 from .records import Records
 from .revoking import COMPARE, Revoking
 from .world import Action, World
@@ -91,6 +92,7 @@ class Device:
         self._greeting: dict[PeerId, list[tuple[Connection, Request]]] = {}
         self.calls.serve("mesh.part", Method("mesh", Part, self._answer_part))
         self._comparing: dict[PeerId, Connection] = {}  # who was let in, but has not heard all revocations yet
+        self.probing = Probing(self, identity, disk.incarnation)
         self.records = Records(self, machines.store(identity, disk.incarnation, disk.records), watch.published)
         self.revoking = Revoking(self, watch.told)
 
@@ -112,6 +114,7 @@ class Device:
         self.tell("starts" if self.disk.incarnation == 1 else "starts again")
         self._announce()
         self._tick()
+        self.probing.start()
         self.records.start()
 
     def crash(self) -> None:
@@ -322,8 +325,13 @@ class Device:
 
     def note(self, event: membership.Event) -> None:
         before, linked = set(self.present), set(self.connected)
+        whole = self.members.neighbours.whole
         for effect in self.members.handle(event, self.world.now):
             self._carry_out(effect)
+        if isinstance(event, membership.Connected | membership.Disconnected | membership.DialFailed):
+            self.probing.note(event)
+        if whole and not self.members.neighbours.whole:
+            self.note(membership.Heard(tuple(sorted(self.probing.machine.alive))))
         for peer in sorted(self.connected - linked):
             self.records.come(peer)
         for peer in sorted(linked - self.connected):
@@ -339,9 +347,6 @@ class Device:
                 self._probe(peer)
             case membership.Release(peer, reason):
                 self._release(peer, reason)
-            case membership.Drop(peer, reason):
-                self.tell(f"drops {self.world.called(peer)}: it {reason}")
-                self.after(0.0, lambda: self.hang_up(peer))
 
     def _tell_present(self, before: set[PeerId]) -> None:
         came, went = sorted(self.present - before), sorted(before - self.present)
@@ -351,6 +356,14 @@ class Device:
             self._left(self.me, peer)
             for listener in self.on_absent:
                 listener(peer)
+
+    def note_unconnected(self, event: membership.Heard | membership.Gone) -> None:
+        if isinstance(event, membership.Gone) or not self.members.neighbours.whole:
+            self.note(event)
+
+    def drop(self, peer: PeerId, reason: str) -> None:
+        self.tell(f"drops {self.world.called(peer)}: it {reason}")
+        self.after(0.0, lambda: self.hang_up(peer))
 
     def _probe(self, peer: PeerId) -> None:
         """Close a connection that carries nothing any more."""

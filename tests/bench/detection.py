@@ -12,13 +12,9 @@ anybody held a living node for dead, for each hour of each node.
 
 import heapq
 import itertools
-import json
-import os
 import random
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lepton.mesh.identity import SIGNATURE_BYTES, PeerId
 from lepton.mesh.liveness import Config, Died, Effect, Event, Heard, Liveness, Send, Suspected

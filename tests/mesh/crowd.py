@@ -15,7 +15,6 @@ from lepton.mesh.membership import (
     Dial,
     DialFailed,
     Disconnected,
-    Drop,
     Effect,
     Event,
     Exchanged,

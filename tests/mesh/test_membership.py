@@ -16,7 +16,6 @@ from lepton.mesh.membership import (
     Dial,
     DialFailed,
     Disconnected,
-    Drop,
     Effect,
     Event,
     Exchanged,
@@ -86,25 +85,6 @@ STORIES: dict[str, list[tuple[float, Event, list[Effect]]]] = {
         (0.02, Hinted(A, ELSEWHERE), []),
         (0.03, Hinted(A, AT_B), []),
         (CONFIG.redial_first_s, Expired(), [Dial(A, (*AT_B, *ELSEWHERE, *AT_A))]),
-    ],
-    "who misses three exchanges in a row is dropped": [
-        (0.0, Connected(A), []),
-        (0.1, Exchanged(A, ok=False), []),
-        (0.2, Exchanged(A, ok=False), []),
-        (0.3, Exchanged(A, ok=True), []),
-        (0.4, Exchanged(A, ok=False), []),
-        (0.5, Exchanged(A, ok=False), []),
-        (0.6, Exchanged(A, ok=False), [Drop(A, "missed 3 exchanges in a row")]),
-        (0.7, Disconnected(A), []),
-        (0.8, Exchanged(A, ok=False), []),
-    ],
-    "a new connection begins without misses": [
-        (0.0, Connected(A), []),
-        (0.1, Exchanged(A, ok=False), []),
-        (0.2, Exchanged(A, ok=False), []),
-        (0.3, Disconnected(A), []),
-        (0.4, Connected(A), []),
-        (0.5, Exchanged(A, ok=False), []),
     ],
     "what is said of peers that nobody knows is passed over": [
         (0.0, DialFailed(A), []),
@@ -472,7 +452,7 @@ def test_any_story_keeps_the_invariant(seed: int, story: list[tuple[Event, float
                     under_way[peer] += 1
                     assert addresses
                     assert peer not in connected | {ME}
-                case Drop(peer) | Probe(peer):
+                case Probe(peer):
                     assert peer in connected
         assert members.connected == connected
         assert members.present == connected
