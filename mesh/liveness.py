@@ -191,7 +191,7 @@ class Liveness:
     def _take(self, event: Event, now: float) -> None:
         match event:
             case Connected(peer):
-                self._connected(peer)
+                self._connected(peer, now)
             case Disconnected(peer):
                 self._disconnected(peer, now)
             case DialFailed(peer):
@@ -219,12 +219,14 @@ class Liveness:
 
     # -- connections --------------------------------------------------------------------------------------------------
 
-    def _connected(self, peer: PeerId) -> None:
+    def _connected(self, peer: PeerId, now: float) -> None:
+        """Begin with a probe: if it was doubted it learns so, and states at once that it lives."""
         if peer not in self.neighbours:
             self.neighbours.add(peer)
             self._round.insert(self._rng.randint(0, len(self._round)), peer)
         self._lives.meet(peer)
         self._see(peer)
+        self._probe(peer, now)
 
     def _disconnected(self, peer: PeerId, now: float) -> None:
         """Ask others at once: a connection that closes is no death, but most deaths close one."""
@@ -344,9 +346,10 @@ class Liveness:
         """Nobody reached it: suspect it, and oneself a little for every relay that was silent too."""
         attempt = self._attempts.pop(number)
         life = self._lives.get(attempt.target)
-        if life is not None and not life.dead:
-            self._suspect(attempt.target, (self._lives.me,), now)
-            self._lives.suspects[attempt.target].unheard = True
+        if life is None or life.dead or (life.suspicion is not None and life.suspicion.unheard):
+            return  # its silence is nothing new
+        self._suspect(attempt.target, (self._lives.me,), now)
+        self._lives.suspects[attempt.target].unheard = True
         self.health.note(len(attempt.silent) if attempt.relays else 1)
 
     def _reached(self, number: int) -> None:

@@ -1,239 +1,206 @@
 """How soon a death is noticed and how often one is imagined: many liveness machines on virtual time, nothing else.
 
-Run ``python -m tests.bench.detection`` (JSON=FILE writes the figures; NODES and LOSS choose rows, as in ``NODES=5,50
-LOSS=0.05``). Every message is lost on its own with the given probability and not repeated, which is harder than TCP,
-under which loss is delay. Up to 50 nodes all are connected; 1,000 have ten neighbours each, on five random rings. The
-nodes that die keep their connections open, as a process does that is stopped: silence is all that tells.
+Run ``python -m tests.bench.detection`` from the root of the project (JSON=FILE writes the figures; ``NODES=5,50
+LOSS=0.05`` chooses rows). Every message is lost on its own with the given probability and not repeated, which is harder
+than TCP, under which loss is delay. Up to 50 nodes all are connected; 1,000 have ten neighbours each, on five random
+rings. Who dies keeps its connections open, as a process does that is stopped: silence is all that tells.
 
-In the table *suspected* is the time from a death to the first suspicion, *first*, *all* to the first and last node
-that holds it for dead, *known* is over all pairs of a dead node and one that lives. *false* counts the times that
-anybody held a living node for dead, for each hour of each node.
+In the table *suspected* is the time from a death to the first suspicion, *first* and *last* that to the first and the
+last node that holds it for dead, *each* is over all pairs of a dead node and one that lives. Wrongly *dead* and
+*doubted* count how often anybody held a living node for that, for each hour of each node.
 """
 
-import heapq
-import itertools
-import random
-from collections.abc import Callable, Sequence
+import json
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from lepton.mesh.identity import SIGNATURE_BYTES, PeerId
-from lepton.mesh.liveness import Config, Died, Effect, Event, Heard, Liveness, Send, Suspected
-from lepton.mesh.membership import Connected, Expired
-from lepton.mesh.messages import pack
-from lepton.mesh.rumours import Rumours, Statement
+from lepton.mesh.identity import PeerId
+from lepton.mesh.liveness import Config, Died, Effect, Message, Send, Suspected
+from lepton.mesh.messages import encoded
+from lepton.mesh.rumours import Probe
+
+from ..mesh.swarm import Swarm, Unsigned, called
 
 NODES = (5, 50, 1000)
 LOSSES = (0.0, 0.01, 0.05, 0.1)
-LATENCY_S = (0.001, 0.005)  # one way, evenly between: a LAN with some Wi-Fi
-WHOLE_MOST, RINGS = 50, 5  # as mesh/pace.py has it
+RINGS = 5  # beyond 50 nodes, as in mesh/pace.py
+CALM_S = {5: 7200.0, 50: 720.0}  # virtual; ten node hours
+CALM_LARGE_S = 36.0
+DEATHS = {5: 30, 50: 30}
+DEATHS_LARGE = 20
 WARM_S = 20.0
-CALL_BYTES = 40  # a call's own header and the sealing, for each message
+NOTICED_S = 60.0  # long after the slowest should have noticed
+CALL_BYTES = 60  # the call's own header, the muxer's and the sealing, for each message
+
+_STATEMENT = Unsigned(called(0)).state(1)
+_RUMOUR_BYTES = len(encoded(_STATEMENT)) + 1
+_PROBE_BYTES = len(encoded(Probe(number=1, incarnation=1, signature=_STATEMENT.signature)))
 
 
-class Unsigned:
-    """Statements that cost no elliptic curve: signatures are tried elsewhere."""
-
-    def __init__(self, me: PeerId) -> None:
-        self._me = me
-
-    def state(self, incarnation: int) -> Statement:
-        return Statement(peer=self._me, incarnation=incarnation, signature=bytes(SIGNATURE_BYTES))
-
-    def check(self, statement: Statement) -> None:
-        """Believe it."""
+def size_bytes(message: Message) -> int:
+    """About what a message takes on the wire; packing each would take longer than all else."""
+    return CALL_BYTES + _PROBE_BYTES + _RUMOUR_BYTES * (len(message.statements) + len(message.doubts))
 
 
 @dataclass(slots=True)
 class Death:
-    """One node that was stopped, and when others noticed."""
+    """When a node died, and how much later others noticed."""
 
     at_s: float
-    suspected_s: float = 0.0
+    suspected_s: float = math.inf
     known_s: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class Counts:
-    """What a run was seen to do."""
+class Count:
+    """What the nodes of one swarm were seen to do."""
 
+    swarm: Swarm
     messages: int = 0
     bytes: int = 0
-    false_deaths: int = 0
-    false_suspicions: int = 0
+    wrongly_dead: int = 0
+    wrongly_doubted: int = 0
+    deaths: dict[PeerId, Death] = field(default_factory=dict)
 
-
-class Swarm:
-    """Machines, the links between them, and virtual time."""
-
-    def __init__(self, nodes: int, loss: float, *, seed: int = 1, config: Config | None = None) -> None:
-        self.now = 0.0
-        self.counts = Counts()
-        self.deaths: dict[PeerId, Death] = {}
-        self._loss, self._dice = loss, random.Random(f"{seed}/{nodes}/{loss}")
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
-        self._ticks: dict[PeerId, float] = {}
-        self.names = [PeerId(f"{index:052}") for index in range(nodes)]  # as long as a real one
-        self.machines = {
-            name: Liveness(
-                name, random.Random(f"{seed}/{name}"), Unsigned(name), knows=lambda _peer: True, config=config
-            )
-            for name in self.names
-        }
-        for name, machine in self.machines.items():
-            for statement in (Unsigned(peer).state(0) for peer in self.names if peer != name):
-                machine._lives.hear_statement(statement)
-            machine._lives._rumours = Rumours()  # everybody joined long ago
-        for one, other in sorted(self._links()):
-            self._at(self._dice.random(), lambda a=one, b=other: self._connect(a, b))  # type: ignore[misc]
-
-    def _links(self) -> set[tuple[PeerId, PeerId]]:
-        if len(self.names) <= WHOLE_MOST:
-            return set(itertools.combinations(self.names, 2))
-        links = set()
-        for _ in range(RINGS):
-            ring = self._dice.sample(self.names, len(self.names))
-            links |= {(min(pair), max(pair)) for pair in zip(ring, ring[1:] + ring[:1], strict=True)}
-        return links
-
-    def _connect(self, one: PeerId, other: PeerId) -> None:
-        self.tell(one, Connected(other))
-        self.tell(other, Connected(one))
-
-    def _at(self, due_s: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._queue, (due_s, next(self._order), action))
-
-    def run(self, until_s: float) -> None:
-        while self._queue and self._queue[0][0] <= until_s:
-            self.now, _, action = heapq.heappop(self._queue)
-            action()
-        self.now = until_s
-
-    def kill(self, name: PeerId) -> None:
-        """Stop a node."""
-        self.deaths[name] = Death(self.now)
-
-    def tell(self, name: PeerId, event: Event) -> None:
-        if name in self.deaths:
-            return
-        machine = self.machines[name]
-        for effect in machine.handle(event, self.now):
-            self._do(name, effect)
-        due_s = machine.deadline
-        if due_s < self._ticks.get(name, float("inf")):
-            self._ticks[name] = due_s
-            self._at(due_s, lambda: self._tick(name, due_s))
-
-    def _tick(self, name: PeerId, due_s: float) -> None:
-        if self._ticks[name] == due_s:
-            self._ticks[name] = float("inf")
-            self.tell(name, Expired())
-
-    def _do(self, name: PeerId, effect: Effect) -> None:
+    def take(self, _name: PeerId, effect: Effect) -> None:
+        now = self.swarm.now
         match effect:
-            case Send(peer, message):
-                self.counts.messages += 1
-                self.counts.bytes += size_bytes(message)
-                if self._dice.random() >= self._loss:
-                    self._at(self.now + self._dice.uniform(*LATENCY_S), lambda: self.tell(peer, Heard(name, message)))
-            case Suspected(peer):
-                if peer not in self.deaths:
-                    self.counts.false_suspicions += 1
-                elif not self.deaths[peer].suspected_s:
-                    self.deaths[peer].suspected_s = self.now - self.deaths[peer].at_s
-            case Died(peer):
-                if peer in self.deaths:
-                    self.deaths[peer].known_s.append(self.now - self.deaths[peer].at_s)
-                else:
-                    self.counts.false_deaths += 1
-
-
-_SAMPLE = Statement(peer=PeerId("0" * 52), incarnation=1, signature=bytes(SIGNATURE_BYTES))
-_RUMOUR_BYTES = len(pack(_SAMPLE)) + 4
-
-
-def size_bytes(message: object) -> int:
-    """About what a message takes on the wire; packing each would take longer than all else."""
-    rumours = len(message.statements) + len(message.doubts)  # type: ignore[attr-defined]
-    return CALL_BYTES + 110 + rumours * _RUMOUR_BYTES
+            case Send(_, message):
+                self.messages += 1
+                self.bytes += size_bytes(message)
+            case Suspected(peer) if peer in self.deaths:
+                self.deaths[peer].suspected_s = min(self.deaths[peer].suspected_s, now - self.deaths[peer].at_s)
+            case Died(peer) if peer in self.deaths:
+                self.deaths[peer].known_s.append(now - self.deaths[peer].at_s)
+            case Suspected():
+                self.wrongly_doubted += 1
+            case Died():
+                self.wrongly_dead += 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What was measured of so many nodes at one loss. Times in virtual seconds."""
+    """What was measured of so many nodes at one loss. Times in virtual seconds, pairs are the median and 99 %."""
 
     nodes: int
     loss: float
-    deaths: int
-    suspected_p50_s: float
-    suspected_p99_s: float
-    first_p50_s: float
-    first_p99_s: float
-    all_p50_s: float
-    all_p99_s: float
-    known_p50_s: float
-    known_p99_s: float
-    unnoticed: int
+    suspected_s: tuple[float, float]
+    first_s: tuple[float, float]
+    last_s: tuple[float, float]
+    each_s: tuple[float, float]
     node_hours: float
-    false_suspicions: float
-    false_positives: float
+    dead_per_node_hour: float
+    doubted_per_node_hour: float
     messages_per_node_s: float
     bytes_per_node_s: float
 
 
-def measure(nodes: int, loss: float, *, calm_s: float, deaths: int, seed: int = 1, config: Config | None = None) -> Row:
-    """Let a swarm live for ``calm_s`` and count, then kill some, one after the other, in as many swarms as that takes.
-
-    A swarm loses at most a tenth of its nodes, and at least one.
-    """
-    swarm = Swarm(nodes, loss, seed=seed, config=config)
+def swarm_of(nodes: int, loss: float, seed: int, config: Config | None = None) -> Swarm:
+    swarm = Swarm(nodes, seed=seed, loss=loss, config=config)
+    if nodes <= 50:
+        swarm.connect_all()
+    else:
+        swarm.connect_rings(RINGS)
     swarm.run(WARM_S)
-    swarm.counts = Counts()
-    swarm.run(WARM_S + calm_s)
-    calm, swarm.counts = swarm.counts, Counts()
-    hours = nodes * calm_s / 3600
-    found: list[Death] = []
-    pairs = 0
-    for again in itertools.count(1):
-        dice = random.Random(f"{seed}/{again}")
-        victims = dice.sample(swarm.names, min(max(nodes // 10, 1), deaths - len(found)))
-        for victim in victims:
-            swarm.run(swarm.now + dice.uniform(1.0, 3.0))
-            swarm.kill(victim)
-        swarm.run(swarm.now + 60.0)
-        found += swarm.deaths.values()
-        pairs += len(victims) * (nodes - len(victims))
-        if len(found) >= deaths:
+    return swarm
+
+
+def measure(nodes: int, loss: float, *, seed: int = 1, config: Config | None = None) -> Row:
+    """Watch a swarm in peace, then kill some of its nodes, a tenth of a swarm at most, in as many as that takes."""
+    calm_s = CALM_S.get(nodes, CALM_LARGE_S)
+    swarm = swarm_of(nodes, loss, seed, config)
+    calm = Count(swarm)
+    swarm.watch = calm.take
+    swarm.run(calm_s)
+    deaths: list[Death] = []
+    wanted = DEATHS.get(nodes, DEATHS_LARGE)
+    while True:
+        deaths += _kill(swarm, min(max(nodes // 10, 1), wanted - len(deaths)))
+        if len(deaths) >= wanted:
             break
-        swarm = Swarm(nodes, loss, seed=seed + 1000 * again, config=config)
-        swarm.run(WARM_S)
-    known = [seconds for death in found for seconds in death.known_s]
-    firsts = [min(death.known_s) for death in found if death.known_s]
-    lasts = [max(death.known_s) for death in found if death.known_s]
-    suspected = [death.suspected_s for death in found]
+        swarm = swarm_of(nodes, loss, seed + len(deaths), config)
+    hours = nodes * calm_s / 3600
     return Row(
         nodes=nodes,
         loss=loss,
-        deaths=len(found),
-        suspected_p50_s=percentile(suspected, 50),
-        suspected_p99_s=percentile(suspected, 99),
-        first_p50_s=percentile(firsts, 50),
-        first_p99_s=percentile(firsts, 99),
-        all_p50_s=percentile(lasts, 50),
-        all_p99_s=percentile(lasts, 99),
-        known_p50_s=percentile(known, 50),
-        known_p99_s=percentile(known, 99),
-        unnoticed=pairs - len(known),
+        suspected_s=_middle_and_most([death.suspected_s for death in deaths]),
+        first_s=_middle_and_most([min(death.known_s) for death in deaths]),
+        last_s=_middle_and_most([max(death.known_s) for death in deaths]),
+        each_s=_middle_and_most([seconds for death in deaths for seconds in death.known_s]),
         node_hours=hours,
-        false_suspicions=calm.false_suspicions / hours,
-        false_positives=calm.false_deaths / hours,
+        dead_per_node_hour=calm.wrongly_dead / hours,
+        doubted_per_node_hour=calm.wrongly_doubted / hours,
         messages_per_node_s=calm.messages / nodes / calm_s,
         bytes_per_node_s=calm.bytes / nodes / calm_s,
     )
 
 
-def percentile(values: Sequence[float], per_cent: int) -> float:
-    if not values:
-        return float("nan")
+def _kill(swarm: Swarm, count: int) -> list[Death]:
+    """Kill some, seconds apart; who lives has a minute to notice, else it counts as never."""
+    noticed = Count(swarm)
+    swarm.watch = noticed.take
+    victims = swarm.dice.sample(swarm.names, count)
+    for victim in victims:
+        swarm.run(swarm.dice.uniform(1.0, 3.0))
+        swarm.freeze(victim)
+        noticed.deaths[victim] = Death(swarm.now)
+    swarm.run(NOTICED_S)
+    for victim in victims:
+        death = noticed.deaths[victim]
+        blind = [name for name in swarm.names if name not in victims and victim in swarm.machines[name].alive]
+        death.known_s += [math.inf] * len(blind)
+    return list(noticed.deaths.values())
+
+
+def _middle_and_most(values: Sequence[float]) -> tuple[float, float]:
     ordered = sorted(values)
-    return ordered[min(len(ordered) * per_cent // 100, len(ordered) - 1)]
+    return ordered[len(ordered) // 2], ordered[min(len(ordered) * 99 // 100, len(ordered) - 1)]
+
+
+def table(nodes: Sequence[int] = NODES, losses: Sequence[float] = LOSSES) -> list[Row]:
+    """Measure every combination, and print a line for each as it comes."""
+    print("\nsimulated nodes, loss of single messages; virtual seconds, median and 99 %:")  # noqa: T201
+    print(  # noqa: T201
+        f"{'nodes':>6}{'loss':>6}{'suspected':>14}{'first':>14}{'last':>14}{'each':>14}"
+        f"{'dead/h':>9}{'doubted/h':>11}{'of h':>6}{'messages/s':>12}{'B/s':>7}"
+    )
+    rows = []
+    for count in nodes:
+        for loss in losses:
+            row = measure(count, loss)
+            rows.append(row)
+            times = "".join(
+                f"{middle:7.1f}{most:7.1f}" for middle, most in (row.suspected_s, row.first_s, row.last_s, row.each_s)
+            )
+            print(  # noqa: T201
+                f"{row.nodes:6}{row.loss:6.0%}{times}{row.dead_per_node_hour:9.3f}{row.doubted_per_node_hour:11.2f}"
+                f"{row.node_hours:6.0f}{row.messages_per_node_s:12.1f}{row.bytes_per_node_s:7.0f}",
+                flush=True,
+            )
+    return rows
+
+
+def figures(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the figures by name, as they go into JSON; false positives are those of each node and hour."""
+    found = {}
+    for row in rows:
+        name = f"sim{row.nodes}_loss{row.loss:.0%}".rstrip("%")
+        found[f"detect_p99_s_{name}"] = row.each_s[1]
+        found[f"false_positives_{name}"] = row.dead_per_node_hour
+    return found
+
+
+def detection() -> dict[str, float]:
+    """Print the table and return its figures."""
+    nodes = tuple(int(count) for count in os.environ.get("NODES", ",".join(map(str, NODES))).split(","))
+    losses = tuple(float(loss) for loss in os.environ.get("LOSS", ",".join(map(str, LOSSES))).split(","))
+    return figures(table(nodes, losses))
+
+
+if __name__ == "__main__":
+    measured = {key: round(value, 3) for key, value in detection().items()}
+    if path := os.environ.get("JSON"):
+        Path(path).write_text(json.dumps(measured, indent=1) + "\n")
