@@ -188,7 +188,7 @@ class Crowd:
         match effect:
             case Dial(peer):
                 self._dial(name, peer)
-            case Release(peer) | Drop(peer):
+            case Release(peer):
                 self.after(LATENCY_S, lambda: self._part(name, peer))
 
     def _dial(self, name: PeerId, peer: PeerId) -> None:
