@@ -71,13 +71,21 @@ class Lives:
         """The power of ten of that: rumours take so many rounds to reach all, give or take a factor."""
         return max(math.log10(self.count), 1.0)
 
-    def meet(self, peer: PeerId) -> Life | None:
+    def meet(self, peer: PeerId) -> None:
+        """A member is connected: whoever it is, it was let in, and is kept track of."""
+        if peer not in self._known:
+            self._room_for_one()
+            self._add(peer)
+
+    def _hear_of(self, peer: PeerId) -> Life | None:
         """Return what is known of a member; None of a stranger, or when there are too many."""
-        life = self._known.get(peer)
-        if life is None and peer != self.me and self._knows(peer) and self._room_for_one():
-            life = self._known[peer] = Life()
-            self._names.append(peer)
-        return life
+        if peer not in self._known and peer != self.me and self._knows(peer) and self._room_for_one():
+            self._add(peer)
+        return self._known.get(peer)
+
+    def _add(self, peer: PeerId) -> None:
+        self._known[peer] = Life()
+        self._names.append(peer)
 
     def _room_for_one(self) -> bool:
         if len(self._known) < limits.LIVES_MAX:
@@ -96,7 +104,7 @@ class Lives:
 
         Raises PeerError when it is not the member's own.
         """
-        life = self.meet(statement.peer)
+        life = self._hear_of(statement.peer)
         if life is None:
             return False
         if statement.incarnation < life.incarnation or (life.signature and statement.incarnation == life.incarnation):

@@ -14,7 +14,7 @@ from ..mesh.grants import Authority
 from ..mesh.identity import PeerId
 from ..mesh.messages import Message, pack, unpack
 from .network import Connection, Network
-from .world import World
+from .world import Action, World
 
 _ERRORS: Final[dict[str, type[LeptonError]]] = {
     "usage": UsageError, "peer": PeerError, "link": LinkError, "refused": Refused, "busy": Busy,
@@ -92,10 +92,14 @@ class Calls:
         network: Network,
         me: PeerId,
         *,
+        after: Callable[[float, Action], None],
         admit: Callable[[PeerId], Authority],
         offend: Callable[[PeerId, str], None],
     ) -> None:
-        """``admit`` gives a caller's authority or raises Refused; ``offend`` hears who broke the protocol."""
+        """``after`` is the device's clock; ``admit`` gives a caller's authority or raises Refused; ``offend`` hears who
+        broke the protocol.
+        """
+        self._after = after
         self._world, self._network, self._me = world, network, me
         self._admit, self._offend = admit, offend
         self._methods: dict[str, Method] = {}
@@ -121,7 +125,7 @@ class Calls:
     ) -> None:
         """Call a method; ``done`` gets its answer, or why there is none, exactly once and never before this returns."""
         if connection is None:
-            self._world.after(0.0, lambda: done(LinkError("the peer is not connected")))
+            self._after(0.0, lambda: done(LinkError("the peer is not connected")))
             return
         self._number += 1
         number = self._number
@@ -129,7 +133,7 @@ class Calls:
         request = Request(number, method, scope, pack(message), body)
         size_bytes = _HEADER_BYTES + len(request.payload) + len(body)
         self._network.send(connection, self._me, request, size_bytes)
-        self._world.after(timeout_s, lambda: self._end(number, LinkError(f"no answer within {timeout_s:g} s")))
+        self._after(timeout_s, lambda: self._end(number, LinkError(f"no answer within {timeout_s:g} s")))
 
     def _end(self, number: int, result: Answer | LeptonError) -> None:
         pending = self._pending.pop(number, None)

@@ -80,6 +80,7 @@ class Device:
         self.world, self.network, self.name, self.disk, self.machines = world, network, name, disk, machines
         self.me = identity.peer_id
         self.alive = True
+        self._held: list[Action] | None = None  # while it is stopped: what it does first when it goes on
         self.dice = world.dice(f"{name}/{disk.incarnation}")
         self.members = membership.Membership(self.me, self.dice)
         self.connections: dict[PeerId, list[Connection]] = {}
@@ -88,7 +89,7 @@ class Device:
         self._left = watch.left
         self._served = watch.served
         self.admission = Admission(credentials, self.me, world.unix_s, disk.revocations)
-        self.calls = Calls(world, network, self.me, admit=self._admitted, offend=self.offended)
+        self.calls = Calls(world, network, self.me, after=self.after, admit=self._admitted, offend=self.offended)
         self._greeting: dict[PeerId, list[tuple[Connection, Request]]] = {}
         self.calls.serve("mesh.part", Method("mesh", Part, self._answer_part))
         self._comparing: dict[PeerId, Connection] = {}  # who was let in, but has not heard all revocations yet
@@ -124,12 +125,35 @@ class Device:
         self.network.crash(self.me)
         self.tell("crashes")
 
+    def freeze(self) -> None:
+        """Stop: it hears and does nothing, and its connections stay open. What comes waits in the kernel."""
+        self._held = []
+        self.tell("is frozen")
+
+    def thaw(self) -> None:
+        """Go on, with all that has come and all timers that have run out meanwhile."""
+        held, self._held = self._held or [], None
+        self.tell("thaws")
+        for action in held:
+            self.awake(action)
+
+    @property
+    def frozen(self) -> bool:
+        return self._held is not None
+
+    def awake(self, action: Action) -> None:
+        """Do something at once, or as soon as this process is not stopped any more; never when it is dead."""
+        if self._held is not None:
+            self._held.append(action)
+        elif self.alive:
+            action()
+
     def tell(self, what: str) -> None:
         self.world.tell(self.name, self.world.in_words(what))
 
     def after(self, delay_s: float, action: Action) -> None:
         """Do something later, unless this process is dead by then."""
-        self.world.after(delay_s, lambda: action() if self.alive else None)
+        self.world.after(delay_s, lambda: self.awake(action))
 
     def authority(self, peer: PeerId) -> Authority:
         return self.admission.authority(peer)

@@ -171,6 +171,35 @@ class Crashed:
     back: bool = False
 
 
+class Freezes:
+    """All processes that were stopped, and who dropped whom: those who were stopped, and in peace nobody else."""
+
+    def __init__(self, world: World, *, peaceful: bool) -> None:
+        """``peaceful`` when nothing is lost and nobody crashes or is cut off: then nobody is dropped for nothing."""
+        self.dropped_by: dict[PeerId, set[PeerId]] = {}  # since it was last stopped
+        self.noticed_s: list[float] = []
+        self._world, self._peaceful = world, peaceful
+        self._since: dict[PeerId, float] = {}
+
+    def stopped(self, peer: PeerId) -> None:
+        self.dropped_by[peer] = set()
+        self._since[peer] = self._world.now
+
+    def left(self, who: PeerId, whom: PeerId) -> None:
+        """Note that one member finds another gone. Raises Violation when neither of the two was ever away."""
+        if whom in self.dropped_by:
+            self.dropped_by[whom].add(who)
+            self.noticed_s.append(self._world.now - self._since[whom])
+        elif self._peaceful and who not in self.dropped_by:
+            raise Violation(f"{self._world.called(who)} drops {self._world.called(whom)}, which was never away")
+
+    def goes_on(self, peer: PeerId, others: Iterable[PeerId]) -> None:
+        """Raises Violation unless all others have dropped it."""
+        for other in others:
+            if other not in self.dropped_by[peer]:
+                raise Violation(f"{self._world.called(other)} never noticed that {self._world.called(peer)} was frozen")
+
+
 @dataclass(slots=True)
 class Crashes:
     """All crashes of a run."""

@@ -14,7 +14,7 @@ import msgspec
 from ..mesh import limits
 from ..mesh.identity import PeerId
 from .scenario import Link
-from .world import World
+from .world import Action, World
 
 _REPEAT_S = 1.0  # TCP's first retransmission timeout (RFC 6298)
 
@@ -42,6 +42,7 @@ class Endpoint(Protocol):
     def on_connection(self, connection: Connection) -> None: ...
     def on_packet(self, connection: Connection, packet: object) -> None: ...
     def on_closed(self, connection: Connection) -> None: ...
+    def awake(self, action: Action) -> None: ...
 
 
 @dataclass(slots=True)
@@ -124,13 +125,13 @@ class Network:
         self._number += 1
         connection = Connection(self._number, caller.peer_id, target, {caller.peer_id: True, target: True})
         self._connections[connection.number] = connection
-        there.on_connection(connection)
-        dialled(connection, "")
+        there.awake(lambda: there.on_connection(connection))  # the kernel accepts for a process that is stopped
+        caller.awake(lambda: dialled(connection, ""))
 
     def _undialled(self, caller: Endpoint, dialled: Dialled, why: str) -> None:
         if self._endpoints.get(caller.peer_id) is caller:
             self.traffic.dials_failed += 1
-            dialled(None, why)
+            caller.awake(lambda: dialled(None, why))
 
     def close(self, connection: Connection, by: PeerId) -> None:
         """Close one end; the other hears of it, if the link lets it."""
@@ -141,7 +142,11 @@ class Network:
     def _tell_closed(self, connection: Connection, whom: PeerId, delay_s: float) -> None:
         def tell() -> None:
             there = self._endpoints.get(whom)
-            if there is not None and connection.open_at[whom] and self.reachable(whom, connection.other(whom)):
+            if there is not None:
+                there.awake(lambda: hear(there))
+
+        def hear(there: Endpoint) -> None:
+            if connection.open_at[whom] and self.reachable(whom, connection.other(whom)):
                 self._shut(connection, whom)
                 there.on_closed(connection)
 
@@ -173,9 +178,13 @@ class Network:
         there = self._endpoints.get(receiver)
         if not self.reachable(sender, receiver):
             self.traffic.lost += 1
-        elif connection.open_at[receiver] and there is not None:
-            there.on_packet(connection, packet)
         elif there is not None:
+            there.awake(lambda: self._hand_over(there, connection, sender, packet))
+
+    def _hand_over(self, there: Endpoint, connection: Connection, sender: PeerId, packet: object) -> None:
+        if connection.open_at[there.peer_id]:
+            there.on_packet(connection, packet)
+        else:
             self._tell_closed(connection, sender, self._delay_s(0))  # a reset: no such connection here
 
     def _delay_s(self, size_bytes: int) -> float:

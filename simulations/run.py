@@ -18,11 +18,11 @@ from ..mesh.revocations import Revocations
 from .device import Device, Disk, Machines, Watch
 from .invariants import Invariants, Member, Signatures
 from .learner import Learner, Share
-from .ledgers import Crashed, Crashes, Published, Requests, Rounds
+from .ledgers import Crashed, Crashes, Freezes, Published, Requests, Rounds
 from .network import Network
 from .picture import MODEL, MODEL_NAME, MODULUS, PROFILE, ModelRecord, Profile, run_layers
 from .report import Figures
-from .scenario import Crash, Partition, Scenario
+from .scenario import Crash, Freeze, Partition, Scenario
 from .serving import Serving
 from .strangers import Liar, Outsider
 from .world import Violation, World
@@ -77,7 +77,9 @@ class Run:
         self.members: dict[str, Member] = {}  # by name, those that live
         self.strangers: list[Device] = []
         self.shares: dict[PeerId, Share] = {}
-        self._watch = Watch(self.published.note, lambda _, left: self.crashes.noticed(left, self.world.now))
+        peaceful = not (scenario.link.loss or scenario.crash or scenario.partition or scenario.liars)
+        self.freezes = Freezes(self.world, peaceful=peaceful)
+        self._watch = Watch(self.published.note, self._left)
         self._dice = self.world.dice("run")
         self._disks = {name: Disk() for name in scenario.names}
         self._identities: dict[str, Identity] = {}
@@ -94,6 +96,8 @@ class Run:
         self._let_strangers_in()
         for crash in self.scenario.crash:
             self.world.after(crash.at_s, lambda due=crash: self._crash(due))  # type: ignore[misc]
+        for freeze in self.scenario.freeze:
+            self._schedule_freeze(freeze)
         for partition in self.scenario.partition:
             self._schedule_partition(partition)
         for number in range(self.scenario.requests.count):
@@ -248,6 +252,25 @@ class Run:
                 return name
         return None
 
+    def _left(self, who: PeerId, whom: PeerId) -> None:
+        self.crashes.noticed(whom, self.world.now)
+        self.freezes.left(who, whom)
+
+    def _schedule_freeze(self, freeze: Freeze) -> None:
+        def stop() -> None:
+            device = self.members[freeze.node].device
+            self.freezes.stopped(device.me)
+            device.freeze()
+
+        def go_on() -> None:
+            device = self.members[freeze.node].device
+            awake = [member.device.me for member in self.members.values() if not member.device.frozen]
+            self.freezes.goes_on(device.me, awake)
+            device.thaw()
+
+        self.world.after(freeze.at_s, stop)
+        self.world.after(freeze.at_s + freeze.thaw_after_s, go_on)
+
     def _schedule_partition(self, partition: Partition) -> None:
         islands = {
             self._identities[name].peer_id: island for island, group in enumerate(partition.groups) for name in group
@@ -266,7 +289,7 @@ class Run:
 
     def _ask(self, number: int) -> None:
         """Let a live member send a request; one that knows no model yet refuses to take it on."""
-        name = self._dice.choice(sorted(self.members))
+        name = self._dice.choice(sorted(name for name, member in self.members.items() if not member.device.frozen))
         member, x = self.members[name], self._dice.randrange(MODULUS)
         if member.serving.offered() is not None:
             self.requests.accepted(number, member.device.me, run_layers(0, self.scenario.model.layers, x))

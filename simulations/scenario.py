@@ -81,6 +81,14 @@ class Crash(Section, frozen=True, kw_only=True):
     restart_after_s: Seconds = 0.0  # with its disk; 0: never
 
 
+class Freeze(Section, frozen=True, kw_only=True):
+    """A process is stopped, and goes on later: it hears and does nothing, and its connections stay open."""
+
+    at_s: Seconds
+    node: str
+    thaw_after_s: Period
+
+
 class Partition(Section, frozen=True, kw_only=True):
     """Links between groups of nodes are cut, then healed. Who is in no group is with the first."""
 
@@ -105,6 +113,7 @@ class Scenario(Section, frozen=True, kw_only=True):
     task: Task = Task()
     requests: Requests = Requests()
     crash: tuple[Crash, ...] = ()
+    freeze: tuple[Freeze, ...] = ()
     partition: tuple[Partition, ...] = ()
 
     @property
@@ -156,7 +165,8 @@ def _check_keys(found: Mapping[str, Any], kind: type[msgspec.Struct], where: str
 
 
 _SECTIONS: dict[str, type[Section]] = {
-    "link": Link, "model": Model, "task": Task, "requests": Requests, "crash": Crash, "partition": Partition,
+    "link": Link, "model": Model, "task": Task, "requests": Requests, "crash": Crash, "freeze": Freeze,
+    "partition": Partition,
 }  # fmt: skip
 
 
@@ -164,6 +174,7 @@ def _check_sense(scenario: Scenario, where: str) -> None:
     """Check what no single value shows. Raises UsageError."""
     groups = [group for partition in scenario.partition for group in partition.groups]
     named = [name for group in groups for name in group] + [crash.node for crash in scenario.crash if crash.node]
+    named += [freeze.node for freeze in scenario.freeze]
     for name in named:
         if name not in scenario.names:
             raise UsageError(f"{where}: there is no node {name!r}; the nodes are n0 to n{scenario.nodes - 1}.")

@@ -9,7 +9,7 @@ import pytest
 from lepton.simulations import report, scenario
 from lepton.simulations.run import simulate
 
-SEEDS = {"quiet": (2, 3, 4), "partition": (2, 7), "lossy_crash": (2, 3)}
+SEEDS = {"frozen": (2, 5), "quiet": (2, 3, 4), "partition": (2, 7), "lossy_crash": (2, 3)}
 
 
 def test_every_shipped_scenario_is_run() -> None:
