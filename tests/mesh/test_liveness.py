@@ -361,6 +361,16 @@ def test_one_that_wakes_to_closed_connections_declares_nobody_dead_before_it_is_
     assert one.alive == {A, B, C}
 
 
+def test_who_slept_through_its_own_try_tries_again_before_it_believes_others() -> None:
+    one = machine(A, B, C, D, E)
+    one.handle(Heard(B, tell(doubt(A, 0, B, C, D))), 0.0)
+    woken = one.deadline + 60.0
+    one._round = [A, B, C, D, E]  # its turn comes last, and this node is slow now
+    story = [(woken, effect) for effect in one.handle(Expired(), woken)] + live(one, woken, 60.0, all_but())
+    assert deaths(story) == {}
+    assert one.suspects == frozenset()
+
+
 def test_a_slow_one_asks_less_often_and_waits_longer() -> None:
     one = machine(A, B)
     one.health.note(HEALTH_MAX + 5)
