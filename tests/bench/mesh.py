@@ -1,7 +1,8 @@
 """What a mesh of real processes takes: to come together, find a newcomer, notice that one is gone, throw one out.
 
 Run ``make bench-mesh`` or ``python -m tests.bench.mesh [PART...]`` from the root of the project (JSON=FILE writes the
-figures as flat JSON, TRIALS changes the effort). Parts: ``join``, ``detect``, ``revoke``, with 8 processes each. Times
+figures as flat JSON, TRIALS changes the effort). Parts: ``join``, ``detect``, ``revoke``, with 8 processes each, and
+``simulated`` with up to 1,000 machines on virtual time (``detection.py``; NODES and LOSS choose from it). Times
 are wall seconds, as a user has them: on few cores they are those of starting 8 Pythons at once. A 99th percentile of so
 few trials is their longest but for interpolation. Where there are no network namespaces ``detect`` knows no loss.
 """
@@ -23,6 +24,7 @@ import trio
 from lepton.node.control import Control
 
 from ..net.lan import Lan, NoNetwork
+from .detection import detection
 from .members import Fleet, Member, enrol
 
 COUNT = 8
@@ -214,7 +216,12 @@ def revoke(homes: Sequence[Path]) -> Figures:
 
 # -- the parts --------------------------------------------------------------------------------------------------------
 
-PARTS: dict[str, Callable[[Sequence[Path]], Figures]] = {"join": join, "detect": detect, "revoke": revoke}
+PARTS: dict[str, Callable[[Sequence[Path]], Figures]] = {
+    "join": join,
+    "detect": detect,
+    "simulated": lambda _homes: detection(),
+    "revoke": revoke,
+}
 
 
 def main(names: Sequence[str]) -> None:

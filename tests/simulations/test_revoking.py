@@ -126,5 +126,5 @@ def test_a_device_that_serves_the_revoked_is_seen(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(thief, "hang_up", lambda _peer: None)
     monkeypatch.setattr(thief.revoking, "take", lambda _items, _source=None: 0)
     mesh.revoke()
-    with pytest.raises(Violation, match="one answers thief, of whose revocation it has heard"):
+    with pytest.raises(Violation, match="answers thief, of whose revocation it has heard"):
         mesh.world.run(30.0)  # the thief talks about the picture as ever
