@@ -37,7 +37,18 @@ SHELLS = {
         "muxer",
         "once",
     ),
-    *("picture", "revoking", "renewing", "records_layer", "serving", "surroundings", "tcp", "transport", "upgrade"),
+    *(
+        "picture",
+        "probing",
+        "revoking",
+        "renewing",
+        "records_layer",
+        "serving",
+        "surroundings",
+        "tcp",
+        "transport",
+        "upgrade",
+    ),
     *("noise", "stock", "tls"),  # handshakes: bytes in, bytes out, but with libp2p's payloads and certificates
 }
 
