@@ -119,7 +119,6 @@ USELESS_MAX: Final = 4096  # ids that are not asked for again for a minute, 64 K
 # -- who lives --------------------------------------------------------------------------------------------------------
 RUMOURS_MAX: Final = 16  # of each kind in one message; we send fewer, so that a probe fits into one Ethernet frame
 DOUBTERS_MAX: Final = 4  # named in one doubt: as many as shorten a suspicion, and its first
-STATEMENTS_PER_START: Final = 2**20  # that outdo doubts, one a second for 12 days; 2^33 starts fit into a Natural
 RUMOURS_KEPT_MAX: Final = 512  # waiting to be told: a change of half of 1,000 members at once
 LIVES_MAX: Final = 4096  # members of whose lives a node keeps track, dead ones too; each takes some 300 B
 ERRANDS_MAX: Final = 64  # that a node makes for others at once: of 50 peers that all look for the same one

@@ -28,6 +28,8 @@ from .membership import Connected, DialFailed, Disconnected, Expired
 from .rumours import Ack, Doubt, Probe, ProbeFor, Statement, Tell, Words
 
 Message = Probe | ProbeFor | Ack | Tell
+# Incarnations that each start of a node has to itself: one a second for 12 days, and 2^33 starts fit into a Natural.
+STATEMENTS_PER_START = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

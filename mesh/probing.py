@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from . import limits, liveness
+from . import liveness
 from .calls import Answer, Calls, Empty, Incoming, Method
 from .errors import LeptonError, LinkError, PeerError
 from .identity import Identity, PeerId, short
@@ -59,7 +59,7 @@ class Probing:
             rng,
             SignedWords(identity, root),
             knows=knows,
-            incarnation=incarnation * limits.STATEMENTS_PER_START,
+            incarnation=incarnation * liveness.STATEMENTS_PER_START,
         )
         self._calls = calls
         self._received, self._tell_membership, self._drop = received, note, drop

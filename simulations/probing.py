@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Final
 
-from ..mesh import limits, liveness
+from ..mesh import liveness
 from ..mesh.errors import LeptonError, PeerError
 from ..mesh.identity import Identity, PeerId
 from ..mesh.liveness import Died, Heard, Liveness, Living, Message, Send
@@ -28,7 +28,7 @@ class Probing:
             device.dice,
             words,
             knows=device.admission.knows,
-            incarnation=incarnation * limits.STATEMENTS_PER_START,
+            incarnation=incarnation * liveness.STATEMENTS_PER_START,
         )
         self._asked: dict[tuple[PeerId, int], Incoming] = {}
         self._due_s = float("inf")

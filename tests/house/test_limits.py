@@ -10,6 +10,7 @@ from lepton.mesh import limits
 
 UNITS = {"KIB", "MIB"}
 CALLS, MESH = "mesh/calls/test_limits.py", "mesh/test_limits.py"
+LIVES = "mesh/test_liveness.py"
 # Of a pace (REPEAT_S, BUSY_RETRY_S) nothing can be one past: there the test shows what it does.
 PASSED = {
     "HEADER_BYTES_MAX": "mesh/test_messages.py::test_a_header_of_the_largest_size_is_read_and_one_byte_more_is_not",
@@ -111,6 +112,11 @@ PASSED = {
     "NEWS_MAX": "mesh/test_swaps.py::test_one_past_a_limit_does_not",
     "LISTED_MAX": "mesh/test_swaps.py::test_one_past_a_limit_does_not",
     "USELESS_MAX": f"{MESH}::test_so_many_useless_records_are_remembered",
+    "RUMOURS_MAX": f"{LIVES}::test_messages_come_back_as_they_were_sent_and_too_long_ones_do_not",
+    "DOUBTERS_MAX": f"{LIVES}::test_messages_come_back_as_they_were_sent_and_too_long_ones_do_not",
+    "RUMOURS_KEPT_MAX": f"{LIVES}::test_rumours_are_told_least_told_first_so_often_and_are_bounded",
+    "LIVES_MAX": f"{LIVES}::test_lives_are_bounded_and_the_dead_make_room",
+    "ERRANDS_MAX": f"{LIVES}::test_errands_are_bounded",
 }
 NAMES = [name for name in vars(limits) if name.isupper() and name not in UNITS]
 
