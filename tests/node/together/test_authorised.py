@@ -41,7 +41,10 @@ async def ask(connection: Connection, method: Method) -> ErrorHeader:
     async with await connection.open_stream(PROTOCOL) as stream:
         for piece in (*encode(pack(Control())), *encode(pack(request), [GARBAGE])):
             await stream.send_all(piece)
-        header = to_caller((await receive_frame(stream, body_bytes_max=2**20)).header)
+        while True:  # a greeting may come first
+            header = to_caller((await receive_frame(stream, body_bytes_max=2**20)).header)
+            if header.call == request.call:
+                break
     assert isinstance(header, ErrorHeader)
     return header
 
