@@ -184,6 +184,36 @@ def test_who_contradicts_itself_is_named_once() -> None:
     assert [effect.owner for effect in accused] == [EVE.peer_id]
 
 
+def test_who_meets_words_of_its_own_that_it_forgot_saves_and_says_its_own_above_them_at_once() -> None:
+    before = RecordStore(ALICE, 5).publish("task", "t", "before", durable=True)
+    store = RecordStore(ALICE, 1)
+    talk = machine(store)
+    talk.handle(PeerHere(BOB.peer_id), 0.0)
+    talk.handle(PeerGone(BOB.peer_id), 0.0)
+    talk.handle(Published(store.publish("task", "t", "now", durable=True)), 0.0)
+    talk.handle(PeerHere(BOB.peer_id), 0.0)
+    effects = talk.handle(Asked(BOB.peer_id, Swap(records=(before.signed,))), 0.0)
+    [save, push] = [effect for effect in effects if isinstance(effect, Save | Call)]
+    assert save == Save([store.all()[0].signed], first=True)
+    assert isinstance(push, Call)
+    assert push.message == Swap(records=(store.all()[0].signed,))
+    assert store.all()[0].version > before.version
+
+
+def test_a_difference_that_no_news_explains_is_looked_for_and_one_with_news_waits() -> None:
+    for news, asks in ((b"", Survey), (bytes(16), type(None))):
+        talk = machine(RecordStore(ALICE, 1))
+        first = exchange_with(talk, BOB.peer_id)
+        talk.handle(
+            Answered(first.number, Compared(fingerprint=talk._copy.store.fingerprint)), 0.0
+        )  # now they have met
+        [call] = calls(talk.handle(Expired(), talk.deadline))
+        talk._copy._useless.update(dict.fromkeys([bytes(16)]))  # type: ignore[list-item]
+        asked = calls(talk.handle(Answered(call.number, Compared(fingerprint=b"x" * 16, news=news)), 1.0))
+        assert [type(call.message) for call in asked] == [asks] * len(asked)
+        assert bool(asked) == (asks is Survey)
+
+
 def test_news_and_what_is_useless_are_bounded() -> None:
     copy = Copy(RecordStore(ALICE, 1), Everybody())
     for n in range(4):
