@@ -1,10 +1,10 @@
 """What a mesh of real processes takes: to come together, find a newcomer, notice that one is gone, throw one out.
 
 Run ``make bench-mesh`` or ``python -m tests.bench.mesh [PART...]`` from the root of the project (JSON=FILE writes the
-figures as flat JSON, TRIALS changes the effort). Parts: ``join``, ``detect``, ``revoke``, with 8 processes each, and
-``simulated`` with up to 1,000 machines on virtual time (``detection.py``; NODES and LOSS choose from it). Times
-are wall seconds, as a user has them: on few cores they are those of starting 8 Pythons at once. A 99th percentile of so
-few trials is their longest but for interpolation. Where there are no network namespaces ``detect`` knows no loss.
+figures as flat JSON, TRIALS changes the effort). Parts: ``join``, ``detect``, ``revoke``, with 8 processes each, then
+``detection`` and ``picture``, simulated; their files tell their settings. Times of the real ones are wall seconds, as a
+user has them: on few cores they are those of starting 8 Pythons at once. A 99th percentile of so few trials is their
+longest but for interpolation. Where there are no network namespaces ``detect`` knows no loss.
 """
 
 import json
@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +25,6 @@ import trio
 from lepton.node.control import Control
 
 from ..net.lan import Lan, NoNetwork
-from .detection import detection
 from .members import Fleet, Member, enrol
 
 COUNT = 8
@@ -216,22 +216,46 @@ def revoke(homes: Sequence[Path]) -> Figures:
 
 # -- the parts --------------------------------------------------------------------------------------------------------
 
-PARTS: dict[str, Callable[[Sequence[Path]], Figures]] = {
-    "join": join,
-    "detect": detect,
-    "simulated": lambda _homes: detection(),
-    "revoke": revoke,
-}
+PARTS: dict[str, Callable[[Sequence[Path]], Figures]] = {"join": join, "detect": detect, "revoke": revoke}
+# Programs of their own on virtual time; they run side by side, when nothing is measured by the clock on the wall.
+SIMULATED = ("detection", "picture")
+
+
+def simulate(names: Sequence[str], folder: Path) -> Figures:
+    """Run simulations in processes of their own, all at once; returns their figures."""
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", f"tests.bench.{name}"], stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "JSON": str(folder / f"{name}.json")},
+        )
+        for name in names
+    }  # fmt: skip
+    figures: Figures = {}
+    try:
+        for name, process in running.items():
+            said, _ = process.communicate()
+            print(f"\n{name}, simulated:\n{said}")  # noqa: T201
+            if process.returncode:
+                sys.exit(f"the simulation {name} failed")
+            figures |= json.loads((folder / f"{name}.json").read_text())
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+    return figures
 
 
 def main(names: Sequence[str]) -> None:
-    if unknown := set(names) - set(PARTS):
-        sys.exit(f"There is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}.")
+    if unknown := set(names) - set(PARTS) - set(SIMULATED):
+        sys.exit(f"There is no part {', '.join(sorted(unknown))}; there are {', '.join([*PARTS, *SIMULATED])}.")
     figures: Figures = {}
-    with tempfile.TemporaryDirectory() as folder:
-        homes = enrol(Path(folder), COUNT)
-        for name in [part for part in PARTS if part in (names or PARTS)]:  # revoke last: it spoils the mesh
-            figures |= PARTS[name](homes)
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        if real := [part for part in PARTS if part in (names or PARTS)]:  # revoke last: it spoils the mesh
+            homes = enrol(folder, COUNT)
+            for name in real:
+                figures |= PARTS[name](homes)
+        figures |= simulate([part for part in SIMULATED if part in (names or SIMULATED)], folder)
     figures = {key: round(value, 3) for key, value in figures.items()}
     print(json.dumps(figures, indent=1))  # noqa: T201
     if path := os.environ.get("JSON"):
