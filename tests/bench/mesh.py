@@ -28,7 +28,7 @@ from ..net.lan import Lan, NoNetwork
 from .members import Fleet, Member, enrol
 
 COUNT = 8
-TRIALS = int(os.environ.get("TRIALS", "4"))  # per loss; each is heard of by 7 others
+TRIALS = int(os.environ.get("TRIALS", "3"))  # per loss; each is heard of by 7 others
 LOSSES = (0.0, 0.01, 0.05, 0.1)
 SETTLE_S = 3.0  # after the start, when of two connections made at once one is closed
 CALM_S = 10.0  # per loss, nobody frozen: whoever is lost then was lost by mistake
