@@ -9,9 +9,8 @@ import ipaddress
 import logging
 import random
 from collections.abc import Callable, Collection, Sequence
-from typing import Annotated, Final
+from typing import Final
 
-import msgspec
 import trio
 
 from . import limits, membership, surroundings
@@ -19,21 +18,15 @@ from .bootstrap import Bootstrap, Place
 from .discovery import local_addresses, multiaddress
 from .errors import LeptonError, PeerError
 from .identity import PeerId, short
-from .messages import Message, Text
+from .messages import Message
+from .protocol import ADDRESS, Whereabouts
 from .records import RecordStore
 from .tcp import parse_address, parse_place
 from .transport import Transport
 
-ADDRESS: Final = "address"  # kind of the records that say where their owners can be dialled
 _SETTLE_S: Final = 0.2  # records come in bursts; an address that is read so much later is still in time
 
 log = logging.getLogger(__name__)
-
-
-class Whereabouts(Message, frozen=True, kw_only=True):
-    """Where a member can be dialled, as multiaddrs."""
-
-    addresses: Annotated[tuple[Text, ...], msgspec.Meta(max_length=limits.HINTED_ADDRESSES_MAX)]
 
 
 def reachable_at(listening: Sequence[str], ips: Sequence[str]) -> tuple[str, ...]:

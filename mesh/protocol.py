@@ -12,6 +12,7 @@ from .pake import CONFIRMATION_BYTES, SHARE_BYTES
 from .revocations import Revocation
 
 HELLO = "/lepton/hello/1"
+ADDRESS = "address"  # kind of the records that say where their owners can be dialled
 JOIN = "/lepton/join/2"
 
 SetDigest = Annotated[bytes, msgspec.Meta(max_length=32)]
@@ -81,6 +82,12 @@ class Verdict(Message, frozen=True, kw_only=True):
 
     welcome: Welcome | None = None
     refused: Text = ""
+
+
+class Whereabouts(Message, frozen=True, kw_only=True):
+    """The value of a record of kind ``ADDRESS``: where its owner can be dialled, as multiaddrs."""
+
+    addresses: Annotated[tuple[Text, ...], msgspec.Meta(max_length=limits.HINTED_ADDRESSES_MAX)]
 
 
 class Part(Message, frozen=True, kw_only=True):

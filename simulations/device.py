@@ -16,9 +16,10 @@ from ..mesh.errors import LeptonError, LinkError, PeerError, Refused
 from ..mesh.grants import Authority, Grant
 from ..mesh.identity import Identity, PeerId
 from ..mesh.messages import Message, pack, unpack
-from ..mesh.protocol import Hello, HelloAnswer, Part
+from ..mesh.protocol import ADDRESS, Hello, HelloAnswer, Part, Whereabouts
 from ..mesh.records import Record, RecordStore, SignedRecord
 from ..mesh.revocations import Revocation
+from ..mesh.signed import Version
 from ..mesh.swaps import Swap, Swapped
 from ..node.inference.session import Session
 from .calls import Answer, Calls, Done, Empty, Incoming, Method, Reply, Request
@@ -92,6 +93,7 @@ class Device:
         self.calls = Calls(world, network, self.me, after=self.after, admit=self._admitted, offend=self.offended)
         self._greeting: dict[PeerId, list[tuple[Connection, Request]]] = {}
         self.calls.serve("mesh.part", Method("mesh", Part, self._answer_part))
+        self._read: dict[PeerId, Version] = {}  # whose address was read last in which record
         self._comparing: dict[PeerId, Connection] = {}  # who was let in, but has not heard all revocations yet
         self.probing = Probing(self, identity, disk.incarnation)
         self.records = Records(self, machines.store(identity, disk.incarnation, disk.records), watch.published)
@@ -117,6 +119,8 @@ class Device:
         self._tick()
         self.probing.start()
         self.records.start()
+        self.records.on_change.append(self._read_addresses)
+        self.records.publish(ADDRESS, "self", Whereabouts(addresses=(self._address_of(self.me),)))
 
     def crash(self) -> None:
         """Die without a word."""
@@ -344,8 +348,19 @@ class Device:
                 self.hint(endpoint.me)
         self.after(_ANNOUNCE_S, self._announce)
 
+    def _address_of(self, peer: PeerId) -> str:
+        return f"simulated/{self.world.called(peer)}"
+
     def hint(self, peer: PeerId) -> None:
-        self.note(membership.Hinted(peer, (f"simulated/{self.world.called(peer)}",)))
+        self.note(membership.Hinted(peer, (self._address_of(peer),)))
+
+    def _read_addresses(self) -> None:
+        """Follow what members say of where they are."""
+        store = self.records.store
+        for record in store.live(ADDRESS, store.owners()):
+            if self._read.get(record.owner) != record.version:
+                self._read[record.owner] = record.version
+                self.note(membership.Hinted(record.owner, record.value(Whereabouts).addresses, signed=True))
 
     def note(self, event: membership.Event) -> None:
         before, linked = set(self.present), set(self.connected)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from lepton.simulations import report, scenario
-from lepton.simulations.run import simulate
+from lepton.simulations.device import Machines
+from lepton.simulations.run import Run, simulate
 
 SEEDS = {"frozen": (2, 5), "quiet": (2, 3, 4), "partition": (2, 7), "lossy_crash": (2, 3)}
 
@@ -80,3 +81,14 @@ def test_who_comes_back_after_a_crash_is_in_step_with_the_others_soon() -> None:
     )
     figures = simulate(back).figures
     assert figures.rounds_complete > 0.8 * figures.rounds
+
+
+def test_devices_tell_each_other_where_they_are() -> None:
+    """By records, which reach whom mDNS does not."""
+    run = Run(scenario.load("quiet"), 1, Machines())
+    run.to_the_end()
+    for member in run.members.values():
+        device = member.device
+        others = {other.device.me for other in run.members.values()} - {device.me}
+        assert set(device._read) >= others
+        assert all(device.members.book.addresses(peer) == (f"simulated/{run.world.called(peer)}",) for peer in others)
