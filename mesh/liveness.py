@@ -196,9 +196,8 @@ class Liveness:
                 self._connected(peer, now)
             case Disconnected(peer):
                 self._disconnected(peer, now)
-            case DialFailed(peer):
-                if (suspicion := self._lives.suspects.get(peer)) is not None:
-                    suspicion.confirm(self._lives.me)  # closed, and nobody opens either
+            case DialFailed(peer, refused=False):
+                self._undialled(peer, now)
             case Seen(peer) if peer in self.neighbours:
                 self._see(peer)
             case Heard(peer, message) if peer in self.neighbours:
@@ -229,6 +228,14 @@ class Liveness:
         self._lives.meet(peer)
         self._see(peer)
         self._probe(peer, now)
+
+    def _undialled(self, peer: PeerId, now: float) -> None:
+        """Ask others about one whom a dial did not find: all that were connected with it may have died with it."""
+        life = self._lives.get(peer)
+        if (suspicion := self._lives.suspects.get(peer)) is not None:
+            suspicion.confirm(self._lives.me)
+        elif life is not None and not life.dead and peer not in self.neighbours and not self._attempts_at(peer):
+            self._ask_others(next(self._numbers), self._attempt(peer, now), now)
 
     def _disconnected(self, peer: PeerId, now: float) -> None:
         """Ask others at once: a connection that closes is no death, but most deaths close one."""

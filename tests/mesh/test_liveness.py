@@ -202,6 +202,19 @@ def test_one_whom_nobody_reaches_after_its_connection_closed_is_dead_soon_and_so
     assert A not in one.alive
 
 
+@pytest.mark.parametrize(("refused", "dies"), [(False, True), (True, False)])
+def test_one_of_whom_only_hearsay_tells_is_dead_when_no_dial_finds_it_and_nobody_reaches_it(
+    refused: bool,
+    dies: bool,
+) -> None:
+    """All who were connected with it may have died in the same moment."""
+    one = machine(B, C)
+    one.handle(Heard(B, tell(state(A, 1))), 0.1)
+    assert A in one.alive
+    one.handle(DialFailed(A, refused=refused), 0.2)
+    assert (A in deaths(live(one, 0.2, 60.0, all_but(A)))) == dies
+
+
 def test_one_that_connects_again_lives_at_once_and_hears_that_it_was_doubted() -> None:
     one = machine(A)
     assert A in deaths(live(one, 0.0, 30.0, all_but(A)))
