@@ -110,6 +110,10 @@ class Admission:
     def knows(self, peer: PeerId) -> bool:
         return peer in self._authorities
 
+    def is_member(self, peer: PeerId) -> bool:
+        """Whether a peer has proved to belong, and was not thrown out since."""
+        return self.knows(peer) and bool(self.authority(peer).capabilities)
+
     def authority(self, peer: PeerId) -> Authority:
         """Return what a member may do: nothing once it was revoked. Raises KeyError for who never was one."""
         if self.ended or peer in self._fallen:

@@ -24,7 +24,7 @@ from . import limits
 from .identity import PeerId
 from .lifeguard import LocalHealth, Suspicion
 from .lives import Lives
-from .membership import Connected, DialFailed, Disconnected, Expired
+from .membership import Connected, DialFailed, Disconnected, Expelled, Expired
 from .rumours import Ack, Doubt, Probe, ProbeFor, Statement, Tell, Words
 
 Message = Probe | ProbeFor | Ack | Tell
@@ -96,7 +96,7 @@ class Living:
     peer: PeerId
 
 
-Event = Heard | Seen | Connected | Disconnected | DialFailed | Expired
+Event = Heard | Seen | Connected | Disconnected | Expelled | DialFailed | Expired
 Effect = Send | Suspected | Died | Living
 
 
@@ -198,6 +198,9 @@ class Liveness:
                 self._disconnected(peer, now)
             case DialFailed(peer, refused=False):
                 self._undialled(peer, now)
+            case Expelled(peers):
+                for peer in peers:
+                    self._lives.forget(peer)
             case Seen(peer) if peer in self.neighbours:
                 self._see(peer)
             case Heard(peer, message) if peer in self.neighbours:

@@ -83,6 +83,14 @@ class Lives:
             self._add(peer)
         return self._known.get(peer)
 
+    def forget(self, peer: PeerId) -> None:
+        """Whoever this was is no member any more."""
+        if self._known.pop(peer, None) is not None:
+            self._names.remove(peer)
+        self.suspects.pop(peer, None)
+        self._dead.pop(peer, None)
+        self._rumours.forget(peer)
+
     def _add(self, peer: PeerId) -> None:
         self._known[peer] = Life()
         self._names.append(peer)
@@ -92,9 +100,7 @@ class Lives:
             return True
         if not self._dead:
             return False
-        first = next(iter(self._dead))
-        del self._known[first], self._dead[first]
-        self._names.remove(first)
+        self.forget(next(iter(self._dead)))
         return True
 
     # -- what is said -------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ class Mesh:
             self.calls,
             rng,
             incarnation=store.incarnation,
-            knows=admission.knows,
+            knows=admission.is_member,
             received=self._received,
             note=self._note_unconnected,
             drop=self._drop,
@@ -358,8 +358,9 @@ class Mesh:
         whole = self._members.neighbours.whole
         for effect in self._members.handle(event, trio.current_time()):
             self._carry_out(effect)
-        if isinstance(event, membership.Connected | membership.Disconnected | membership.DialFailed):
-            self.probing.note(event)
+        match event:
+            case membership.Connected() | membership.Disconnected() | membership.DialFailed() | membership.Expelled():
+                self.probing.note(event)
         if whole and not self._members.neighbours.whole:
             self._note(membership.Heard(tuple(sorted(self.probing.machine.alive))))
         for peer in sorted(self._members.connected - linked):

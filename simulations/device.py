@@ -367,8 +367,9 @@ class Device:
         whole = self.members.neighbours.whole
         for effect in self.members.handle(event, self.world.now):
             self._carry_out(effect)
-        if isinstance(event, membership.Connected | membership.Disconnected | membership.DialFailed):
-            self.probing.note(event)
+        match event:
+            case membership.Connected() | membership.Disconnected() | membership.DialFailed() | membership.Expelled():
+                self.probing.note(event)
         if whole and not self.members.neighbours.whole:
             self.note(membership.Heard(tuple(sorted(self.probing.machine.alive))))
         for peer in sorted(self.connected - linked):

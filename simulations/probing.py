@@ -27,7 +27,7 @@ class Probing:
             identity.peer_id,
             device.dice,
             words,
-            knows=device.admission.knows,
+            knows=device.admission.is_member,
             incarnation=incarnation * liveness.STATEMENTS_PER_START,
         )
         self._asked: dict[tuple[PeerId, int], Incoming] = {}

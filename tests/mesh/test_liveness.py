@@ -13,7 +13,7 @@ from lepton.mesh.errors import PeerError
 from lepton.mesh.identity import SIGNATURE_BYTES, PeerId
 from lepton.mesh.lifeguard import HEALTH_MAX, Suspicion
 from lepton.mesh.liveness import Config, Died, Effect, Event, Heard, Liveness, Living, Message, Seen, Send, Suspected
-from lepton.mesh.membership import Connected, DialFailed, Disconnected, Expired
+from lepton.mesh.membership import Connected, DialFailed, Disconnected, Expelled, Expired
 from lepton.mesh.messages import pack, unpack
 from lepton.mesh.rumours import Ack, Doubt, Probe, ProbeFor, Rumours, SignedWords, Statement, Tell
 
@@ -308,6 +308,19 @@ def test_who_lost_its_memory_is_told_what_it_once_stated_and_outdoes_it() -> Non
 def test_strangers_are_never_kept() -> None:
     one = machine(A)
     one.handle(Heard(A, tell(state(PeerId("nobody"), 3), doubt(PeerId("no one"), 0, A))), 0.0)
+    assert one.alive == {A}
+    assert one.suspects == frozenset()
+
+
+def test_who_was_thrown_out_is_forgotten_and_no_rumour_brings_it_back() -> None:
+    members = {A, B}
+    one = Liveness(ME, random.Random(1), Unsigned(ME), knows=members.__contains__)
+    one.handle(Connected(A), 0.0)
+    one.handle(Heard(A, tell(state(B, 1), doubt(B, 1, A))), 0.0)
+    assert one.suspects == {B}
+    members.remove(B)
+    one.handle(Expelled((B,)), 1.0)
+    assert one.handle(Heard(A, tell(state(B, 2), doubt(B, 2, A))), 1.0) == []
     assert one.alive == {A}
     assert one.suspects == frozenset()
 
