@@ -45,7 +45,11 @@ class Config:
     """Chunks on their way to one owner whose means have not come back: 2 MB, more than a gigabit link's round trip."""
 
     nudge_s: float = 0.5
-    """So long nothing has moved: say where one stands, and ask again. TCP loses nothing, but connections break."""
+    """So long nothing has moved: say where one stands, and ask again. Little is sent for that."""
+
+    resend_s: float = 10.0
+    """What was sent so long ago and has not arrived is sent again to whoever asks. TCP loses nothing, but connections
+    break; sooner, one that is only slow would be made slower."""
 
     @classmethod
     def lan(cls) -> Self:
@@ -55,4 +59,4 @@ class Config:
     @classmethod
     def test(cls) -> Self:
         """Virtual time with delays of some milliseconds."""
-        return cls(wait_s_initial=1.0, wait_s_min=0.1, wait_s_max=5.0, nudge_s=0.05)
+        return cls(wait_s_initial=1.0, wait_s_min=0.1, wait_s_max=5.0, nudge_s=0.05, resend_s=0.05)

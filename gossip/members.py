@@ -19,6 +19,7 @@ class Member:
     held: tuple[int, ...] = ()  # the means that it says it has
     sent_s: float = 0.0  # when it last sent me values that I average, or need not have
     mean_s: float = 0.0  # when a mean of its part last came
+    given_s: float = 0.0  # when I last sent it values or means
     wanted: dict[int, int] = field(default_factory=dict)  # means that I asked it to relay
     _for_good: bool = False
 

@@ -238,7 +238,7 @@ class Round:
         )
         self._agreement.hear(peer, voice, decided=said.decided)
         if said.again:
-            self._help(peer, member, int.from_bytes(said.received, "little"))
+            self._help(peer, member, int.from_bytes(said.received, "little"), now)
         elif self._outcome is not None and not said.decided and held != self._plan.full:
             self._say(peer)
 
@@ -252,9 +252,12 @@ class Round:
         except BadContribution as error:
             self._refuse(peer, "contribution", str(error))
 
-    def _help(self, peer: str, member: Member, received: int) -> None:
-        """Give a member that asks again what it misses: my word, my values of its part, means of mine."""
+    def _help(self, peer: str, member: Member, received: int, now: float) -> None:
+        """Give a member that asks again what it misses: my word, and what cannot be on its way any more."""
         self._say(peer)
+        if now < member.given_s + self._config.resend_s:
+            return
+        member.given_s = now
         window = self._config.window_chunks
         if self.phase is not Phase.FINISHED:
             for chunk in bits(((1 << member.turn) - 1) & ~received & ~member.held[member.number])[:window]:
@@ -362,7 +365,8 @@ class Round:
         if self.phase not in {Phase.NEW, Phase.FINISHED} and now >= self._moved_s + self._config.nudge_s:
             self._moved_s = now
             self._say_all(self._waited_for(), again=True)
-            self._fetch()
+            if self.phase is Phase.AGREEMENT or now >= max(self.opened_s, self._mean_s) + self._config.resend_s:
+                self._fetch()
         self.deadline = self._next_deadline(now)
         effects, self._effects = self._effects, []
         return effects
@@ -404,6 +408,7 @@ class Round:
             while member.opened and not member.gone and member.turn < end:
                 self._contribute(peer, member, member.turn)
                 member.turn += 1
+                member.given_s = now
 
     def _contribute(self, owner: str, member: Member, chunk: int) -> None:
         place = self._plan.chunks[member.number][chunk]
@@ -436,6 +441,7 @@ class Round:
         for peer in self._others():
             if peer in everyone:
                 self._send(peer, self._mean(averaged))
+                self._members[peer].given_s = now
 
     def _mean(self, averaged: Averaged) -> Mean:
         return Mean(

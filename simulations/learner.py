@@ -35,6 +35,7 @@ _CHECKPOINT_INTERVAL_S = 2.0
 _PASSED_S = 1.0
 _ROUNDS_AHEAD_MAX = 2
 _VERSION = 1
+_RESEND_S = 0.5  # here alone: what these links lose is gone for good
 
 
 class RoundWatch(Protocol):
@@ -206,7 +207,11 @@ class Learner:
             rng_seed=0,
             first_round=self.round,
             instance=self._device.disk.incarnation,
-            config=Config(wait_s_initial=self._task.wait_s_initial, wait_s_max=self._task.wait_s_max),
+            config=Config(
+                wait_s_initial=self._task.wait_s_initial,
+                wait_s_max=self._task.wait_s_max,
+                resend_s=_RESEND_S,
+            ),
         )
 
     # -- one round ----------------------------------------------------------------------------------------------------
