@@ -172,6 +172,7 @@ class Averager:
             config=self._config,
             opening_wait_s=self._opening_patience.wait_s,
             stall_s=self._exchange_patience.wait_s,
+            into=ready.into,
         )
 
     def _forward(self, events: Iterable[Received | PeerDown | Expired], now: float) -> list[Effect]:

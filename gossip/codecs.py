@@ -34,14 +34,15 @@ class Codec:
 
     `encode(x, rng)` takes finite float32 (n,) and a generator (used only by codecs that round at random). What it
     gives may be a view of `x`, as a buffer of bytes.
-    `decode(data, n)` gives float32 (n,), which may be a read-only view of `data`.
+    `decode(data, n, out)` gives float32 (n,): a read-only view of `data`, memory of its own, or `out` where that is
+    given and useful; what is in `out` then is the caller's to overwrite.
     `size_bytes(n)` is the exact length of the encoded form. `exact`: what is decoded is what was encoded.
     `encode` and `decode` raise BadContribution, and nothing else, for values or bytes that cannot be.
     """
 
     name: str
     encode: Callable[[Floats, np.random.Generator], Buffer]
-    decode: Callable[[Buffer, int], Floats]
+    decode: Callable[..., Floats]
     size_bytes: Callable[[int], int]
     exact: bool = False
 
@@ -64,7 +65,7 @@ def encode_float32(x: Floats, _rng: np.random.Generator) -> Buffer:
     return np.ascontiguousarray(x, dtype="<f4").view(np.uint8).data
 
 
-def decode_float32(data: Buffer, n: int) -> Floats:
+def decode_float32(data: Buffer, n: int, _out: Floats | None = None) -> Floats:
     """Read what `encode_float32` wrote."""
     _require_length(data, 4 * n)
     x = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
@@ -81,7 +82,7 @@ def encode_float16(x: Floats, _rng: np.random.Generator) -> bytes:
     return np.clip(x, -FLOAT16_MAX, FLOAT16_MAX).astype("<f2").tobytes()
 
 
-def decode_float16(data: Buffer, n: int) -> Floats:
+def decode_float16(data: Buffer, n: int, _out: Floats | None = None) -> Floats:
     """Read what `encode_float16` wrote."""
     _require_length(data, 2 * n)
     halves = np.frombuffer(data, dtype="<f2")
@@ -100,7 +101,7 @@ def encode_bfloat16(x: Floats, _rng: np.random.Generator) -> bytes:
     return upper.tobytes()
 
 
-def decode_bfloat16(data: Buffer, n: int) -> Floats:
+def decode_bfloat16(data: Buffer, n: int, _out: Floats | None = None) -> Floats:
     """Read what `encode_bfloat16` wrote."""
     _require_length(data, 2 * n)
     x = _steps(np.frombuffer(data, dtype="<u2"))
@@ -122,12 +123,12 @@ def encode_int8(x: Floats, rng: np.random.Generator) -> bytes:
     return scales.tobytes() + quants.tobytes()
 
 
-def decode_int8(data: Buffer, n: int) -> Floats:
+def decode_int8(data: Buffer, n: int, out: Floats | None = None) -> Floats:
     """Read what `encode_int8` wrote."""
     _require_length(data, size_bytes_int8(n))
     count = _chunks(n, INT8_CHUNK)
     quants = np.frombuffer(data, dtype=np.int8, offset=2 * count)
-    return _rescaled(quants, np.frombuffer(data, dtype="<u2", count=count), INT8_CHUNK, INT8_MAX)
+    return _rescaled(quants, np.frombuffer(data, dtype="<u2", count=count), INT8_CHUNK, INT8_MAX, out)
 
 
 def size_bytes_int8(n: int) -> int:
@@ -150,14 +151,14 @@ def encode_int4(x: Floats, rng: np.random.Generator) -> bytes:
     return scales.tobytes() + packed.tobytes()
 
 
-def decode_int4(data: Buffer, n: int) -> Floats:
+def decode_int4(data: Buffer, n: int, out: Floats | None = None) -> Floats:
     """Read what `encode_int4` wrote."""
     _require_length(data, size_bytes_int4(n))
     count = _chunks(n, INT4_CHUNK)
     pairs = np.frombuffer(data, dtype=np.uint8, offset=2 * count).astype("<u2")
     nibbles = ((pairs | (pairs << 4)) & 0x0F0F).view(np.int8)
     nibbles -= INT4_MAX + 1
-    return _rescaled(nibbles[:n], np.frombuffer(data, dtype="<u2", count=count), INT4_CHUNK, INT4_MAX)
+    return _rescaled(nibbles[:n], np.frombuffer(data, dtype="<u2", count=count), INT4_CHUNK, INT4_MAX, out)
 
 
 def size_bytes_int4(n: int) -> int:
@@ -239,13 +240,13 @@ def _in_steps(x: Floats, steps: Floats, chunk: int) -> Floats:  # (n,), (chunks,
     return scaled
 
 
-def _rescaled(quants: NDArray[np.int8], scales: NDArray[np.uint16], chunk: int, top: int) -> Floats:
+def _rescaled(quants: NDArray[np.int8], scales: NDArray[np.uint16], chunk: int, top: int, out: Floats | None) -> Floats:
     steps = _steps(scales)
     limit = np.float32(INTEGER_INPUT_MAX / top * 1.01)  # the largest that `_scales` gives; times top + 1 it is finite
     bad = np.flatnonzero((scales >> 15).astype(bool) | ~(steps <= limit))
     if bad.size:
         raise BadContribution(f"the scale of chunk {bad[0]} is {steps[bad[0]]}: it must be in [0, {limit:.3g}]")
-    x = np.empty(quants.size, dtype=np.float32)
+    x = np.empty(quants.size, dtype=np.float32) if out is None else out
     whole = x.size - x.size % chunk
     np.multiply(quants[:whole].reshape(-1, chunk), steps[: whole // chunk, None], out=x[:whole].reshape(-1, chunk))
     if whole < x.size:

@@ -31,13 +31,16 @@ class Ready:
     """The node has trained for `round` and wants to average `vector`, float32 (D,), with the `members` that it sees.
 
     `members` includes the node itself; `weight` is what its values ask to count with. Nobody may write to the vector
-    any more: what is sent may be a view of it.
+    any more: what is sent may be a view of it. The result is written `into` memory of the same size where that is
+    given. It is in use until the *next* agreed round has finished, so two buffers in turn will do: new memory for
+    each round costs more time than averaging does.
     """
 
     round: int
     vector: Floats
     weight: float
     members: tuple[str, ...]
+    into: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)

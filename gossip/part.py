@@ -110,12 +110,12 @@ class OwnPart:
         return Averaged(self.turn - 1, tuple(sorted(clipped.items())), name, payload, tuple(refused))
 
     def _adopt(self, part: slice, mean: Floats, base: Floats | None) -> bytes:
-        payload = self._codec.encode(mean, self._rng)
-        decoded = mean if self._codec.exact else self._codec.decode(payload, mean.size)
-        if base is None:
-            self._result[part] = decoded
-        else:
-            np.add(base, decoded, out=self._result[part])
+        payload, place = self._codec.encode(mean, self._rng), self._result[part]
+        decoded = mean if self._codec.exact else self._codec.decode(payload, mean.size, place)
+        if base is not None:
+            np.add(base, decoded, out=place)
+        elif decoded is not place:
+            np.copyto(place, decoded)
         return cast("bytes", payload)
 
     def _read(self, peer: str, message: Contribution, weight: float, base: Floats | None) -> Floats:

@@ -24,7 +24,7 @@ import numpy as np
 from .agreement import Agreement, Voice
 from .codecs import Floats, codec
 from .config import Config
-from .errors import BadContribution
+from .errors import BadContribution, BadSetup
 from .events import Absence, Expired, Finished, PeerDown, Received, Refusal, Report, Run, Send
 from .gate import Gate, check_vector, check_weight, norm, norm_scale
 from .hashing import digest
@@ -93,8 +93,9 @@ class Round:
         config: Config,
         opening_wait_s: float,
         stall_s: float,
+        into: Floats | None = None,
     ) -> None:
-        """Prepare to exchange `vector`, float32 (D,), which nobody may write to any more.
+        """Prepare to exchange `vector`, float32 (D,), which nobody may write to any more; the result goes `into`.
 
         `instance` differs from that of an earlier process of this node; `stall_s` is how long a member that is waited
         for may send nothing.
@@ -105,6 +106,8 @@ class Round:
         """
         check_vector(me, vector, terms.dimension)
         check_weight(me, weight, config.weight_max)
+        if into is not None and (into.shape, into.dtype) != (vector.shape, vector.dtype):
+            raise BadSetup(f"the buffer for the result is {into.dtype} {into.shape}; float32 {vector.shape} is due")
         self.terms, self.context, self.phase, self.deadline = terms, terms.context, Phase.NEW, math.inf
         self.started_s = self.opened_s = self.exchanged_s = 0.0
         self._me, self._own, self._weight, self._reference = me, vector, weight, reference
@@ -114,7 +117,7 @@ class Round:
         self._opening_wait_s, self._stall_s = opening_wait_s, stall_s
         self._rms = norm(vector) / math.sqrt(max(vector.size, 1))
         self._scales: dict[tuple[int, int], float] = {}
-        self._result = np.empty_like(vector)
+        self._result = np.empty_like(vector) if into is None else into
         self._members = {peer: Member(terms.part_of(peer)) for peer in terms.members if peer != me}
         self._held = [0] * len(terms.members)
         self._instances = [0] * len(terms.members)
@@ -306,15 +309,17 @@ class Round:
             check_weight(f"{peer} on {name}", weight, self._config.weight_max)
         place = self._plan.chunks[message.part][message.chunk]
         size = place.stop - place.start
+        result = self._result[place]
         try:
-            values = (codec("float32") if message.relayed else self._codec).decode(message.payload, size)
+            values = (codec("float32") if message.relayed else self._codec).decode(message.payload, size, result)
         except BadContribution as error:
             raise error.of(peer) from None
         self._gate.admit_mean(peer, values, size, self._scale(message.part, message.chunk))
         if not message.reference:
-            self._result[place] = values
+            if values is not result:
+                np.copyto(result, values)
         elif self._reference is not None and message.reference == self._reference.name:
-            np.add(self._reference.vector[place], values, out=self._result[place])
+            np.add(self._reference.vector[place], values, out=result)
         else:
             raise BadContribution("it is a difference to a model that is not known here: adopt one", peer)
         self._hold(message.part, message.chunk, message.contributors)
