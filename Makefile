@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-net lint types format coverage demo bench-wire bench-mesh bench-robust fuzz lock clean
+.PHONY: help venv test test-net lint types format coverage demo bench-wire bench-mesh bench-robust bench-average fuzz lock clean
 
 # The lock was made with 3.11; a newer Python is tried only where there is no 3.11.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
@@ -55,6 +55,9 @@ demo: $(READY) ## four nodes on this machine; JSON=FILE writes the figures, ARGS
 
 bench-wire: $(READY) ## the wire beside raw TCP, TLS and stock libp2p; JSON=FILE writes the figures
 	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.wire
+
+bench-average: $(READY) ## rounds of averaging at 2, 4 and 8 processes beside TLS; JSON=FILE writes the figures, ARGS="2x50" other sizes
+	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.average $(ARGS)
 
 bench-robust: $(READY) ## what bad members do to learning, by policy; JSON=FILE writes the figures
 	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.robust $(ARGS)

@@ -42,7 +42,7 @@ class Gate:
         Raises:
             BadContribution: it must not be averaged; the message names the peer, what is wrong and by how much.
         """
-        ratio = norm(_checked(peer, values, n)) / scale
+        ratio = check_vector(peer, values, n) / scale
         self._seen[peer] = max(ratio, self._seen.get(peer, 0.0))
         check_weight(peer, weight, self._config.weight_max)
         self._check_norm(peer, ratio)
@@ -53,7 +53,7 @@ class Gate:
         Raises:
             BadContribution: it must not be adopted.
         """
-        self._check_norm(peer, norm(_checked(peer, values, n)) / scale)
+        self._check_norm(peer, check_vector(peer, values, n) / scale)
 
     def settle(self) -> None:
         """End a round: what it showed counts from now on."""
@@ -101,24 +101,18 @@ def check_weight(peer: str, weight: float, weight_max: float) -> None:
         raise BadContribution(f"its weight is {weight}; it must be above 0 and at most {weight_max:g}", peer)
 
 
-def check_vector(peer: str, values: NDArray[np.generic], n: int) -> None:
-    """Check that these are n finite float32.
+def check_vector(peer: str, values: NDArray[np.generic], n: int) -> float:
+    """Check that these are n finite float32, and return their norm.
 
     Raises:
         BadContribution: they are not.
     """
-    _checked(peer, values, n)
-
-
-def _checked(peer: str, values: NDArray[np.generic], n: int) -> Floats:
     if values.shape != (n,):
         raise BadContribution(f"its values have shape {values.shape} where ({n},) is due", peer)
     if values.dtype != np.float32:
         raise BadContribution(f"its values are {values.dtype} where float32 is due", peer)
-    floats = values.astype(np.float32, copy=False)
-    if math.isfinite(norm(floats)):
-        return floats
-    bad = n - int(np.count_nonzero(np.isfinite(floats)))
-    if bad:
+    size = norm(values.astype(np.float32, copy=False))
+    if not math.isfinite(size):
+        bad = n - int(np.count_nonzero(np.isfinite(values.astype(np.float32, copy=False))))
         raise BadContribution(f"{bad} of its {n} values are not finite", peer)
-    return floats
+    return size

@@ -26,7 +26,7 @@ from .codecs import Floats, codec
 from .config import Config
 from .errors import BadContribution, BadSetup
 from .events import Absence, Expired, Finished, PeerDown, Received, Refusal, Report, Run, Send
-from .gate import Gate, check_vector, check_weight, norm, norm_scale
+from .gate import Gate, check_vector, check_weight, norm_scale
 from .hashing import digest
 from .members import Member
 from .messages import (
@@ -104,7 +104,7 @@ class Round:
             BadSetup: this node is not one of the members.
             BadContribution: its own vector or weight is one that nobody would accept; the message names this node.
         """
-        check_vector(me, vector, terms.dimension)
+        size = check_vector(me, vector, terms.dimension)
         check_weight(me, weight, config.weight_max)
         if into is not None and (into.shape, into.dtype) != (vector.shape, vector.dtype):
             raise BadSetup(f"the buffer for the result is {into.dtype} {into.shape}; float32 {vector.shape} is due")
@@ -115,7 +115,7 @@ class Round:
         self._gate, self._config = gate, config
         self._rng = rng
         self._opening_wait_s, self._stall_s = opening_wait_s, stall_s
-        self._rms = norm(vector) / math.sqrt(max(vector.size, 1))
+        self._rms = size / math.sqrt(max(vector.size, 1))
         self._scales: dict[tuple[int, int], float] = {}
         self._result = np.empty_like(vector) if into is None else into
         self._members = {peer: Member(terms.part_of(peer)) for peer in terms.members if peer != me}
