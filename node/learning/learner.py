@@ -5,7 +5,7 @@ Nobody coordinates: who takes part follows from the records, who exchanges with 
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,15 +15,16 @@ from ...gossip.averager import Averager, name_of
 from ...gossip.events import Behind, Ready, Report
 from ...gossip.messages import INSTANCE_MAX
 from ...gossip.part import Reference
-from ...mesh import limits, tensors
+from ...mesh import limits
 from ...mesh.calls import Answer, Empty, Incoming
-from ...mesh.errors import LeptonError, UsageError
+from ...mesh.errors import LeptonError, PeerError, UsageError
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
 from ..models import Vector, check_spec, parameter_count
 from ..picture import TRAINER, TaskRecord, TrainerRecord
 from .checkpoint import Checkpoint, CheckpointStore
 from .data import Dataset
+from .donors import Donation, ask, judge
 from .exchange import Exchange
 from .messages import State, StateWanted
 from .trainer import Metrics, Trainer, train_alone
@@ -33,6 +34,8 @@ _EVALUATE_INTERVAL_S = 0.5
 _CHECKPOINT_INTERVAL_S = 2.0
 _PASSED_S = 1.0  # a message of a round that its sender has long finished arrives within this, or never
 _ROUNDS_AHEAD_MAX = 2  # as the averaging machine has it: further on, others do not wait for this node
+_SECOND_DONOR_S = 2.0  # with one model at hand, so long for the second: meanwhile the others go on
+_SHUNNED_ROUNDS = 10  # who gave a bad model is not asked again so soon: it may have been in trouble itself
 _LEAVE_S = 1.0  # the last round's messages get this long to arrive before the task is called done
 
 log = logging.getLogger(__name__)
@@ -87,6 +90,7 @@ class Learner:
         self._exchange: Exchange | None = None
         self._told_at = self._evaluated_at = self._saved_at = -np.inf
         self._counted_misses = 0
+        self._bad_donors: dict[PeerId, int] = {}  # in which round each was refused
 
     # -- what peers ask -----------------------------------------------------------------------------------------------
 
@@ -170,47 +174,78 @@ class Learner:
             while True:
                 changed = self._mesh.changed
                 ahead = self._ahead()
-                for peer in ahead:
-                    if await self._adopt_from(peer):
-                        # The round that it is in has begun without this node, and what was sent in it is lost to it.
-                        self._round = self._first_round = min(self._round + 1, self.task.rounds)
-                        return
+                if await self._adopt_from(ahead):
+                    # The round that it is in has begun without this node, and what was sent in it is lost to it.
+                    self._round = self._first_round = min(self._round + 1, self.task.rounds)
+                    return
                 if not ahead:
                     return
                 await changed.wait()
 
     def _ahead(self) -> list[PeerId]:
-        """Return who is under way and not behind this node, whoever is furthest first."""
+        """Return who is under way and not behind this node, the furthest first; nobody who just gave a bad model."""
         found = [
             (record.round, peer)
             for peer, record in self._records().items()
-            if peer != self._mesh.me and record.state in {"training", "done"} and record.round >= self._round
+            if peer != self._mesh.me
+            and self._round >= self._bad_donors.get(peer, -_SHUNNED_ROUNDS) + _SHUNNED_ROUNDS
+            and record.state in {"training", "done"}
+            and self._round <= record.round <= self.task.rounds
+            and self._mesh.authority(peer).allows(f"train:{self.name}")
         ]
         return [peer for _, peer in sorted(found, reverse=True)]
 
-    async def _adopt_from(self, peer: PeerId) -> bool:
-        """Take a peer's model, and part in the round that it is in: in a later one, two would leapfrog for ever."""
-        try:
-            answer = await self._mesh.calls.call(
-                peer, "train.state", StateWanted(version=self.task.version), State, scope=self.name
-            )
-            if len(answer.arrays) != 1:
-                return False
-            if answer.message.round <= self._round:
-                return False
-            shape = (parameter_count(self.task.spec),)
-            given = tensors.require(answer.arrays[0], dtype="float32", shape=shape, what="the model of a peer")
-            vector: Vector = np.array(given, dtype=np.float32)
-            self._trainer.adopt(vector)
-        except LeptonError as error:
-            log.info("task %s: no model from %s: %s", self.name, short(peer), error)
-            return False
-        self._shared, self._name = vector, answer.message.reference
+    async def _adopt_from(self, peers: Sequence[PeerId]) -> bool:
+        """Take the better model of the first two that have one, and part in the round that its giver is in.
+
+        In a later round, two who adopt from each other would leapfrog for ever.
+        """
+        for first in range(0, len(peers), 2):
+            pair = peers[first : first + 2]
+            found = [donation for donation in await self._ask(pair) if donation.round > self._round]
+            best, refused = await trio.to_thread.run_sync(judge, self._trainer, found) if found else (None, {})
+            for peer, why in refused.items():
+                self._refuse_model(peer, why)
+            if best is not None:
+                self._adopt(best)
+                return True
+        return False
+
+    async def _ask(self, peers: Sequence[PeerId]) -> list[Donation]:
+        """Ask peers for their models, at once; those of them that answer with one."""
+        found: list[Donation] = []
+
+        async def ask_one(peer: PeerId) -> None:
+            try:
+                found.append(await ask(
+                    self._mesh.calls, peer, scope=self.name, version=self.task.version,
+                    dimension=parameter_count(self.task.spec), rounds=self.task.rounds,
+                ))  # fmt: skip
+            except PeerError as error:
+                self._refuse_model(peer, str(error))
+            except LeptonError as error:
+                log.info("task %s: no model from %s: %s", self.name, short(peer), error)
+            if found:
+                nursery.cancel_scope.deadline = trio.current_time() + _SECOND_DONOR_S
+
+        async with trio.open_nursery() as nursery:
+            for peer in peers:
+                nursery.start_soon(ask_one, peer)
+        return found
+
+    def _refuse_model(self, peer: PeerId, why: str) -> None:
+        self._bad_donors[peer] = self._round
+        text = f"the model of {short(peer)} was refused: {why}"
+        log.warning("task %s: %s", self.name, text)
+        self.progress.notes = [*self.progress.notes[-19:], text]
+
+    def _adopt(self, given: Donation) -> None:
+        self._trainer.adopt(given.vector)
+        self._shared, self._name = given.vector, given.reference
         if self._exchange is not None:
-            self._exchange.averager.refer_to(Reference(self._name, vector) if self._name else None)
-        self._round = self._first_round = min(answer.message.round, self.task.rounds)
-        log.info("task %s: took the model of %s, round %d", self.name, short(peer), self._round)
-        return True
+            self._exchange.averager.refer_to(Reference(given.reference, given.vector) if given.reference else None)
+        self._round = self._first_round = given.round
+        log.info("task %s: took the model of %s, round %d", self.name, short(given.peer), self._round)
 
     def _new_averager(self) -> Averager:
         return Averager(
@@ -235,12 +270,24 @@ class Learner:
         self.progress.members = len(members)
         exchange.begin(Ready(self._round, self._trainer.vector(), float(self._trainer.samples), members))
         while isinstance(came := await exchange.outcome(), Behind):
-            if await self._adopt_from(PeerId(came.peer)):
+            if await self._adopt_from(self._really_ahead(PeerId(came.peer))):
                 self._tell("training", force=True)
                 exchange.averager.skip_to(self._round)
                 return
         self.progress.bytes_sent = exchange.bytes_sent
         await self._finished(came.round, came.vector, came.report)
+
+    def _really_ahead(self, claims: PeerId) -> list[PeerId]:
+        """Return who is ahead as the picture has it, whoever claims it first; nobody if that one's record denies it.
+
+        A record may be some rounds old. A claim that is true stands in it soon, and then `_notice_passed` sees it.
+        """
+        ahead = self._ahead()
+        record = self._records().get(claims)
+        if claims not in ahead or record is None or record.round <= self._round:
+            log.info("task %s: %s claims to be far ahead; its record does not say so", self.name, short(claims))
+            return []
+        return [claims, *(peer for peer in ahead if peer != claims)]
 
     async def _notice_passed(self, exchange: Exchange) -> None:
         """Read in the records that others have left this node behind: who does not count it in sends it nothing."""

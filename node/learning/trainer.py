@@ -152,6 +152,15 @@ class Trainer:
         self._model.train()
         return Metrics(accuracy=right / len(y), loss=loss / len(y), samples=len(y))
 
+    def try_out(self, vector: Vector) -> Metrics:
+        """How the model would do with these parameters, float32 (D,); UsageError when they do not fit."""
+        own = self._shared.read()
+        self._shared.write(vector)
+        try:
+            return self.evaluate()
+        finally:
+            self._shared.write(own)
+
     def state(self) -> TrainerState:
         """A copy of what `restore` needs besides `vector`."""
         correction = self._tracking.correction if self.settings.tracking else torch.empty(0)

@@ -12,12 +12,14 @@ import trio
 from lepton.gossip import messages as wire
 from lepton.mesh.calls import Answer, Empty, Incoming, Method
 from lepton.mesh.errors import LeptonError, Refused, UsageError
+from lepton.mesh.identity import short
 from lepton.node import Dataset, Node
 from lepton.node.learning import learner
 from lepton.node.learning.exchange import METHOD
 from lepton.node.learning.messages import RoundMessage, State, StateWanted
 from lepton.node.learning.trainer import Trainer, TrainSettings
 from lepton.node.models import parameter_count
+from lepton.node.picture import TRAINER, TrainerRecord
 
 from .fakes import DIGITS, MLP, PATIENCE_S, World, parts, random_model, running, samples, until
 
@@ -223,8 +225,65 @@ async def test_a_member_that_lies_about_rounds_stops_nobody(tmp_path: Path) -> N
         nursery.start_soon(lie)
         result = await a.train("digits", data="digits", rounds=60, settings=QUICK)
         assert result.rounds == 60
-        assert "state" in lies
+        assert "state" not in lies  # its record says nothing of the kind, so it is not asked for its model
         assert np.isfinite(await a.predict("digits", samples(3))).all()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_joiner_takes_no_model_of_a_donor_that_lies_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = parts(3)
+    gate, train, size = threading.Event(), Trainer.run_steps, parameter_count(MLP)
+    noise = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    lies = {
+        "far": (State(round=900), noise),
+        "loud": (State(round=50), 30 * noise),
+        "broken": (State(round=50), np.full(size, np.nan, dtype=np.float32)),
+        "short": (State(round=50), noise[:-1]),
+    }
+
+    def run_steps(trainer: Trainer, steps: int) -> float:
+        if trainer.step >= 20 * steps:  # in the middle, whatever the speed of this machine
+            gate.wait(PATIENCE_S)
+        return train(trainer, steps)
+
+    def serve(liar: Node, state: State, vector: np.ndarray[Any, Any]) -> None:
+        async def give(_: Incoming[StateWanted]) -> Answer[State]:
+            return Answer(state, [vector])
+
+        liar.mesh.calls.serve(Method(name="train.state", needs="train", takes=StateWanted, handler=give))
+        said = TrainerRecord(state="training", version=1, round=50, first_round=100_000)  # no round waits for it
+        liar.mesh.publish(TRAINER, "digits", said)
+
+    monkeypatch.setattr(Trainer, "run_steps", run_steps)
+    data = {"a": {"digits": one}, "b": {"digits": two}}
+    async with running(tmp_path, "a", "b", *lies, data=data) as world, trio.open_nursery() as nursery:
+        a = world.nodes["a"]
+        nursery.start_soon(lambda: a.train("digits", data="digits", model=MLP, rounds=60, members_min=2))
+        await until(lambda: (progress := a.progress("digits")) is not None and progress.round >= 20)
+        for name, lie in lies.items():
+            serve(world.nodes[name], *lie)
+        async with world.node("late", data={"digits": three}) as late:
+            progress = None
+            await until(lambda: late.progress("digits") is not None)
+            progress = late.progress("digits")
+            assert progress is not None
+            await until(lambda: progress.state == "training")
+            gate.set()
+            assert 20 <= progress.round < 50
+            for name, why in {
+                "far": "It claims round 900 of 60",
+                "loud": "Its loss on this node's held-out samples is",
+                "broken": f"Its model holds {size} values that are not finite",
+                "short": f"Its model is float32 ({size - 1},); expected float32 ({size})",
+            }.items():
+                start = f"the model of {short(world.nodes[name].mesh.me)} was refused: {why}"
+                assert any(note.startswith(start) for note in progress.notes), (name, progress.notes)
+            assert len(progress.notes) == len(lies)
+            await until(lambda: progress.state == "done")
+            assert progress.accuracy is not None
+            assert progress.accuracy >= 0.9
         nursery.cancel_scope.cancel()
 
 
