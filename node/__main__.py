@@ -15,6 +15,7 @@ from ..mesh.errors import UsageError
 from .authority_commands import revoke
 from .command import ask, friendly, home_option, interface_option, loading
 from .mesh_commands import invite, join, mesh
+from .train_command import train
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +36,7 @@ def main() -> None:
     """
 
 
-for command in (mesh, invite, join, revoke):
+for command in (mesh, invite, join, revoke, train):
     main.add_command(command)
 
 
@@ -164,73 +165,7 @@ def down(home: Path) -> None:
     click.echo("The node is stopping.")
 
 
-# -- learning and answering --------------------------------------------------------------------------------------------
-
-
-@main.command()
-@click.argument("name")
-@click.option("--data", required=True, help="The data set, by the name that nodes gave it with `up --data NAME=FILE`.")
-@click.option("--model", default="mlp", show_default=True, help="Architecture: mlp or cnn.")
-@click.option("--hidden", default=64, show_default=True, help="Hidden units (mlp) or channels (cnn).")
-@click.option("--activation", default="sigmoid", show_default=True, help="Of hidden units (mlp): sigmoid or relu.")
-@click.option(
-    "--classes", default=None, type=int, help="How many classes there are, if this device's part has not all."
-)
-@click.option("--rounds", default=100, show_default=True, help="Exchanges with neighbours.")
-@click.option(
-    "--codec", default="int8", show_default=True, help="How updates travel: float32, float16, bfloat16, int8, int4."
-)
-@click.option(
-    "--members", default=None, type=int, help="Begin when this many are ready. Default: all that have the data."
-)
-@click.option("--copies", default=2, show_default=True, help="On how many devices each layer is served afterwards.")
-@click.option("--baseline", is_flag=True, help="Also train each device's model alone, to compare.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--plain", is_flag=True, help="One line per change instead of a live table.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per change, the result last.")
-@home_option
-@friendly
-def train(
-    name: str,
-    data: str,
-    model: str,
-    hidden: int,
-    activation: str,
-    classes: int | None,
-    rounds: int,
-    codec: str,
-    members: int | None,
-    copies: int,
-    baseline: bool,  # noqa: FBT001 - click passes flags by name
-    seed: int,
-    plain: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
-    home: Path,
-) -> None:
-    """Train a model called NAME with every node that has the data set, and serve it afterwards.
-
-    Ctrl-C stops watching, not the training.
-    """
-    arguments = {
-        "name": name,
-        "data": data,
-        "model": model,
-        "hidden": hidden,
-        "hidden_activation": activation,
-        "classes": classes,
-        "rounds": rounds,
-        "codec_name": codec,
-        "members_min": members,
-        "copies": copies,
-        "baseline": baseline,
-        "seed": seed,
-    }
-    with loading():
-        from .watch import Watch
-
-    with Watch(rounds, plain=plain, as_json=as_json) as watch:
-        result, _ = ask(home, "train", arguments, on_progress=watch.show)
-        watch.finish(result)
+# -- answering --------------------------------------------------------------------------------------------
 
 
 @main.command()

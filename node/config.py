@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
@@ -62,8 +62,8 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Confi
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             msg = f"{path} is not a readable TOML file: {error}."
             raise UsageError(msg) from error
-    config = _merged(found, overrides or {})
-    _check_keys(path, config, Config, "")
+    config = merged(found, overrides or {})
+    check_keys(str(path), config, Config)
     try:
         return msgspec.convert(config, Config, strict=True)
     except msgspec.ValidationError as error:
@@ -71,22 +71,45 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Confi
         raise UsageError(msg) from error
 
 
-def _merged(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(found)
+def merged(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was found with the overrides over it, table by table."""
+    both = dict(found)
     for key, value in overrides.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
+        tables = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = merged(both[key], value) if tables else value
+    return both
 
 
-def _check_keys(path: Path, found: Mapping[str, Any], kind: type[msgspec.Struct], prefix: str) -> None:
+def check_keys(where: str, found: Mapping[str, Any], kind: type[msgspec.Struct], prefix: str = "") -> None:
+    """Raise UsageError for the first key that the tables of ``kind`` do not have, with the nearest that they have."""
     fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
     for key, value in found.items():
         if key not in fields:
-            raise UsageError(f"{path}: there is no key {prefix + key!r}.{did_you_mean(key, list(fields), prefix)}")
+            raise UsageError(f"{where}: there is no key {prefix + key!r}.{did_you_mean(key, list(fields), prefix)}")
         inner = fields[key]
         if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and isinstance(value, Mapping):
-            _check_keys(path, value, inner, f"{prefix}{key}.")
+            check_keys(where, value, inner, f"{prefix}{key}.")
+
+
+def check_values(where: str, found: Mapping[str, Any], kind: type[msgspec.Struct], prefix: str = "") -> None:
+    """Raise UsageError for the first text that is none of those that its key may have; the keys are checked."""
+    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in found.items():
+        inner = fields[key]
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and isinstance(value, Mapping):
+            check_values(where, value, inner, f"{prefix}{key}.")
+        valid = [
+            str(word) for part in (inner, *get_args(inner)) if get_origin(part) is Literal for word in get_args(part)
+        ]
+        if valid and isinstance(value, str) and value not in valid:
+            raise UsageError(f"{where}: {prefix}{key} cannot be {value!r}.{did_you_mean(value, valid)}")
+
+
+def sentence(error: msgspec.ValidationError, prefix: str = "") -> str:
+    """Say a schema's error with the place first: 'budget.rounds: Expected `int` >= 1'."""
+    what, _, place = str(error).partition(" - at `$")
+    place = place.removesuffix("`").removeprefix(".")
+    return f"{prefix}{place}: {what}" if place else what
 
 
 def did_you_mean(key: str, valid: Sequence[str], prefix: str = "") -> str:

@@ -21,6 +21,7 @@ from ..mesh.errors import Busy, LeptonError, LinkError, PeerError, Refused, Usag
 from ..mesh.frames import Frame, FrameDecoder, encode
 from ..mesh.messages import Message, Natural, pack, unpack
 from ..mesh.tensors import Array, TensorSpec
+from .learning.task import task_from
 
 if TYPE_CHECKING:  # the command line asks without loading what a node needs: seconds
     from .node import Node
@@ -174,7 +175,8 @@ async def _train(node: "Node", arguments: Arguments, stream: trio.SocketStream) 
 
     async def train() -> None:
         async with send:
-            trained = await node.train(**arguments, on_progress=progress)
+            task = task_from(arguments["task"], "The task")
+            trained = await node.train(task, on_progress=progress)
         nodes = {peer: msgspec.to_builtins(trainer) for peer, trainer in trained.nodes.items()}
         result.append({"task": trained.task, "version": trained.version, "rounds": trained.rounds, "nodes": nodes})
 

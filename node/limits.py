@@ -3,3 +3,4 @@
 from typing import Final
 
 WIDTH_MAX: Final = 4096  # hidden units, channels, classes
+SEED_MAX: Final = 2**63 - 1  # what msgpack, torch and numpy all take

@@ -25,14 +25,13 @@ from torch import Tensor, nn
 
 from ..mesh.errors import UsageError
 from ..mesh.limits import BODY_BYTES_MAX
-from .limits import WIDTH_MAX
+from .limits import SEED_MAX, WIDTH_MAX
 
 # A whole model's float32 parameters must fit one frame: nodes exchange them as one vector.
 PARAMETERS_MAX: Final = BODY_BYTES_MAX // 4
 FEATURES_MAX: Final = 65_536  # numbers in one sample: a 256 x 256 image
 # Numbers that one sample may become inside a convolution, 16 MiB of them: a few weights can unfold into gigabytes.
 ACTIVATIONS_MAX: Final = 4 * 1024 * 1024
-SEED_MAX: Final = 2**63 - 1  # what msgpack, torch and numpy all take
 
 Vector = npt.NDArray[np.float32]
 _T = TypeVar("_T")

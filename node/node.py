@@ -32,8 +32,9 @@ from .inference.view import View
 from .inference.weights import Weights
 from .learning.data import Dataset, DataSource, data_source
 from .learning.learner import Progress
+from .learning.settings import TrainSettings
+from .learning.task import Task, task_from
 from .learning.tasks import Tasks, TrainResult
-from .learning.trainer import TrainSettings
 from .models import ModelSpec
 from .picture import PROFILE, TASK, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 
@@ -164,13 +165,13 @@ class Node:
 
     async def train(
         self,
-        name: str,
+        task: str | Task,
         *,
-        data: str,
+        data: str = "",
         model: str | ModelSpec = "mlp",
         rounds: int = 60,
         settings: TrainSettings | None = None,
-        codec_name: str = "int8",
+        codec_name: str | None = None,
         members_min: int | None = None,
         baseline: bool = False,
         copies: int = 2,
@@ -182,25 +183,27 @@ class Node:
     ) -> TrainResult:
         """Start a task with every node that has a data set of this name, and wait until its model is there.
 
-        ``model`` is an architecture ("mlp", "cnn") or a whole description. Raises UsageError for bad values, Refused
-        without the grant, LeptonError when this node's own part failed.
+        ``task`` is a whole one (as `load_task` reads it from a file; then the rest is in it), or a name. ``model`` is
+        an architecture ("mlp", "cnn") or a whole description. Raises UsageError for bad values, Refused without the
+        grant, LeptonError when this node's own part failed.
         """
-        task = await self.tasks.start(
-            name,
-            data=data,
-            model=model,
-            rounds=rounds,
-            settings=settings,
-            codec_name=codec_name,
-            members_min=members_min,
-            baseline=baseline,
-            copies=copies,
-            hidden=hidden,
-            hidden_activation=hidden_activation,
-            classes=classes,
-            seed=seed,
-        )
-        return await self.tasks.wait(name, task.version, on_progress)
+        if isinstance(task, str):
+            said = {
+                "name": task,
+                "data": data,
+                "seed": seed,
+                "baseline": baseline,
+                "train": msgspec.to_builtins(settings) if settings else {},
+                "averaging": {"codec": codec_name, "members": members_min},
+                "budget": {"rounds": rounds},
+                "serve": {"copies": copies},
+            }
+            if not isinstance(model, ModelSpec):
+                described = {"hidden": hidden, "hidden_activation": hidden_activation, "classes": classes}
+                said["model"] = {"architecture": model, **described}
+            task = task_from(said, f"The task {task!r}")
+        started = await self.tasks.start(task, spec=model if isinstance(model, ModelSpec) else None)
+        return await self.tasks.wait(task.name, started.version, on_progress)
 
     async def wait_trained(
         self, name: str, version: int, on_progress: Callable[[Mapping[PeerId, TrainerRecord]], None] | None = None

@@ -7,7 +7,7 @@ import msgspec
 
 from ..mesh.messages import Message, Name, Natural, Sha256, Text
 from ..mesh.records import Record
-from .learning.trainer import TrainSettings
+from .learning.settings import Budget, Copies, Members, Parts, Stop, TrainSettings, WaitSeconds
 from .models import ModelSpec
 
 PROFILE: Final = "profile"
@@ -50,14 +50,21 @@ class TaskRecord(Message, frozen=True, kw_only=True):
     spec: ModelSpec
     settings: TrainSettings
     data: Name
-    rounds: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    budget: Budget = Budget()
+    stop: Stop = Stop()
+    parts: Parts = Parts()
     codec: Annotated[str, msgspec.Meta(max_length=32)] = "int8"
     group_size: Annotated[int, msgspec.Meta(ge=2, le=64)] = 8
-    members_min: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1  # round 0 begins when as many are ready, or
-    start_wait_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 30.0  # when this has passed
+    members_min: Members = 1  # round 0 begins when as many are ready, or
+    start_wait_s: WaitSeconds = 30.0  # when this has passed
     baseline: bool = False  # each node also trains alone, to show what its own data could teach it
-    copies: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
+    copies: Copies = 2
     version: Natural
+
+    @property
+    def rounds(self) -> int:
+        """How many there are at most."""
+        return self.budget.rounds
 
 
 class TrainerRecord(Message, frozen=True, kw_only=True):
@@ -67,6 +74,7 @@ class TrainerRecord(Message, frozen=True, kw_only=True):
     version: Natural  # of the task
     round: Natural = 0
     first_round: Natural = 0  # from which on it takes part: nobody waits for it before
+    last: Natural | None = None  # rounds after which the task ends, where a rule of it says so: all follow the least
     samples: Natural = 0
     accuracy: float | None = None
     accuracy_alone: float | None = None

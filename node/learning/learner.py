@@ -20,11 +20,12 @@ from ...mesh.calls import Answer, Empty, Incoming
 from ...mesh.errors import LeptonError, PeerError, UsageError
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
-from ..models import Vector, check_spec, parameter_count
+from ..models import Vector, check_spec
 from ..picture import TRAINER, TaskRecord, TrainerRecord
 from .checkpoint import Checkpoint, CheckpointStore
 from .data import Dataset
 from .donors import Donation, ask, judge
+from .ending import Ending
 from .exchange import Exchange
 from .messages import State, StateWanted
 from .trainer import Metrics, Trainer, train_alone
@@ -83,14 +84,18 @@ class Learner:
         self._dataset = dataset
         self._checkpoints = checkpoints
         self._on_trained = on_trained
-        self._trainer = Trainer(task.spec, dataset, task.settings, steps=task.rounds * task.settings.local_steps)
+        self._trainer = Trainer(
+            task.spec, dataset, task.settings, steps=task.rounds * task.settings.local_steps, parts=task.parts
+        )
+        self._ending = Ending(task.budget, task.stop)
+        self._began_s = 0.0
         self._round = self._first_round = 0
         self._shared: Vector | None = None  # what a joiner may take: the model as of the last finished round
         self._name = b""  # what that is called, where a round agreed on it
         self._exchange: Exchange | None = None
         self._told_at = self._evaluated_at = self._saved_at = -np.inf
-        self._counted_misses = 0
         self._bad_donors: dict[PeerId, int] = {}  # in which round each was refused
+        self._evaluated_round = self._saved_round = -1
 
     # -- what peers ask -----------------------------------------------------------------------------------------------
 
@@ -131,7 +136,8 @@ class Learner:
             exchange.averager.skip_to(self._round)
             self._tell("training")
             nursery.start_soon(self._notice_passed, exchange)
-            while self._round < self.task.rounds:
+            self._began_s = trio.current_time()
+            while not self._is_over():
                 await self._one_round(exchange)
             await self._finish()
             nursery.cancel_scope.deadline = trio.current_time() + _LEAVE_S
@@ -145,7 +151,7 @@ class Learner:
             log.warning("task %s: %s; using the one before it", self.name, note)
             self.progress.notes.append(note)
         self._trainer.restore(loaded.checkpoint.vector, loaded.checkpoint.trainer_state)
-        self._round = self._first_round = loaded.checkpoint.round + 1
+        self._round = self._first_round = self._saved_round = loaded.checkpoint.round + 1
         self._shared = loaded.checkpoint.vector
         log.info("task %s goes on after round %d", self.name, loaded.checkpoint.round)
 
@@ -219,7 +225,7 @@ class Learner:
             try:
                 found.append(await ask(
                     self._mesh.calls, peer, scope=self.name, version=self.task.version,
-                    dimension=parameter_count(self.task.spec), rounds=self.task.rounds,
+                    dimension=self._trainer.dimension, rounds=self.task.rounds,
                 ))  # fmt: skip
             except PeerError as error:
                 self._refuse_model(peer, str(error))
@@ -252,7 +258,7 @@ class Learner:
             self._mesh.me,
             f"{self.name}/{self.task.version}",  # what is left of an older version's rounds is of another task
             mesh=self._mesh.root.encode(),
-            dimension=parameter_count(self.task.spec),
+            dimension=self._trainer.dimension,
             codec_name=self.task.codec,
             group_size=self.task.group_size,
             rng_seed=self.task.settings.seed,
@@ -289,6 +295,22 @@ class Learner:
             return []
         return [claims, *(peer for peer in ahead if peer != claims)]
 
+    def _is_over(self) -> bool:
+        """Whether that was the last round, as the budget, the rules and what the others have named say."""
+        records, ending = self._records(), self._ending
+        ending.follow([record.last for record in records.values()], self._round)
+        accuracies = [record.accuracy for peer, record in records.items() if peer != self._mesh.me]
+        if ending.decide(
+            self._round,
+            seconds=trio.current_time() - self._began_s,
+            bytes_sent=self.progress.bytes_sent,
+            accuracies=[*accuracies, self.progress.accuracy],
+        ):
+            log.info("task %s ends after round %d: %s", self.name, ending.rounds, ending.why)
+            self._tell(self.progress.state, force=True)
+        self.progress.rounds = ending.rounds
+        return self._round >= ending.rounds
+
     async def _notice_passed(self, exchange: Exchange) -> None:
         """Read in the records that others have left this node behind: who does not count it in sends it nothing."""
         before: set[tuple[int, PeerId]] = set()
@@ -313,22 +335,40 @@ class Learner:
             text = f"round {round_}: {short(refusal.peer)}'s {refusal.what} was refused: {refusal.why}"
             log.warning("task %s, %s", self.name, text)
             self.progress.refusals = [*self.progress.refusals[-19:], text]
-        now, last = trio.current_time(), self._round == self.task.rounds
+        now, last = trio.current_time(), self._round >= self._ending.rounds
         if last or now - self._evaluated_at >= _EVALUATE_INTERVAL_S:
             self._evaluated_at = now
             self._note(await trio.to_thread.run_sync(self._trainer.evaluate))
+            others = [record.accuracy for peer, record in self._records().items() if peer != self._mesh.me]
+            self._ending.evaluated([*others, self.progress.accuracy])
+        self._log_round(round_)
         if last or now - self._saved_at >= _CHECKPOINT_INTERVAL_S:
-            self._saved_at = now
-            checkpoint = Checkpoint(round=round_, vector=vector, trainer_state=self._trainer.state())
-            await trio.to_thread.run_sync(self._checkpoints.save, checkpoint)
+            await self._save(vector)
+
+    async def _save(self, vector: Vector) -> None:
+        self._saved_at, self._saved_round = trio.current_time(), self._round
+        checkpoint = Checkpoint(round=self._round - 1, vector=vector, trainer_state=self._trainer.state())
+        await trio.to_thread.run_sync(self._checkpoints.save, checkpoint)
+
+    def _log_round(self, round_: int) -> None:
+        said = self.progress
+        accuracy = f"{said.accuracy:.1%}" if said.accuracy is not None else "not yet known"
+        log.info(
+            "task %s, round %d of %d: loss %.4f, accuracy %s, %d members, %d bytes sent, %d misses",
+            self.name, round_ + 1, said.rounds, said.loss or 0.0, accuracy, said.members, said.bytes_sent,
+            said.deadline_misses,
+        )  # fmt: skip
 
     async def _finish(self) -> None:
-        if self.progress.accuracy is None:
+        if self._evaluated_round != self._round:
             self._note(await trio.to_thread.run_sync(self._trainer.evaluate))
+        if self._saved_round != self._round and self._round > 0:  # nobody knew that this would be the last
+            await self._save(self._trainer.vector())
         await self._on_trained(self._trainer)
         self._tell("done", force=True)
 
     def _note(self, metrics: Metrics) -> None:
+        self._evaluated_round = self._round
         self.progress.accuracy = metrics.accuracy
 
     # -- the picture --------------------------------------------------------------------------------------------------
@@ -364,6 +404,7 @@ class Learner:
             version=self.task.version,
             round=self._round,
             first_round=self._first_round,
+            last=self._ending.named,
             samples=said.samples,
             accuracy=said.accuracy,
             accuracy_alone=said.accuracy_alone,

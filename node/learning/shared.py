@@ -7,7 +7,6 @@ Counters and all other buffers stay.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -16,14 +15,7 @@ from torch import Tensor, nn
 
 from ...mesh.errors import UsageError
 from ..models import Vector
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Patterns of parameter names, as in ``classifier.*``."""
-
-    train: tuple[str, ...] = ("*",)  # all others are frozen, and do not travel
-    local: tuple[str, ...] = ()  # trained here, and never leave
+from .settings import Parts
 
 
 class Shared:

@@ -3,7 +3,6 @@
 Which tasks there are is for the picture to say; one ``Learner`` does this node's part in each.
 """
 
-import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,25 +11,27 @@ from typing import Any
 import msgspec
 import trio
 
-from ...gossip.codecs import codec
-from ...gossip.errors import GossipError, UnknownCodec
+from ...gossip.errors import GossipError
 from ...mesh.calls import Answer, Empty, Incoming, Method
 from ...mesh.errors import LeptonError, UsageError, single
 from ...mesh.grants import allows
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
-from ..config import did_you_mean, require_name
+from ..config import did_you_mean
 from ..home import Home
 from ..inference.view import View
 from ..inference.weights import Weights
-from ..models import ModelSpec, build, check_spec, load_vector
+from ..models import ModelSpec, build, check_spec
 from ..picture import PROFILE, TASK, TRAINER, Profile, TaskRecord, TrainerRecord, newest
 from . import exchange
 from .checkpoint import CheckpointStore
 from .data import TEST_SEED, TEST_SHARE, Dataset, DataSource, hold_out
 from .learner import Learner, Progress
 from .messages import RoundMessage, State, StateWanted
-from .trainer import Trainer, TrainSettings, settings_for
+from .settings import Parts
+from .shared import Shared
+from .task import CODEC, GROUP_SIZE, Task, task_from
+from .trainer import Trainer, settings_for
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ class Tasks:
     ) -> TrainResult:
         """Wait until this version's model is in the picture and everyone who is here is done with the task.
 
+        A model with personal layers never is: there it is enough that all are done.
+
         Raises LeptonError when this node, or everyone who took part, had to give up.
         """
         while True:
@@ -92,6 +95,8 @@ class Tasks:
                 raise LeptonError(f"This node could not go on with {name!r}: {own.reason}")
             model = self._view.models().get(name)
             trained = model is not None and model.version >= version
+            if nodes and self._is_personal(name, version):  # nothing of it is served
+                trained = any(node.state == "done" for node in nodes.values())
             if trained and all(node.state in {"done", "failed"} for node in nodes.values()):
                 rounds = max((node.round for node in nodes.values()), default=0)
                 return TrainResult(task=name, version=version, rounds=rounds, nodes=nodes)
@@ -99,6 +104,13 @@ class Tasks:
                 reasons = "; ".join(f"{short(peer)}: {node.reason}" for peer, node in sorted(nodes.items()))
                 raise LeptonError(f"No node could go on with {name!r}: {reasons}")
             await changed.wait()
+
+    def _is_personal(self, name: str, version: int) -> bool:
+        """Whether some layers of a task's model never leave their node."""
+        return any(
+            record.name == name and task.version == version and task.parts.local
+            for record, task in self._mesh.live(TASK, TaskRecord)
+        )
 
     def trainers(self, name: str, version: int) -> dict[PeerId, TrainerRecord]:
         """Return where everyone who is here stands in a task."""
@@ -108,82 +120,59 @@ class Tasks:
             if record.name == name and trainer.version == version
         }
 
-    async def start(
-        self,
-        name: str,
-        *,
-        data: str,
-        model: str | ModelSpec,
-        rounds: int,
-        settings: TrainSettings | None,
-        codec_name: str,
-        members_min: int | None,
-        baseline: bool,
-        copies: int,
-        hidden: int,
-        hidden_activation: str,
-        classes: int | None,
-        seed: int,
-    ) -> TaskRecord:
-        """State a task to all; see `Node.train` for what the words mean, and for what is raised."""
-        require_name(name, "task")
+    async def start(self, task: Task, *, spec: ModelSpec | None = None) -> TaskRecord:
+        """State a task to all; see `Node.train` for what is raised.
+
+        ``spec`` takes the place of its model's description. All is checked again: a program may have made the task
+        without `task_from`.
+        """
+        name, task = task.name, task_from(msgspec.to_builtins(task), f"The task {task.name!r}")
         self._mesh.authority(self._mesh.me).require(f"train:{name}", 0.0)
-        have = self._who_has(data)
+        have = self._who_has(task.data)
         if not have:
             known = sorted({other for profile in self.profiles().values() for other in profile.data})
-            raise UsageError(f"No node that is here has a data set {data!r}.{did_you_mean(data, known)}")
+            raise UsageError(f"No node that is here has a data set {task.data!r}.{did_you_mean(task.data, known)}")
         learners = [peer for peer in have if self._may(peer, f"train:{name}")]
-        if isinstance(model, ModelSpec):
-            spec = model
-        else:
-            described = functools.partial(
-                self._spec, data, model, hidden=hidden, hidden_activation=hidden_activation, classes=classes, seed=seed
-            )
-            spec = await trio.to_thread.run_sync(described)  # it reads the data file
+        if spec is None:
+            spec = await trio.to_thread.run_sync(self._spec, task)  # it reads the data file
         check_spec(spec)
-        try:
-            codec(codec_name)
-        except UnknownCodec as error:
-            raise UsageError(str(error)) from error
-        versions = [task.version for record, task in self._mesh.live(TASK, TaskRecord) if record.name == name]
-        task = TaskRecord(
+        if task.parts != Parts():
+            Shared(build(spec), task.parts)  # do its patterns fit?
+        versions = [said.version for record, said in self._mesh.live(TASK, TaskRecord) if record.name == name]
+        averaging = task.averaging
+        stated = TaskRecord(
             spec=spec,
-            settings=settings or settings_for(spec, seed=seed),
-            data=data,
-            rounds=rounds,
-            codec=codec_name,
-            members_min=members_min if members_min is not None else max(1, len(learners)),
-            baseline=baseline,
-            copies=copies,
+            settings=task.settings(settings_for(spec)),
+            data=task.data,
+            budget=task.budget,
+            stop=task.stop,
+            parts=task.parts,
+            codec=averaging.codec or CODEC,
+            group_size=averaging.group_size or GROUP_SIZE,
+            members_min=averaging.members or max(1, len(learners)),
+            start_wait_s=averaging.start_wait_s,
+            baseline=task.baseline,
+            copies=task.serve.copies,
             version=max(versions, default=0) + 1,
         )
-        try:
-            task = msgspec.convert(msgspec.to_builtins(task), TaskRecord)
-        except msgspec.ValidationError as error:
-            raise UsageError(f"The task {name!r} is not valid: {error}.") from error
-        self._mesh.publish(TASK, name, task, durable=True)
-        return task
+        self._mesh.publish(TASK, name, stated, durable=True)
+        return stated
 
-    def _spec(
-        self, data: str, architecture: str, *, hidden: int, hidden_activation: str, classes: int | None, seed: int
-    ) -> ModelSpec:
+    def _spec(self, task: Task) -> ModelSpec:
         """Describe a model that fits this node's own part of the data."""
-        if data not in self._datasets:
-            msg = f"This node has no data set {data!r} to read the model's size from; start the task on one that has."
-            raise UsageError(msg)
-        dataset = self._dataset(data, classes)
-        described = {
-            "architecture": architecture,
-            "inputs": dataset.feature_shape,
-            "classes": max(classes or 0, dataset.classes),
-            "hidden": hidden,
-            "hidden_activation": hidden_activation,
-            "seed": seed,
-        }
-        try:
-            return msgspec.convert(described, ModelSpec)
-        except msgspec.ValidationError as error:
-            raise UsageError(f"There is no such model: {error}. Architectures are 'mlp' and 'cnn'.") from error
+        if task.data not in self._datasets:
+            msg = f"This node has no data set {task.data!r} to read the model's size from"
+            raise UsageError(f"{msg}; start the task on one that has.")
+        model = task.model
+        dataset = self._dataset(task.data, model.classes)
+        return ModelSpec(
+            architecture=model.architecture,
+            inputs=dataset.feature_shape,
+            classes=max(model.classes or 0, dataset.classes),
+            hidden=model.hidden,
+            hidden_activation=model.hidden_activation,
+            seed=task.seed,
+        )
 
     def _dataset(self, name: str, classes: int | None) -> Dataset:
         source = self._datasets[name]
@@ -245,8 +234,10 @@ class Tasks:
 
     async def _publish(self, name: str, owner: PeerId, task: TaskRecord, trainer: Trainer) -> None:
         """Keep the trained layers; the task's owner makes them the model to serve, or whoever comes first after it."""
+        if task.parts.local:
+            return  # a model without its personal layers is of no use, and they never leave
         chain = build(task.spec)
-        load_vector(chain, trainer.vector())
+        Shared(chain, task.parts).write(trainer.vector())
         self._weights.keep(task.spec, chain)
         self._nursery.start_soon(self._publish_when_due, name, owner, task, chain)
 

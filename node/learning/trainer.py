@@ -8,7 +8,7 @@ imports its compiler, measured at 1 s and 75 MB on a desktop.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -17,37 +17,16 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ...mesh.errors import LeptonError, UsageError
-from ..models import SEED_MAX, ModelSpec, Vector, build
+from ..models import ModelSpec, Vector, build
 from .data import Dataset
+from .settings import Parts, TrainSettings
 from .shared import Shared
-from .steps.momentum import Momentum, MomentumKind
+from .steps.momentum import Momentum
 from .steps.proximal import add_proximal
-from .steps.schedule import Schedule, rate_at
+from .steps.schedule import rate_at
 from .steps.tracking import Tracking
 
 EVALUATION_BATCH: Final = 512  # samples at once: bounds memory, costs no speed
-
-
-class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a node trains between two exchanges. The defaults suit a sigmoid network; `settings_for` knows the others.
-
-    Measured on the digits, central and over 4 nodes with Dirichlet(0.3) parts: larger steps and fewer of them lose
-    accuracy when nodes differ, smaller ones need more exchanges.
-    """
-
-    local_steps: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 20  # batches between two exchanges
-    batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
-    # Sigmoid units pass on a quarter of a gradient at most, so this is large; with ReLU it would diverge.
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=100)] = 0.5
-    schedule: Schedule = "constant"
-    warmup_steps: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
-    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
-    momentum_kind: MomentumKind = "plain"
-    weight_decay: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
-    clip_norm: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # of a batch's gradient; 0: as it is
-    proximal: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0  # FedProx' mu; 0: none
-    tracking: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0  # gradient tracking; 0: none
-    seed: Annotated[int, msgspec.Meta(ge=0, le=SEED_MAX)] = 0
 
 
 def settings_for(spec: ModelSpec, *, seed: int = 0) -> TrainSettings:
@@ -87,7 +66,9 @@ class Trainer:
     Raises UsageError when spec, data and settings do not fit together. Not for two threads at once.
     """
 
-    def __init__(self, spec: ModelSpec, dataset: Dataset, settings: TrainSettings, *, steps: int = 0) -> None:
+    def __init__(
+        self, spec: ModelSpec, dataset: Dataset, settings: TrainSettings, *, steps: int = 0, parts: Parts | None = None
+    ) -> None:
         """``steps`` is how many there will be in all, which a schedule goes by; 0: not known."""
         _check(settings)
         self.spec = spec
@@ -96,7 +77,7 @@ class Trainer:
         self.step = 0
         self._steps = steps
         self._model = build(spec)
-        self._shared = Shared(self._model)
+        self._shared = Shared(self._model, parts)
         self._position, self._gradient = _flattened(self._shared.trained)
         self._start = self._position.clone()  # where this round began
         self._way = 0.0  # the sum of the step sizes since
@@ -118,6 +99,11 @@ class Trainer:
             rate = self.settings.learning_rate
             raise LeptonError(f"training diverged by step {self.step}: lower the learning rate, now {rate}")
         return total / steps
+
+    @property
+    def dimension(self) -> int:
+        """D, how many numbers are averaged."""
+        return self._shared.size
 
     def vector(self) -> Vector:
         """A copy of what is averaged: float32 (D,)."""

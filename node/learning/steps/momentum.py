@@ -5,12 +5,10 @@ Quasi-global momentum (Lin, Karimireddy, Stich and Jaggi 2021) remembers how the
 included, and costs no extra bytes.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-MomentumKind = Literal["plain", "quasi_global"]
+from ..settings import MomentumKind
 
 
 class Momentum:

@@ -1,9 +1,8 @@
 """How the learning rate changes over a task: a pure function of the step."""
 
 import math
-from typing import Literal
 
-Schedule = Literal["constant", "cosine", "linear"]
+from ..settings import Schedule
 
 
 def rate_at(step: int, steps: int, *, rate: float, schedule: Schedule, warmup_steps: int = 0) -> float:

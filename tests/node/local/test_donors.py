@@ -5,7 +5,8 @@ import pytest
 from lepton.mesh.identity import PeerId
 from lepton.node import digits
 from lepton.node.learning.donors import Donation, judge
-from lepton.node.learning.trainer import Trainer, TrainSettings
+from lepton.node.learning.settings import TrainSettings
+from lepton.node.learning.trainer import Trainer
 from lepton.node.models import ModelSpec, Vector
 
 DIGITS = digits()

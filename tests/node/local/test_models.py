@@ -231,7 +231,8 @@ def test_building_and_training_leave_torchs_compiler_alone() -> None:
 import sys
 import numpy as np
 from lepton.node.learning.data import Dataset
-from lepton.node.learning.trainer import Trainer, TrainSettings
+from lepton.node.learning.settings import TrainSettings
+from lepton.node.learning.trainer import Trainer
 from lepton.node.models import ModelSpec, layer_output_shape
 for architecture in ("mlp", "cnn"):
     spec = ModelSpec(architecture=architecture, inputs=(64,), classes=3)

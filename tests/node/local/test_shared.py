@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from lepton.mesh.errors import UsageError
-from lepton.node.learning.shared import Parts, Shared
+from lepton.node.learning.settings import Parts
+from lepton.node.learning.shared import Shared
 from torch import nn
 
 

@@ -11,11 +11,12 @@ import torch
 from lepton.mesh.errors import UsageError
 from lepton.node.learning.data import Dataset, digits
 from lepton.node.learning.partition import partition_dirichlet
+from lepton.node.learning.settings import Schedule, TrainSettings
 from lepton.node.learning.steps.momentum import Momentum
 from lepton.node.learning.steps.proximal import add_proximal
-from lepton.node.learning.steps.schedule import Schedule, rate_at
+from lepton.node.learning.steps.schedule import rate_at
 from lepton.node.learning.steps.tracking import LEAK, Tracking
-from lepton.node.learning.trainer import Trainer, TrainSettings
+from lepton.node.learning.trainer import Trainer
 from lepton.node.models import ModelSpec
 
 MLP = ModelSpec(architecture="mlp", inputs=(64,), classes=10, hidden_activation="relu")

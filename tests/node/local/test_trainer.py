@@ -10,7 +10,8 @@ import torch
 from lepton.mesh.errors import LeptonError, UsageError
 from lepton.node.learning.data import Dataset, digits, load_data
 from lepton.node.learning.partition import partition_dirichlet
-from lepton.node.learning.trainer import Trainer, TrainerState, TrainSettings, settings_for, train_alone
+from lepton.node.learning.settings import TrainSettings
+from lepton.node.learning.trainer import Trainer, TrainerState, settings_for, train_alone
 from lepton.node.models import ModelSpec
 
 MLP = ModelSpec(architecture="mlp", inputs=(64,), classes=10)

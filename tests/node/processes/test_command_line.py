@@ -118,8 +118,8 @@ def test_an_npz_of_one_node_alone_and_plain_lines(pair: Pair) -> None:
     [
         (("train", "x", "--data", "exampel"), 2, "No node that is here has a data set 'exampel'. Did you mean 'exam"),
         (("train", "X!", "--data", "example"), 2, "'X!' cannot name a task"),
-        (("train", "x", "--data", "npz", "--model", "rnn"), 2, r"There is no such model: .*'rnn'"),
-        (("train", "x", "--data", "npz", "--rounds", "0"), 2, "The task 'x' is not valid"),
+        (("train", "x", "--data", "npz", "--model", "rnn"), 2, r"model.architecture cannot be 'rnn'"),
+        (("train", "x", "--data", "npz", "--rounds", "0"), 2, "The task 'x': budget.rounds: Expected"),
         (("predict", "exampel", "--data", "example.npz"), 2, "No model 'exampel' is served in this mesh."),
         (("predict", "example", "--data", "nothing.npz"), 2, "nothing.npz: no such file"),
         (("export", "exampel", "--out", "x"), 2, "No model 'exampel'"),

@@ -28,7 +28,7 @@ async def test_commands_that_make_no_sense_cost_nothing(tmp_path: Path) -> None:
             ("predict", {}, [samples(1)]),
             ("predict", {"model": "x"}, []),
             ("invite", {"colour": "red"}, []),
-            ("train", {"name": "x"}, []),
+            ("train", {}, []),
             ("export", {}, []),
         ):
             with pytest.raises(LeptonError, match=r"The node could not do this .* its log says more"):

@@ -15,9 +15,12 @@ from lepton.mesh.errors import LeptonError, Refused, UsageError
 from lepton.mesh.identity import short
 from lepton.node import Dataset, Node
 from lepton.node.learning import learner
+from lepton.node.learning.checkpoint import CheckpointStore
 from lepton.node.learning.exchange import METHOD
 from lepton.node.learning.messages import RoundMessage, State, StateWanted
-from lepton.node.learning.trainer import Trainer, TrainSettings
+from lepton.node.learning.settings import TrainSettings
+from lepton.node.learning.task import task_from
+from lepton.node.learning.trainer import Trainer
 from lepton.node.models import parameter_count
 from lepton.node.picture import TRAINER, TrainerRecord
 
@@ -129,13 +132,17 @@ async def test_what_cannot_be_trained_is_said_and_costs_nobody_the_node(tmp_path
             ("x", {"data": "digit"}, "No node that is here has a data set 'digit'. Did you mean 'digits'?"),
             ("x", {"data": "digits"}, "This node has no data set 'digits' to read the model's size from"),
             ("A!", {"data": "digits"}, "'A!' cannot name a task"),
-            ("x", {"data": "digits", "model": MLP, "rounds": 0}, "The task 'x' is not valid: Expected `int` >= 1"),
-            ("x", {"data": "digits", "model": MLP, "codec_name": "int7"}, "int7"),
+            ("x", {"data": "digits", "model": MLP, "rounds": 0}, "The task 'x': budget.rounds: Expected `int` >= 1"),
+            (
+                "x",
+                {"data": "digits", "model": MLP, "codec_name": "int7"},
+                "codec cannot be 'int7'. Did you mean 'int8'?",
+            ),
         ):
             with pytest.raises(UsageError) as raised:
                 await b.train(name, **options)
             assert said in str(raised.value)
-        with pytest.raises(UsageError, match=r"There is no such model: .* Architectures are 'mlp' and 'cnn'"):
+        with pytest.raises(UsageError, match=r"model.architecture cannot be 'rnn'\. Did you mean 'cnn'"):
             await a.train("x", data="digits", model="rnn")
         with pytest.raises(LeptonError, match=r"No node could go on with 'x': .{8}: the model takes samples of"):
             await b.train("x", data="digits", model=MLP)  # nine numbers where the model wants 64
@@ -285,6 +292,41 @@ async def test_a_joiner_takes_no_model_of_a_donor_that_lies_and_names_it(
             assert progress.accuracy is not None
             assert progress.accuracy >= 0.9
         nursery.cancel_scope.cancel()
+
+
+async def test_one_node_ends_early_and_takes_the_others_with_it(tmp_path: Path) -> None:
+    data = {name: {"digits": part} for name, part in zip("abc", parts(3), strict=True)}
+    said = {"name": "digits", "data": "digits", "budget": {"rounds": 100_000}, "stop": {"accuracy": 0.5}}
+    async with running(tmp_path, *"abc", data=data) as world:
+        result = await world.nodes["a"].train(task_from(said, "test"))
+        ends = {node.round for node in result.nodes.values()}
+        assert max(ends) < 100_000
+        assert len(result.nodes) == 3
+        named = {node.last for node in result.nodes.values()} - {None}
+        assert ends == {min(named)}  # type: ignore[type-var]
+        assert result.accuracy_worst >= 0.5
+        assert all(node.deadline_misses == 0 for node in result.nodes.values())
+
+
+async def test_personal_layers_stay_where_they_are(tmp_path: Path) -> None:
+    one, two = parts(2)
+    said = {
+        "name": "digits", "data": "digits", "budget": {"rounds": 5}, "train": {"local_steps": 2},
+        "parts": {"local": ["layers.1.*"]}, "averaging": {"codec": "float32"},
+    }  # fmt: skip
+    async with running(tmp_path, "a", "b", data={"a": {"digits": one}, "b": {"digits": two}}) as world:
+        a, b = world.nodes.values()
+        with pytest.raises(UsageError, match=r"'layer.9' fits no parameter of this model; it has layers.0.weight"):
+            await a.train(task_from({**said, "parts": {"train": ["layer.9"]}}, "test"))
+        result = await a.train(task_from(said, "test"))
+        assert {node.state for node in result.nodes.values()} == {"done"}
+        assert "digits" not in a.view.models()  # without its heads it is of no use to others
+        first, second = (CheckpointStore(node.home.folder("tasks", "digits", "1")).load_latest() for node in (a, b))
+        assert first is not None
+        assert second is not None
+        np.testing.assert_array_equal(first.checkpoint.vector, second.checkpoint.vector)
+        assert first.checkpoint.vector.shape == (64 * 65,)
+        assert (first.checkpoint.trainer_state.local != second.checkpoint.trainer_state.local).any()
 
 
 async def test_unsharded_and_untrained_models_can_be_told_apart(tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""A task as its owner says it: a TOML file, a command's options or a program's arguments, checked once, at the edge.
+
+Free of torch, like `settings`: a misspelt key is told before anything is loaded.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from ...mesh.errors import UsageError
+from ...mesh.messages import Name
+from ..config import check_keys, check_values, merged, parse_size, require_name, sentence
+from ..limits import SEED_MAX, WIDTH_MAX
+from .settings import Budget, Copies, Members, Parts, Stop, TrainSettings, WaitSeconds
+
+CodecName = Literal["float32", "float16", "bfloat16", "int8", "int4"]
+CODEC: Final = "int8"  # where none is asked for
+GROUP_SIZE: Final = 8
+FILE_BYTES_MAX: Final = 64 * 1024  # a task's file is a page of text
+
+
+class ModelPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[model]`: what is trained; its inputs follow from the data."""
+
+    architecture: Literal["mlp", "cnn"] = "mlp"
+    hidden: Annotated[int, msgspec.Meta(ge=1, le=WIDTH_MAX)] = 64  # units (mlp) or channels (cnn)
+    hidden_activation: Literal["sigmoid", "relu"] = "sigmoid"  # of an mlp
+    classes: Annotated[int, msgspec.Meta(ge=2, le=WIDTH_MAX)] | None = None  # if this device's part has not all
+
+
+class Averaging(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[averaging]`: how nodes exchange what they learned."""
+
+    codec: CodecName | None = None  # int8
+    group_size: Annotated[int, msgspec.Meta(ge=2, le=64)] | None = None  # 8
+    members: Members | None = None  # begin when as many are ready; all that have the data
+    start_wait_s: WaitSeconds = 30.0  # or when this has passed
+
+
+class Serve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[serve]`: what becomes of the model."""
+
+    copies: Copies = 2  # of each layer
+
+
+class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One task. `train` holds keys of `TrainSettings`; what it does not say is chosen to suit the model."""
+
+    name: str
+    data: Name
+    seed: Annotated[int, msgspec.Meta(ge=0, le=SEED_MAX)] = 0  # of the model's first values and of the batches
+    baseline: bool = False  # each node also trains alone, to compare
+    model: ModelPart = ModelPart()
+    train: dict[str, Any] = {}
+    averaging: Averaging = Averaging()
+    budget: Budget = Budget()
+    stop: Stop = Stop()
+    parts: Parts = Parts()
+    serve: Serve = Serve()
+
+    def settings(self, suited: TrainSettings) -> TrainSettings:
+        """Return how to train: what the task says, and for the rest what suits the model."""
+        said = msgspec.to_builtins(suited) | {"seed": self.seed} | self.train
+        return msgspec.convert(said, TrainSettings)
+
+
+def load_task(path: Path, overrides: Mapping[str, Any] | None = None) -> Task:
+    """Read a task's file; ``overrides`` (from the command line) win. Raises UsageError that names what is wrong."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(FILE_BYTES_MAX + 1)
+        if len(text) > FILE_BYTES_MAX:
+            raise UsageError(f"{path} has more than {FILE_BYTES_MAX} bytes: it is no task's file.")
+        found = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a readable TOML file: {error}.") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}; name a task's file.") from error
+    return task_from(merged(found, overrides or {}), str(path))
+
+
+def task_from(found: Mapping[str, Any], where: str) -> Task:
+    """Check a task in plain data, which came from ``where``. Raises UsageError that names what is wrong."""
+    check_keys(where, found, Task)
+    train = found.get("train", {})
+    if isinstance(train, Mapping):
+        check_keys(where, train, TrainSettings, "train.")
+    for key in ("name", "data"):
+        if key not in found:
+            raise UsageError(f"{where}: the key {key!r} is missing: every task has a name and the name of its data.")
+    require_name(str(found["name"]), "task")
+    check_values(where, found, Task)
+    try:
+        task = msgspec.convert(_with_size(found), Task)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where}: {sentence(error)}.") from error
+    _check_train(where, task)
+    return task
+
+
+def _with_size(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Let the budget of bytes be said as in "2 MB"."""
+    budget = found.get("budget")
+    if isinstance(budget, Mapping) and isinstance(budget.get("bytes"), str):
+        return {**found, "budget": {**budget, "bytes": parse_size(budget["bytes"])}}
+    return found
+
+
+def _check_train(where: str, task: Task) -> None:
+    check_values(where, task.train, TrainSettings, "train.")
+    try:
+        task.settings(TrainSettings())
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where}: {sentence(error, 'train.')}.") from error
