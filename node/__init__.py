@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .learning.data import Dataset, digits
+    from .learning.optimizer import GossipOptimizer
     from .learning.tasks import TrainResult
     from .node import Node
     from .setup import create_mesh, join_mesh
 
 _HOME = {
+    "GossipOptimizer": "learning.optimizer",
     "Node": "node",
     "TrainResult": "learning.tasks",
     "Dataset": "learning.data",
@@ -20,7 +22,7 @@ _HOME = {
     "join_mesh": "setup",
 }
 
-__all__ = ["Dataset", "Node", "TrainResult", "create_mesh", "digits", "join_mesh"]
+__all__ = ["Dataset", "GossipOptimizer", "Node", "TrainResult", "create_mesh", "digits", "join_mesh"]
 
 
 def __getattr__(name: str) -> object:

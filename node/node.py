@@ -8,11 +8,11 @@ async with Node("~/.lepton") as node:
 import logging
 import platform
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, ParamSpec, Self, TypeVar, TypeVarTuple, overload
 
 import msgspec
 import numpy as np
@@ -23,6 +23,7 @@ from ..mesh.identity import PeerId
 from ..mesh.mesh import Mesh, MeshConfig, open_mesh
 from ..mesh.records import RecordStore
 from .authority import current_credentials, known_members, revoke_running, show_running
+from .background import call, in_background
 from .blobs import BlobStore
 from .config import Config, load_config, require_name
 from .home import Home
@@ -40,6 +41,10 @@ from .picture import PROFILE, TASK, ModelRecord, Profile, TaskRecord, TrainerRec
 
 _MEMBERS_INTERVAL_S: Final = 10.0  # what devices are called changes seldom; it is also saved at the end
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +81,33 @@ class Node:
         self.tasks: Tasks
         self._nursery: trio.Nursery
         self._mesh_name = ""
+        self._token: trio.lowlevel.TrioToken | None = None
+
+    @classmethod
+    def in_background(cls, home: str | Path, **options: Any) -> AbstractContextManager[Self]:  # noqa: ANN401
+        """Run a node in a thread, for scripts and notebooks: ``with Node.in_background(folder) as node:``.
+
+        Takes what `Node` takes. Reach it by `call`. It ends with the block, which raises what went wrong in it.
+        """
+        return in_background(cls(home, **options))
+
+    @overload
+    def call(self, function: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T: ...
+    @overload
+    def call(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T: ...
+    def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """From another thread, run a function of this node, as in ``node.call(node.predict, "digits", x)``.
+
+        Raises what it raises; LeptonError when the node is closed meanwhile.
+        """
+        return call(self._token, function, *args, **options)
+
+    async def run_loop(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        """Run a training loop that is not asynchronous, in a thread, so that the node goes on beside it.
+
+        Cancelled, it ends at the next round of a `GossipOptimizer` in it.
+        """
+        return await trio.to_thread.run_sync(function, *args)
 
     async def __aenter__(self) -> Self:
         await self._stack.__aenter__()
@@ -97,6 +129,7 @@ class Node:
     async def _running(self) -> AsyncIterator[None]:
         identity, credentials = self.home.identity(), current_credentials(self.home, time.time())
         memory_bytes = self.config.memory_bytes
+        self._token = trio.lowlevel.current_trio_token()
         for source in self._datasets.values():  # a wrong file is told now, not when a task comes
             if isinstance(source, DataSource):
                 await trio.to_thread.run_sync(source.load)

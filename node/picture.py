@@ -15,6 +15,7 @@ MODEL: Final = "model"
 STAGE: Final = "stage"
 TASK: Final = "task"
 TRAINER: Final = "trainer"
+CIRCLE: Final = "circle"
 
 T = TypeVar("T")
 
@@ -82,6 +83,18 @@ class TrainerRecord(Message, frozen=True, kw_only=True):
     bytes_sent: Natural = 0
     deadline_misses: Natural = 0
     reason: Text = ""
+
+
+class CircleRecord(Message, frozen=True, kw_only=True):
+    """That a node averages a vector of its own program with whoever does so under this name (record name: the task's).
+
+    ``model`` is a hash of what the vector's ``dimension`` numbers mean: only those with the same average.
+    """
+
+    model: Sha256
+    dimension: Natural
+    round: Natural = 0
+    first_round: Natural = 0  # from which on it takes part
 
 
 def newest(records: Iterable[tuple[Record, T]]) -> dict[str, tuple[Record, T]]:

@@ -8,7 +8,7 @@ worse still, and the next rounds mix it with what the others have.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,13 +51,27 @@ async def ask(calls: Calls, peer: PeerId, *, scope: str, version: int, dimension
 
 def judge(trainer: Trainer, donations: Sequence[Donation]) -> tuple[Donation | None, dict[PeerId, str]]:
     """Return the best of these, if any will do, and why which others will not. Takes the time of three evaluations."""
-    have = trainer.evaluate().loss
-    loss_max = LOSS_RATIO_MAX * max(math.log(trainer.spec.classes), have if math.isfinite(have) else 0.0)
+    return choose(
+        donations,
+        lambda donation: trainer.try_out(donation.vector).loss,
+        floor=math.log(trainer.spec.classes),
+        have=trainer.evaluate().loss,
+    )
+
+
+def choose(
+    donations: Sequence[Donation], loss_of: Callable[[Donation], float], *, floor: float, have: float
+) -> tuple[Donation | None, dict[PeerId, str]]:
+    """Return the one with the least loss, of equals the furthest, and why which others were refused by the rule.
+
+    ``floor`` is the loss of guessing, ``have`` that of the model that this node has.
+    """
+    loss_max = LOSS_RATIO_MAX * max(floor, have if math.isfinite(have) else 0.0)
     good: list[tuple[float, int, Donation]] = []
     refused: dict[PeerId, str] = {}
     for donation in donations:
         try:
-            loss = trainer.try_out(donation.vector).loss
+            loss = loss_of(donation)
         except LeptonError as error:
             refused[donation.peer] = str(error)
             continue

@@ -25,6 +25,8 @@ from ..models import ModelSpec, build, check_spec
 from ..picture import PROFILE, TASK, TRAINER, Profile, TaskRecord, TrainerRecord, newest
 from . import exchange
 from .checkpoint import CheckpointStore
+from .circle import Circle
+from .circles import Circles
 from .data import TEST_SEED, TEST_SHARE, Dataset, DataSource, hold_out
 from .learner import Learner, Progress
 from .messages import RoundMessage, State, StateWanted
@@ -68,6 +70,7 @@ class Tasks:
         self._nursery = nursery
         self._learners: dict[str, Learner] = {}
         self._learning: dict[str, trio.CancelScope] = {}
+        self.circles = Circles(mesh, nursery)
         self._serve()
 
     def profiles(self) -> dict[PeerId, Profile]:
@@ -191,6 +194,7 @@ class Tasks:
                 over = task.version <= max(done.get(name, 0), taken.get(name, 0))
                 if (
                     not over
+                    and name not in self.circles.open
                     and task.data in self._datasets
                     and allows(mine, f"train:{name}")
                     and self._may(record.owner, f"train:{name}")  # whoever started it
@@ -267,19 +271,21 @@ class Tasks:
         self._mesh.on_absent.append(self._peer_left)
 
     async def _take_rounds(self, call: Incoming[Empty]) -> None:
-        await self._learner(call.scope).take_messages(call)
+        await self._part_in(call.scope).take_messages(call)
 
     async def _give_state(self, call: Incoming[StateWanted]) -> Answer[State]:
-        return self._learner(call.scope).give_state(call)
+        return self._part_in(call.scope).give_state(call)
 
-    def _learner(self, task: str) -> Learner:
-        if task not in self._learners:
+    def _part_in(self, task: str) -> Learner | Circle:
+        part = self.circles.open.get(task) or self._learners.get(task)
+        if part is None:
             raise UsageError(f"This node takes no part in the task {task!r}.")
-        return self._learners[task]
+        return part
 
     def _peer_left(self, peer: PeerId) -> None:
-        for learner in self._learners.values():
-            learner.peer_left(peer)
+        parts: list[Learner | Circle] = [*self._learners.values(), *self.circles.open.values()]
+        for part in parts:
+            part.peer_left(peer)
 
     def progress(self, task: str) -> Progress | None:
         """Return where this node stands in a task that it takes part in."""
