@@ -80,6 +80,8 @@ class TrainerRecord(Message, frozen=True, kw_only=True):
     accuracy: float | None = None
     accuracy_alone: float | None = None
     loss: float | None = None
+    epsilon: float | None = None  # of its training records' privacy, spent so far; None: no differential privacy
+    delta: float | None = None  # at which that holds
     bytes_sent: Natural = 0
     deadline_misses: Natural = 0
     reason: Text = ""

@@ -1,6 +1,7 @@
 """Watching a task from a terminal: a live table, plain lines, or JSON lines."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from types import TracebackType
@@ -75,7 +76,10 @@ class Watch:
 
 def table(nodes: Nodes) -> Table:
     """Return one row per node: what it has, how well its model does, what it sent."""
+    private = any(node.get("epsilon") is not None for node in nodes.values())
     drawn = Table("node", "state", "round", "samples", "alone", "in the mesh", "loss", "sent", "misses")
+    if private:
+        drawn.add_column("epsilon")
     for peer, node in sorted(nodes.items()):
         drawn.add_row(
             peer[-8:],
@@ -87,6 +91,7 @@ def table(nodes: Nodes) -> Table:
             f"{node['loss']:.3f}" if node.get("loss") is not None else "",
             f"{node.get('bytes_sent', 0) / 1000:,.0f} kB",
             str(node.get("deadline_misses", 0)),
+            *([_epsilon(node)] if private else []),
         )
     return drawn
 
@@ -97,6 +102,12 @@ def _line(nodes: Nodes, rounds: int) -> str:
         for peer, node in sorted(nodes.items())
     ]
     return "  ".join(parts) or "waiting for nodes"
+
+
+def _epsilon(node: Mapping[str, Any]) -> str:
+    """Round up: what is shown must not be less than what was spent."""
+    value = node.get("epsilon")
+    return f"{math.ceil(value * 100) / 100:.2f} at delta {node.get('delta')}" if value is not None else ""
 
 
 def _share(value: float | None) -> str:

@@ -27,7 +27,9 @@ from .data import Dataset
 from .donors import Donation, ask, judge
 from .ending import Ending
 from .exchange import Exchange
+from .ledger import Ledger
 from .messages import State, StateWanted
+from .settings import require_no_baseline
 from .trainer import Metrics, Trainer, train_alone
 
 _PROGRESS_INTERVAL_S = 0.5  # records travel to everyone: two a second are enough for a live table
@@ -55,6 +57,8 @@ class Progress:
     accuracy: float | None = None
     accuracy_alone: float | None = None
     loss: float | None = None
+    epsilon: float | None = None
+    delta: float | None = None
     bytes_sent: int = 0
     deadline_misses: int = 0
     refusals: list[str] = field(default_factory=list)
@@ -74,9 +78,16 @@ class Learner:
         checkpoints: CheckpointStore,
         *,
         on_trained: Callable[[Trainer], Awaitable[None]],
+        ledger: Ledger | None = None,
     ) -> None:
-        """Raises UsageError when the data does not fit the task's model."""
+        """``ledger``: of this version of the task, where it trains with differential privacy.
+
+        Raises UsageError when the data does not fit the task's model.
+        """
         check_spec(task.spec)
+        assert (ledger is None) == (task.settings.dp is None)  # without one, nobody would count
+        if task.baseline:
+            require_no_baseline(task.settings)
         self.name = name
         self.task = task
         self.progress = Progress(name, rounds=task.rounds, samples=len(dataset.y))
@@ -84,6 +95,9 @@ class Learner:
         self._dataset = dataset
         self._checkpoints = checkpoints
         self._on_trained = on_trained
+        self._ledger = ledger
+        if ledger is not None:
+            self.progress.epsilon, self.progress.delta = ledger.epsilon, ledger.delta
         self._trainer = Trainer(
             task.spec, dataset, task.settings, steps=task.rounds * task.settings.local_steps, parts=task.parts
         )
@@ -151,6 +165,8 @@ class Learner:
             log.warning("task %s: %s; using the one before it", self.name, note)
             self.progress.notes.append(note)
         self._trainer.restore(loaded.checkpoint.vector, loaded.checkpoint.trainer_state)
+        if self._ledger is not None:
+            self._ledger.require_steps(self._trainer.step)
         self._round = self._first_round = self._saved_round = loaded.checkpoint.round + 1
         self._shared = loaded.checkpoint.vector
         log.info("task %s goes on after round %d", self.name, loaded.checkpoint.round)
@@ -269,8 +285,9 @@ class Learner:
     # -- one round ----------------------------------------------------------------------------------------------------
 
     async def _one_round(self, exchange: Exchange) -> None:
-        loss = await trio.to_thread.run_sync(self._trainer.run_steps, self.task.settings.local_steps)
-        self.progress.loss = loss
+        self.progress.loss = await trio.to_thread.run_sync(self._run_steps)
+        if self._ledger is not None:
+            self.progress.epsilon = self._ledger.epsilon
         self._tell("training")
         members = tuple(sorted(self._members(self._records())))
         self.progress.members = len(members)
@@ -311,6 +328,22 @@ class Learner:
         self.progress.rounds = ending.rounds
         return self._round >= ending.rounds
 
+    def _run_steps(self) -> float | None:
+        """Take a round's local steps; their mean loss, None where it tells of single records.
+
+        A node whose privacy budget is used up takes none and goes on averaging: what it sends is then made of what it
+        was given, and costs nothing more. If it left, a mesh that was killed and went on might end with nobody.
+        """
+        steps, private = self.task.settings.local_steps, self._trainer.private
+        if private is None or self._ledger is None:
+            return self._trainer.run_steps(steps)
+        if self._ledger.spend(noise=private.noise, rate=private.rate, steps=steps):
+            self._trainer.run_steps(steps)
+        elif not self.progress.reason:
+            self.progress.reason = "its privacy budget is used up; it averages on without training"
+            log.warning("task %s, round %d: %s", self.name, self._round, self.progress.reason)
+        return None
+
     async def _notice_passed(self, exchange: Exchange) -> None:
         """Read in the records that others have left this node behind: who does not count it in sends it nothing."""
         before: set[tuple[int, PeerId]] = set()
@@ -342,7 +375,8 @@ class Learner:
             others = [record.accuracy for peer, record in self._records().items() if peer != self._mesh.me]
             self._ending.evaluated([*others, self.progress.accuracy])
         self._log_round(round_)
-        if last or now - self._saved_at >= _CHECKPOINT_INTERVAL_S:
+        # Steps that a crash undoes are paid for twice where privacy is counted: there each round is kept.
+        if last or self._ledger is not None or now - self._saved_at >= _CHECKPOINT_INTERVAL_S:
             await self._save(vector)
 
     async def _save(self, vector: Vector) -> None:
@@ -409,6 +443,8 @@ class Learner:
             accuracy=said.accuracy,
             accuracy_alone=said.accuracy_alone,
             loss=said.loss,
+            epsilon=said.epsilon,
+            delta=said.delta,
             bytes_sent=said.bytes_sent,
             deadline_misses=said.deadline_misses,
             reason=said.reason[: limits.KIB],

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from ...mesh.errors import UsageError
 from ..limits import SEED_MAX
 
 Schedule = Literal["constant", "cosine", "linear"]
@@ -16,6 +17,16 @@ Copies = Annotated[int, msgspec.Meta(ge=1, le=16)]
 Members = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 WaitSeconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
 _Patterns = Annotated[tuple[Annotated[str, msgspec.Meta(max_length=256)], ...], msgspec.Meta(max_length=64)]
+
+
+class DpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The privacy that each node's training records get over a whole task; what it rests on, `privacy.py` says."""
+
+    epsilon: Annotated[float, msgspec.Meta(gt=0, le=1000)]
+    delta: Annotated[float, msgspec.Meta(gt=0, lt=1)]  # of any worse loss; below one over the number of records
+    clip_norm: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 1.0  # of one record's gradient
+    # Standard deviation in clip norms; left out, each node uses as much as its records need for the task's steps.
+    noise: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
 
 
 class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -37,7 +48,14 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     clip_norm: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # of a batch's gradient; 0: as it is
     proximal: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0  # FedProx' mu; 0: none
     tracking: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0  # gradient tracking; 0: none
+    dp: DpSettings | None = None  # differential privacy of each training record
     seed: Annotated[int, msgspec.Meta(ge=0, le=SEED_MAX)] = 0
+
+
+def require_no_baseline(settings: TrainSettings) -> None:
+    """Raise UsageError where a baseline, if there were one, would tell of records that are promised privacy."""
+    if settings.dp is not None:
+        raise UsageError("A baseline trains on the same records again, which `dp` does not count: leave one out.")
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

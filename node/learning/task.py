@@ -14,7 +14,17 @@ from ...mesh.errors import UsageError
 from ...mesh.messages import Name
 from ..config import check_keys, check_values, merged, parse_size, require_name, sentence
 from ..limits import SEED_MAX, WIDTH_MAX
-from .settings import Budget, Copies, Members, Parts, Stop, TrainSettings, WaitSeconds
+from .settings import (
+    Budget,
+    Copies,
+    DpSettings,
+    Members,
+    Parts,
+    Stop,
+    TrainSettings,
+    WaitSeconds,
+    require_no_baseline,
+)
 
 CodecName = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 CODEC: Final = "int8"  # where none is asked for
@@ -88,6 +98,8 @@ def task_from(found: Mapping[str, Any], where: str) -> Task:
     train = found.get("train", {})
     if isinstance(train, Mapping):
         check_keys(where, train, TrainSettings, "train.")
+        if isinstance(dp := train.get("dp"), Mapping):
+            check_keys(where, dp, DpSettings, "train.dp.")
     for key in ("name", "data"):
         if key not in found:
             raise UsageError(f"{where}: the key {key!r} is missing: every task has a name and the name of its data.")
@@ -112,6 +124,8 @@ def _with_size(found: Mapping[str, Any]) -> Mapping[str, Any]:
 def _check_train(where: str, task: Task) -> None:
     check_values(where, task.train, TrainSettings, "train.")
     try:
-        task.settings(TrainSettings())
+        settings = task.settings(TrainSettings())
     except msgspec.ValidationError as error:
         raise UsageError(f"{where}: {sentence(error, 'train.')}.") from error
+    if task.baseline:
+        require_no_baseline(settings)

@@ -3,8 +3,9 @@
 Which tasks there are is for the picture to say; one ``Learner`` does this node's part in each.
 """
 
+import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from .circle import Circle
 from .circles import Circles
 from .data import TEST_SEED, TEST_SHARE, Dataset, DataSource, hold_out
 from .learner import Learner, Progress
+from .ledger import Ledger
 from .messages import RoundMessage, State, StateWanted
 from .settings import Parts
 from .shared import Shared
@@ -221,7 +223,10 @@ class Tasks:
             try:
                 dataset = await trio.to_thread.run_sync(self._dataset, task.data, task.spec.classes)
                 checkpoints = CheckpointStore(self._home.folder("tasks", name, str(task.version)))
-                learner = Learner(self._mesh, name, task, dataset, checkpoints, on_trained=trained)
+                make = functools.partial(
+                    self._learner_of, name, task, dataset, checkpoints=checkpoints, on_trained=trained
+                )
+                learner = await trio.to_thread.run_sync(make)  # to find out how much noise is needed takes a while
                 self._learners[name] = learner
                 await learner.run()
             except BaseExceptionGroup as group:
@@ -231,6 +236,20 @@ class Tasks:
                 self._give_up(name, task, error)
             except (LeptonError, GossipError) as error:
                 self._give_up(name, task, error)
+
+    def _learner_of(
+        self,
+        name: str,
+        task: TaskRecord,
+        dataset: Dataset,
+        *,
+        checkpoints: CheckpointStore,
+        on_trained: Callable[[Trainer], Awaitable[None]],
+    ) -> Learner:
+        dp, ledger = task.settings.dp, None
+        if dp is not None:
+            ledger = Ledger(self._home.folder("privacy", name) / f"{task.version}.json", dp)
+        return Learner(self._mesh, name, task, dataset, checkpoints, on_trained=on_trained, ledger=ledger)
 
     def _give_up(self, name: str, task: TaskRecord, error: BaseException) -> None:
         log.error("task %s: %s", name, error)

@@ -1,12 +1,14 @@
 """One node's training: a model, its own data and SGD that resumes exactly where it stopped.
 
 Which samples make up step t is a pure function of (seed, t). So a trainer's whole state is its parameters, its momentum
-and a step count: there is no random state to carry, and two runs on one machine give the same bits.
+and a step count: there is no random state to carry, and two runs on one machine give the same bits. Not so with
+differential privacy (`privacy.py`): what protects records must not be repeatable.
 
 The update is written out instead of taken from `torch.optim`: it is three lines, and making an optimizer of torch 2.13
 imports its compiler, measured at 1 s and 75 MB on a desktop.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,7 +21,9 @@ from torch.nn.functional import cross_entropy
 from ...mesh.errors import LeptonError, UsageError
 from ..models import ModelSpec, Vector, build
 from .data import Dataset
-from .settings import Parts, TrainSettings
+from .ledger import noise_for
+from .privacy import PrivateGradient, sampling_rate
+from .settings import DpSettings, Parts, TrainSettings
 from .shared import Shared
 from .steps.momentum import Momentum
 from .steps.proximal import add_proximal
@@ -88,14 +92,19 @@ class Trainer:
         if dataset.x_test is not None and dataset.y_test is not None:
             self._test = _tensors(dataset.x_test, dataset.y_test, spec)
         self._order = _Order(self.samples, settings.seed)
+        self.private = None if settings.dp is None else self._private_gradient(settings.dp)
 
     def run_steps(self, steps: int) -> float:
-        """Train for ``steps`` batches; the mean of their losses. Raises LeptonError when training has diverged."""
+        """Train for ``steps`` batches; the mean of their losses. Raises LeptonError when training has diverged.
+
+        With differential privacy the mean is NaN: it would tell of the records. To write down what the steps cost is
+        up to the caller, before them (`ledger.py`).
+        """
         if steps < 1:
             raise UsageError(f"{steps} steps of training were asked for; give 1 or more")
         total = sum(self._one_step() for _ in range(steps))
         # The last step's update has no loss yet: it shows in the parameters.
-        if not (np.isfinite(total) and torch.isfinite(self._position).all()):
+        if not ((self.private or np.isfinite(total)) and torch.isfinite(self._position).all()):
             rate = self.settings.learning_rate
             raise LeptonError(f"training diverged by step {self.step}: lower the learning rate, now {rate}")
         return total / steps
@@ -175,10 +184,7 @@ class Trainer:
 
     def _one_step(self) -> float:
         said, gradient = self.settings, self._gradient
-        batch = torch.from_numpy(self._order.batch(self.step, said.batch_size))  # (B,)
-        gradient.zero_()
-        loss = cross_entropy(self._model(self._x[batch]), self._y[batch])
-        loss.backward()
+        loss = self._take_gradient()
         rate = rate_at(
             self.step, self._steps, rate=said.learning_rate, schedule=said.schedule, warmup_steps=said.warmup_steps
         )
@@ -192,7 +198,23 @@ class Trainer:
             self._position.sub_(self._momentum.direction(gradient), alpha=rate)
         self._way += rate
         self.step += 1
+        return loss
+
+    def _take_gradient(self) -> float:
+        """Work out this step's gradient; the loss of its batch."""
+        if self.private is not None:
+            self.private.write(self._gradient)
+            return math.nan
+        batch = torch.from_numpy(self._order.batch(self.step, self.settings.batch_size))  # (B,)
+        self._gradient.zero_()
+        loss = cross_entropy(self._model(self._x[batch]), self._y[batch])
+        loss.backward()
         return loss.item()
+
+    def _private_gradient(self, dp: DpSettings) -> PrivateGradient:
+        rate = sampling_rate(self.settings.batch_size, self.samples)
+        noise = noise_for(dp, rate=rate, records=self.samples, steps=self._steps)
+        return PrivateGradient(self._model, self._x, self._y, rate=rate, noise=noise, clip_norm=dp.clip_norm)
 
 
 def _flattened(parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, torch.Tensor]:
