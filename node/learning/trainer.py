@@ -128,7 +128,7 @@ class Trainer:
         self._shared.write(vector)
         if averaged:
             self._momentum.round_ended(self._position - self._start, self._way)
-            self._tracking.round_ended(own, self._position, self._way)
+            self._tracking.round_ended(own, self._position, self._way * self._momentum.gain)
         self._start.copy_(self._position)
         self._way = 0.0
 

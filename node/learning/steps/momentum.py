@@ -18,6 +18,11 @@ class Momentum:
         self.buffer = torch.zeros(size)
         self._kind, self._beta = kind, beta
 
+    @property
+    def gain(self) -> float:
+        """How far a gradient moves the model in the end, in step sizes: plain momentum repeats it again and again."""
+        return 1 / (1 - self._beta) if self._kind == "plain" else 1.0
+
     def direction(self, gradient: Tensor) -> Tensor:
         """Return what to step along; plain momentum takes the gradient in."""
         if self._kind == "plain":

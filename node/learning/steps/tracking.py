@@ -27,6 +27,9 @@ class Tracking:
             gradient.add_(self.correction)
 
     def round_ended(self, own: Tensor, average: Tensor, way: float) -> None:
-        """Hear where this node stood at the end of its steps and what the average is, and the sum of its step sizes."""
+        """Hear where this node stood at the end of its steps and what the average is, and the sum of its step sizes.
+
+        ``way`` is to count what momentum makes of a step: else the correction is as many times too large, and diverges.
+        """
         if self._strength and way > 0:
             self.correction.mul_(LEAK).add_(own - average, alpha=self._strength / way)

@@ -78,6 +78,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "quasi_global": {"momentum_kind": "quasi_global"},
     "proximal": {"proximal": 0.1},
     "tracking": {"tracking": 1.0, "momentum": 0.0},
+    "tracking with momentum": {"tracking": 1.0},
     "clipped": {"clip_norm": 1.0, "weight_decay": 1e-4},
 }
 
