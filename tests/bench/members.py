@@ -67,6 +67,8 @@ class Member:
     home: Path
     prefix: Callable[..., list[str]] = lambda *words: list(words)  # runs it somewhere else
     interfaces: tuple[str, ...] = (LOOPBACK,)
+    module: str = "tests.bench.members"  # that the process runs
+    heard: dict[str, dict[str, Any]] = field(default_factory=dict)  # the last word of every other kind
     id: str = ""
     seen: frozenset[str] = frozenset()
     started_at: float = 0.0
@@ -86,6 +88,8 @@ class Member:
                 now = frozenset(event["peers"])
                 self.diary.append((event["at"], now - self.seen, self.seen - now))
                 self.seen = now
+            case kind:
+                self.heard[kind] = event
 
     def came_at(self, peer: str) -> float:
         """When it last began to see a peer."""
@@ -122,7 +126,7 @@ class Fleet:
         """Start its process; what it saw in an earlier life is forgotten."""
         member.seen, member.diary, member.up_at, member.begun_at = frozenset(), [], 0.0, 0.0
         member.started_at = time.monotonic()
-        words = (sys.executable, "-m", "tests.bench.members", str(member.home), *member.interfaces)
+        words = (sys.executable, "-m", member.module, str(member.home), *member.interfaces)
         with (member.home / "bench.log").open("a") as log:
             member.process = subprocess.Popen(
                 member.prefix(*words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -150,6 +154,13 @@ class Fleet:
                 member.process.kill()
                 member.process.wait()
             member.process = None
+
+    def tell(self, member: Member, word: str) -> None:
+        """Write a line to its stdin."""
+        assert member.process is not None
+        assert member.process.stdin is not None
+        member.process.stdin.write(word + "\n")
+        member.process.stdin.flush()
 
     def restart(self, member: Member) -> None:
         """End its process and start another."""
