@@ -2,7 +2,8 @@
 
 import numpy as np
 from lepton.node import Dataset, digits
-from lepton.node.learning.trainer import Trainer, TrainSettings
+from lepton.node.learning.settings import TrainSettings
+from lepton.node.learning.trainer import Trainer
 from lepton.node.models import ModelSpec
 
 from ...bench.virtual import VirtualMesh
