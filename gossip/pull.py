@@ -108,7 +108,7 @@ class Puller:
         self._running: _Asking | None = None
         self._offer: tuple[int, bytes] | None = None  # of which round, and the encoded model
         self._served: set[str] = set()
-        self._waiting: dict[str, Wanted] = {}  # who asked before there was anything to offer
+        self._waiting: dict[str, Wanted] = {}  # who asked before there was anything new to offer
 
     @property
     def running(self) -> bool:
@@ -173,9 +173,9 @@ class Puller:
     # -- answering ----------------------------------------------------------------------------------------------------
 
     def _answer(self, peer: str, wanted: Wanted) -> list[Effect]:
-        if wanted.task != self._task or peer == self._me or peer in self._served:
+        if wanted.task != self._task or peer == self._me:
             return []
-        if self._offer is None:
+        if self._offer is None or peer in self._served:  # it is told in the next round: so nobody runs far ahead
             if len(self._waiting) < TASK_ROUND_ANSWERS_MAX:
                 self._waiting[peer] = wanted
             return []

@@ -248,13 +248,13 @@ def _status_tables(said: Mapping[str, Any]) -> list["Table"]:
                 models.add_row(model["name"], str(model["version"]), layers, peers_of, state)
         tables.append(models)
     if said["tasks"]:
-        tasks = Table("task", "node", "state", "round", "accuracy", "sent", title="Learned")
+        tasks = Table("task", "policy", "node", "state", "round", "accuracy", "sent", title="Learned")
         for task in said["tasks"]:
             for peer, node in task["nodes"].items():
                 accuracy = f"{node['accuracy']:.1%}" if node.get("accuracy") is not None else ""
                 done = f"{node.get('round', 0)} of {task['rounds']}"
                 sent = f"{node.get('bytes_sent', 0) / 1000:,.0f} kB"
-                tasks.add_row(task["name"], peer[-8:], node["state"], done, accuracy, sent)
+                tasks.add_row(task["name"], task["policy"], peer[-8:], node["state"], done, accuracy, sent)
         tables.append(tasks)
     return tables + _trouble_tables(said)
 

@@ -33,7 +33,7 @@ from .inference.view import View
 from .inference.weights import Weights
 from .learning.data import Dataset, DataSource, data_source
 from .learning.learner import Progress
-from .learning.settings import TrainSettings
+from .learning.settings import Policy, TrainSettings
 from .learning.task import Task, task_from
 from .learning.tasks import Tasks, TrainResult
 from .models import ModelSpec
@@ -203,6 +203,7 @@ class Node:
         data: str = "",
         model: str | ModelSpec = "mlp",
         rounds: int = 60,
+        policy: Policy = "trusted",
         settings: TrainSettings | None = None,
         codec_name: str | None = None,
         members_min: int | None = None,
@@ -217,13 +218,14 @@ class Node:
         """Start a task with every node that has a data set of this name, and wait until its model is there.
 
         ``task`` is a whole one (as `load_task` reads it from a file; then the rest is in it), or a name. ``model`` is
-        an architecture ("mlp", "cnn") or a whole description. Raises UsageError for bad values, Refused without the
-        grant, LeptonError when this node's own part failed.
+        an architecture ("mlp", "cnn") or a whole description, ``policy`` is "trusted", "private" or "robust". Raises
+        UsageError for bad values, Refused without the grant, LeptonError when this node's own part failed.
         """
         if isinstance(task, str):
             said = {
                 "name": task,
                 "data": data,
+                "policy": policy,
                 "seed": seed,
                 "baseline": baseline,
                 "train": msgspec.to_builtins(settings) if settings else {},
@@ -303,7 +305,7 @@ class Node:
             ],
             "models": [self._model_status(name, model) for name, model in sorted(self.view.models().items())],
             "tasks": [
-                {"name": name, "version": task.version, "rounds": task.rounds, "nodes": {
+                {"name": name, "version": task.version, "policy": task.policy, "rounds": task.rounds, "nodes": {
                     peer: msgspec.to_builtins(trainer) for peer, trainer in self.trainers(name, task.version).items()
                 }}
                 for name, (_, task) in sorted(newest(self.mesh.live(TASK, TaskRecord)).items())

@@ -7,7 +7,7 @@ import msgspec
 
 from ..mesh.messages import Message, Name, Natural, Sha256, Text
 from ..mesh.records import Record
-from .learning.settings import Budget, Copies, Members, Parts, Stop, TrainSettings, WaitSeconds
+from .learning.settings import Budget, Copies, Members, Parts, Policy, Stop, TrainSettings, WaitSeconds
 from .models import ModelSpec
 
 PROFILE: Final = "profile"
@@ -54,7 +54,9 @@ class TaskRecord(Message, frozen=True, kw_only=True):
     budget: Budget = Budget()
     stop: Stop = Stop()
     parts: Parts = Parts()
+    policy: Policy = "trusted"
     codec: Annotated[str, msgspec.Meta(max_length=32)] = "int8"
+    peers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8  # models that a robust task pulls in a round
     group_size: Annotated[int, msgspec.Meta(ge=2, le=64)] = 8
     members_min: Members = 1  # round 0 begins when as many are ready, or
     start_wait_s: WaitSeconds = 30.0  # when this has passed

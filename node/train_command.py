@@ -12,6 +12,7 @@ from .command import ask, friendly, home_option, loading
 # Where in a task's file each option belongs.
 _PLACES: Final = {
     "data": ("data",),
+    "policy": ("policy",),
     "seed": ("seed",),
     "baseline": ("baseline",),
     "model": ("model", "architecture"),
@@ -28,6 +29,11 @@ _PLACES: Final = {
 @click.command()
 @click.argument("task", metavar="NAME|TASK.toml")
 @click.option("--data", default=None, help="The data set, by the name that nodes gave it with `up --data NAME=FILE`.")
+@click.option(
+    "--policy",
+    default=None,
+    help="trusted; private: only sums are seen; robust: bad members are left out.  [default: trusted]",
+)
 @click.option("--model", default=None, help="Architecture: mlp or cnn.  [default: mlp]")
 @click.option("--hidden", default=None, type=int, help="Hidden units (mlp) or channels (cnn).  [default: 64]")
 @click.option("--activation", default=None, help="Of hidden units (mlp): sigmoid or relu.  [default: sigmoid]")
@@ -69,7 +75,7 @@ def train(task: str, plain: bool, as_json: bool, home: Path, **options: Any) -> 
         asked = task_from({"name": task, **said}, f"The task {task!r}")
     else:
         raise UsageError(f"Which data is {task!r} learned from? Say --data NAME, or name a task's file: TASK.toml.")
-    with Watch(asked.budget.rounds, plain=plain, as_json=as_json) as watch:
+    with Watch(asked.budget.rounds, asked.policy, plain=plain, as_json=as_json) as watch:
         result, _ = ask(home, "train", {"task": msgspec.to_builtins(asked)}, on_progress=watch.show)
         watch.finish(result)
 

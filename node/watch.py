@@ -19,8 +19,8 @@ Nodes = Mapping[str, Mapping[str, Any]]
 class Watch:
     """Shows where every node stands, as often as that is told."""
 
-    def __init__(self, rounds: int, *, plain: bool, as_json: bool) -> None:
-        self._rounds = rounds
+    def __init__(self, rounds: int, policy: str, *, plain: bool, as_json: bool) -> None:
+        self._rounds, self._policy = rounds, policy
         self._plain = plain or not sys.stdout.isatty()
         self._as_json = as_json
         self._console = Console()
@@ -56,7 +56,7 @@ class Watch:
             self._progress.update(
                 self._bar, completed=min((node.get("round", 0) for node in nodes.values()), default=0)
             )
-            self._live.update(Group(self._progress, table(nodes)))
+            self._live.update(Group(self._progress, table(nodes, self._policy)))
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Show what came of it."""
@@ -65,7 +65,7 @@ class Watch:
             return
         self.show(result["nodes"])
         if self._plain:
-            self._console.print(table(result["nodes"]))
+            self._console.print(table(result["nodes"], self._policy))
         click.echo(f"{result['task']!r} is trained: version {result['version']}, {result['rounds']} rounds.")
 
     def _print_once(self, line: str) -> None:
@@ -74,10 +74,12 @@ class Watch:
         self._last = line
 
 
-def table(nodes: Nodes) -> Table:
-    """Return one row per node: what it has, how well its model does, what it sent."""
+def table(nodes: Nodes, policy: str) -> Table:
+    """Return one row per node: what it has, how well its model does, what it sent; below it what hinders them."""
+    drawn = Table(
+        "node", "state", "round", "samples", "alone", "in the mesh", "loss", "sent", "misses", title=f"Policy: {policy}"
+    )
     private = any(node.get("epsilon") is not None for node in nodes.values())
-    drawn = Table("node", "state", "round", "samples", "alone", "in the mesh", "loss", "sent", "misses")
     if private:
         drawn.add_column("epsilon")
     for peer, node in sorted(nodes.items()):
@@ -93,12 +95,15 @@ def table(nodes: Nodes) -> Table:
             str(node.get("deadline_misses", 0)),
             *([_epsilon(node)] if private else []),
         )
+    reasons = sorted({node["reason"] for node in nodes.values() if node.get("reason")})
+    drawn.caption = "; ".join(reasons) or None
     return drawn
 
 
 def _line(nodes: Nodes, rounds: int) -> str:
     parts = [
         f"{peer[-8:]} {node['state']} {node.get('round', 0)}/{rounds} {_share(node.get('accuracy'))}".rstrip()
+        + (f" ({node['reason']})" if node.get("reason") else "")
         for peer, node in sorted(nodes.items())
     ]
     return "  ".join(parts) or "waiting for nodes"

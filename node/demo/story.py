@@ -160,7 +160,7 @@ class Story:
         async for result in node.stream(*words):
             nodes = result["nodes"]
             done = min((said.get("round", 0) for said in nodes.values()), default=0)
-            self._show.bar("rounds", done, rounds, table(nodes))
+            self._show.bar("rounds", done, rounds, table(nodes, "trusted"))
         return result
 
     # -- answer -------------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ class Story:
         async for result in starter.stream(*words, "--rounds", str(_ROUNDS_AFTER), "--classes", "10"):
             nodes = {peer: said for peer, said in result["nodes"].items() if peer != me}
             last = min((said.get("round", 0) for said in nodes.values()), default=0)
-            self._show.bar("rounds", last, _ROUNDS_AFTER, table(result["nodes"]))
+            self._show.bar("rounds", last, _ROUNDS_AFTER, table(result["nodes"], "trusted"))
             if killed_at < 0 and last >= _KILL_AT_ROUND:
                 victim.kill()
                 killed_at = last

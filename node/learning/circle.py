@@ -215,7 +215,7 @@ class Circle:
         assert exchange is not None
         common = _common(self._others())
         if self.round < common <= self.round + _ROUNDS_AHEAD_MAX:
-            exchange.averager.skip_to(common)
+            self._averager.skip_to(common)
         self._tell()
         exchange.begin(Ready(self.round, vector, weight, self._members()))
         while not isinstance(came := await exchange.outcome(), Finished):

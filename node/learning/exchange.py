@@ -9,13 +9,13 @@ again for what did not arrive.
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
+from types import ModuleType
 from typing import Final
 
 import numpy as np
 import trio
 
-from ...gossip import messages as wire
-from ...gossip.averager import Averager, Event
+from ...gossip import messages
 from ...gossip.errors import BadContribution
 from ...gossip.events import Behind, Expired, Finished, PeerDown, Ready, Received, Send
 from ...mesh import limits, tensors
@@ -23,6 +23,7 @@ from ...mesh.calls import Answer, Calls, Empty
 from ...mesh.errors import LeptonError, PeerError
 from ...mesh.identity import PeerId, short
 from .messages import RoundMessage
+from .policies import Machine
 
 METHOD: Final = "train.round"
 MESSAGE_BYTES_MAX: Final = 8 * limits.MIB  # half a megabyte of int4 is 4 MB as the float32 that is relayed
@@ -34,12 +35,14 @@ log = logging.getLogger(__name__)
 
 
 class Exchange:
-    """Drives one averager over a mesh. Its tasks live in ``nursery``."""
+    """Drives one machine over a mesh; ``wire`` packs and unpacks its messages. Its tasks live in ``nursery``."""
 
-    def __init__(self, calls: Calls, nursery: trio.Nursery, averager: Averager, *, scope: str) -> None:
-        self.averager = averager
+    def __init__(
+        self, calls: Calls, nursery: trio.Nursery, machine: Machine, *, scope: str, wire: ModuleType = messages
+    ) -> None:
+        self.machine = machine
         self.bytes_sent = 0
-        self._calls, self._nursery, self._scope = calls, nursery, scope
+        self._calls, self._nursery, self._scope, self._wire = calls, nursery, scope, wire
         self._outboxes: dict[PeerId, _Outbox] = {}
         self._finished: Finished | None = None
         self._behind: Behind | None = None
@@ -50,7 +53,7 @@ class Exchange:
     def take(self, peer: PeerId, item: Answer[RoundMessage]) -> None:
         """Take in a peer's message. Raises PeerError when it is malformed."""
         try:
-            message = wire.unpack(item.message.header, _payload(item))
+            message = self._wire.unpack(item.message.header, _payload(item))
         except BadContribution as error:
             raise PeerError(str(error)) from error
         self._handle(Received(peer, message))
@@ -64,8 +67,8 @@ class Exchange:
         self._behind = Behind(by, peer)
         self._moved.set()
 
-    def _handle(self, event: Event) -> None:
-        for effect in self.averager.handle(event, trio.current_time()):
+    def _handle(self, event: Ready | Received | PeerDown | Expired) -> None:
+        for effect in self.machine.handle(event, trio.current_time()):
             match effect:
                 case Send(peer, message):
                     self._send(PeerId(peer), message)
@@ -78,7 +81,7 @@ class Exchange:
     # -- a round ------------------------------------------------------------------------------------------------------
 
     def begin(self, ready: Ready) -> None:
-        """Begin a round. Raises BadSetup, BadContribution as `Averager.handle` does."""
+        """Begin a round. Raises BadSetup, BadContribution as the machine does."""
         self._finished = None
         self._handle(ready)
 
@@ -92,14 +95,14 @@ class Exchange:
                 behind, self._behind = self._behind, None
                 return behind
             self._moved = trio.Event()
-            with trio.move_on_at(self.averager.deadline):
+            with trio.move_on_at(self.machine.deadline):
                 await self._moved.wait()
             if not self._moved.is_set():
                 self._handle(Expired())
 
     # -- to peers -----------------------------------------------------------------------------------------------------
 
-    def _send(self, peer: PeerId, message: wire.Message) -> None:
+    def _send(self, peer: PeerId, message: object) -> None:
         outbox = self._outboxes.get(peer)
         if outbox is None:
             outbox = self._outboxes[peer] = _Outbox()
@@ -130,7 +133,7 @@ class Exchange:
                     await outbox.filled.wait()
                 if not outbox.waiting:
                     return
-            header, payload = wire.pack(outbox.waiting.popleft())
+            header, payload = self._wire.pack(outbox.waiting.popleft())
             self.bytes_sent += len(header) + len(payload)
             arrays = [np.frombuffer(payload, dtype=np.uint8)] if len(payload) else []
             yield Answer(RoundMessage(header=header), arrays)
@@ -140,7 +143,7 @@ class _Outbox:
     """What waits to be sent to one peer."""
 
     def __init__(self) -> None:
-        self.waiting: deque[wire.Message] = deque()
+        self.waiting: deque[object] = deque()
         self.filled = trio.Event()
 
 

@@ -4,7 +4,6 @@ Nobody coordinates: who takes part follows from the records, who exchanges with 
 """
 
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,8 +12,8 @@ import trio
 
 from ...gossip.averager import Averager, name_of
 from ...gossip.events import Behind, Ready, Report
-from ...gossip.messages import INSTANCE_MAX
 from ...gossip.part import Reference
+from ...gossip.private.averager import TOO_FEW
 from ...mesh import limits
 from ...mesh.calls import Answer, Empty, Incoming
 from ...mesh.errors import LeptonError, PeerError, UsageError
@@ -22,6 +21,7 @@ from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
 from ..models import Vector, check_spec
 from ..picture import TRAINER, TaskRecord, TrainerRecord
+from .begun import Begun
 from .checkpoint import Checkpoint, CheckpointStore
 from .data import Dataset
 from .donors import Donation, ask, judge
@@ -29,6 +29,7 @@ from .ending import Ending
 from .exchange import Exchange
 from .ledger import Ledger
 from .messages import State, StateWanted
+from .policies import WIRES, Machine, check_policy, is_whole, machine_for, why_nothing
 from .settings import require_no_baseline
 from .trainer import Metrics, Trainer, train_alone
 
@@ -77,14 +78,16 @@ class Learner:
         dataset: Dataset,
         checkpoints: CheckpointStore,
         *,
+        begun: Begun | None = None,
         on_trained: Callable[[Trainer], Awaitable[None]],
         ledger: Ledger | None = None,
     ) -> None:
-        """``ledger``: of this version of the task, where it trains with differential privacy.
+        """``begun`` keeps a private task's rounds, ``ledger`` what one with differential privacy has spent.
 
-        Raises UsageError when the data does not fit the task's model.
+        Raises UsageError when task or data contradict themselves.
         """
         check_spec(task.spec)
+        check_policy(task)
         assert (ledger is None) == (task.settings.dp is None)  # without one, nobody would count
         if task.baseline:
             require_no_baseline(task.settings)
@@ -101,6 +104,8 @@ class Learner:
         self._trainer = Trainer(
             task.spec, dataset, task.settings, steps=task.rounds * task.settings.local_steps, parts=task.parts
         )
+        check_policy(task, self._trainer.dimension)
+        self._begun = begun
         self._ending = Ending(task.budget, task.stop)
         self._began_s = 0.0
         self._round = self._first_round = 0
@@ -137,17 +142,21 @@ class Learner:
         async with trio.open_nursery() as nursery:
             self._tell("preparing", force=True)
             self._resume()
+            if self._begun is not None:  # never again in a round that was begun
+                self._round = self._first_round = max(self._round, self._begun.last + 1)
             await self._train_alone()
-            exchange = self._exchange = Exchange(self._mesh.calls, nursery, self._new_averager(), scope=self.name)
+            exchange = self._exchange = Exchange(
+                self._mesh.calls, nursery, self._new_machine(), scope=self.name, wire=WIRES[self.task.policy]
+            )
             if self._shared is None:
                 vector = self._trainer.vector()  # every node begins with this one
-                exchange.averager.refer_to(Reference(name_of(vector), vector))
+                self._refer_to(Reference(name_of(vector), vector))
             if not self._ahead():
                 self._tell("ready", force=True)
                 await self._gather()
             else:  # nobody waits for this node yet
                 await self._join()
-            exchange.averager.skip_to(self._round)
+            exchange.machine.skip_to(self._round)
             self._tell("training")
             nursery.start_soon(self._notice_passed, exchange)
             self._began_s = trio.current_time()
@@ -155,6 +164,7 @@ class Learner:
                 await self._one_round(exchange)
             await self._finish()
             nursery.cancel_scope.deadline = trio.current_time() + _LEAVE_S
+        self._exchange = None
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint of this version of the task, if there is one."""
@@ -168,7 +178,8 @@ class Learner:
         if self._ledger is not None:
             self._ledger.require_steps(self._trainer.step)
         self._round = self._first_round = self._saved_round = loaded.checkpoint.round + 1
-        self._shared = loaded.checkpoint.vector
+        if self._begun is None:
+            self._shared = loaded.checkpoint.vector
         log.info("task %s goes on after round %d", self.name, loaded.checkpoint.round)
 
     async def _train_alone(self) -> None:
@@ -264,23 +275,24 @@ class Learner:
     def _adopt(self, given: Donation) -> None:
         self._trainer.adopt(given.vector)
         self._shared, self._name = given.vector, given.reference
-        if self._exchange is not None:
-            self._exchange.averager.refer_to(Reference(given.reference, given.vector) if given.reference else None)
+        self._refer_to(Reference(given.reference, given.vector) if given.reference else None)
         self._round = self._first_round = given.round
         log.info("task %s: took the model of %s, round %d", self.name, short(given.peer), self._round)
 
-    def _new_averager(self) -> Averager:
-        return Averager(
-            self._mesh.me,
+    def _new_machine(self) -> Machine:
+        return machine_for(
+            self.task,
             f"{self.name}/{self.task.version}",  # what is left of an older version's rounds is of another task
+            self._mesh.identity,
             mesh=self._mesh.root.encode(),
             dimension=self._trainer.dimension,
-            codec_name=self.task.codec,
-            group_size=self.task.group_size,
-            rng_seed=self.task.settings.seed,
             first_round=self._round,
-            instance=1 + secrets.randbelow(INSTANCE_MAX),
         )
+
+    def _refer_to(self, reference: Reference | None) -> None:
+        """Count from this model on, where the policy sends differences."""
+        if self._exchange is not None and isinstance(self._exchange.machine, Averager):
+            self._exchange.machine.refer_to(reference)
 
     # -- one round ----------------------------------------------------------------------------------------------------
 
@@ -291,11 +303,13 @@ class Learner:
         self._tell("training")
         members = tuple(sorted(self._members(self._records())))
         self.progress.members = len(members)
+        if self._begun is not None:
+            await trio.to_thread.run_sync(self._begun.mark, self._round)
         exchange.begin(Ready(self._round, self._trainer.vector(), float(self._trainer.samples), members))
         while isinstance(came := await exchange.outcome(), Behind):
             if await self._adopt_from(self._really_ahead(PeerId(came.peer))):
                 self._tell("training", force=True)
-                exchange.averager.skip_to(self._round)
+                exchange.machine.skip_to(self._round)
                 return
         self.progress.bytes_sent = exchange.bytes_sent
         await self._finished(came.round, came.vector, came.report)
@@ -315,7 +329,8 @@ class Learner:
     def _is_over(self) -> bool:
         """Whether that was the last round, as the budget, the rules and what the others have named say."""
         records, ending = self._records(), self._ending
-        ending.follow([record.last for record in records.values()], self._round)
+        if self.task.policy != "robust":  # there, one that lies could end it for all
+            ending.follow([record.last for record in records.values()], self._round)
         accuracies = [record.accuracy for peer, record in records.items() if peer != self._mesh.me]
         if ending.decide(
             self._round,
@@ -354,16 +369,22 @@ class Learner:
                 for peer, record in self._records().items()
                 if record.state == "done" or record.round > self._round + _ROUNDS_AHEAD_MAX
             }
-            for _, peer in sorted(passed & before):
+            both = passed & before
+            others = len(self._records()) - (self._mesh.me in self._records())
+            if self.task.policy == "robust" and 2 * len(both) <= others:
+                both = set()  # what a few say of themselves moves nobody
+            for _, peer in sorted(both):
                 exchange.notice_passed(peer, by=_ROUNDS_AHEAD_MAX + 1)
             before = passed
 
     async def _finished(self, round_: int, vector: Vector, report: Report) -> None:
         self._trainer.adopt(vector, averaged=True)
-        self._shared, self._name = vector, report.reference
+        if self._begun is None or is_whole(report):  # what is not a sum is this node's own, and not for others
+            self._shared, self._name = vector, report.reference
         self._round = round_ + 1
         self.progress.round = self._round
-        self.progress.deadline_misses += len({absence.peer for absence in report.missing})
+        self.progress.deadline_misses += len({absence.peer for absence in report.missing} - {self._mesh.me})
+        self._say_what_came_of_it(report)
         for refusal in report.refused:
             text = f"round {round_}: {short(refusal.peer)}'s {refusal.what} was refused: {refusal.why}"
             log.warning("task %s, %s", self.name, text)
@@ -378,6 +399,12 @@ class Learner:
         # Steps that a crash undoes are paid for twice where privacy is counted: there each round is kept.
         if last or self._ledger is not None or now - self._saved_at >= _CHECKPOINT_INTERVAL_S:
             await self._save(vector)
+
+    def _say_what_came_of_it(self, report: Report) -> None:
+        why = why_nothing(self.task.policy, self._mesh.me, report)
+        if why and why != self.progress.reason:
+            log.warning("task %s, round %d: nothing was averaged: %s", self.name, report.round, why)
+        self.progress.reason = why
 
     async def _save(self, vector: Vector) -> None:
         self._saved_at, self._saved_round = trio.current_time(), self._round
@@ -394,6 +421,10 @@ class Learner:
         )  # fmt: skip
 
     async def _finish(self) -> None:
+        if self._begun is not None:
+            if self._shared is None:
+                raise LeptonError(f"no private round came to a sum here, so there is no model to show: {TOO_FEW}")
+            self._trainer.adopt(self._shared)  # what came after the last sum is this node's own
         if self._evaluated_round != self._round:
             self._note(await trio.to_thread.run_sync(self._trainer.evaluate))
         if self._saved_round != self._round and self._round > 0:  # nobody knew that this would be the last

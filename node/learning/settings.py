@@ -10,6 +10,7 @@ import msgspec
 from ...mesh.errors import UsageError
 from ..limits import SEED_MAX
 
+Policy = Literal["trusted", "private", "robust"]
 Schedule = Literal["constant", "cosine", "linear"]
 MomentumKind = Literal["plain", "quasi_global"]
 Rounds = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]

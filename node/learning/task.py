@@ -20,6 +20,7 @@ from .settings import (
     DpSettings,
     Members,
     Parts,
+    Policy,
     Stop,
     TrainSettings,
     WaitSeconds,
@@ -27,8 +28,6 @@ from .settings import (
 )
 
 CodecName = Literal["float32", "float16", "bfloat16", "int8", "int4"]
-CODEC: Final = "int8"  # where none is asked for
-GROUP_SIZE: Final = 8
 FILE_BYTES_MAX: Final = 64 * 1024  # a task's file is a page of text
 
 
@@ -44,8 +43,9 @@ class ModelPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class Averaging(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[averaging]`: how nodes exchange what they learned."""
 
-    codec: CodecName | None = None  # int8
-    group_size: Annotated[int, msgspec.Meta(ge=2, le=64)] | None = None  # 8
+    codec: CodecName | None = None  # int8; `private` has none
+    group_size: Annotated[int, msgspec.Meta(ge=2, le=64)] | None = None  # 8; `private`: 8 or 16; `robust` has no groups
+    peers: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None  # `robust` only: models pulled in a round, 8
     members: Members | None = None  # begin when as many are ready; all that have the data
     start_wait_s: WaitSeconds = 30.0  # or when this has passed
 
@@ -61,6 +61,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     name: str
     data: Name
+    policy: Policy = "trusted"
     seed: Annotated[int, msgspec.Meta(ge=0, le=SEED_MAX)] = 0  # of the model's first values and of the batches
     baseline: bool = False  # each node also trains alone, to compare
     model: ModelPart = ModelPart()
@@ -110,7 +111,24 @@ def task_from(found: Mapping[str, Any], where: str) -> Task:
     except msgspec.ValidationError as error:
         raise UsageError(f"{where}: {sentence(error)}.") from error
     _check_train(where, task)
+    check_words(where, task.policy, task.averaging)
     return task
+
+
+def check_words(where: str, policy: Policy, said: Averaging) -> None:
+    """Raise UsageError for options of averaging that this policy does not have."""
+    if policy == "private" and said.codec is not None:
+        raise UsageError(
+            f"{where}: averaging.codec: a private task has none: sums under masks travel as 32-bit words. Leave it out."
+        )
+    if policy == "robust" and said.group_size is not None:
+        raise UsageError(
+            f"{where}: averaging.group_size: a robust task has no groups: each node pulls from averaging.peers others."
+        )
+    if policy != "robust" and said.peers is not None:
+        raise UsageError(
+            f"{where}: averaging.peers is for the policy 'robust'; this one is {policy!r}, which excludes it."
+        )
 
 
 def _with_size(found: Mapping[str, Any]) -> Mapping[str, Any]:

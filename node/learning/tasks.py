@@ -13,6 +13,8 @@ import msgspec
 import trio
 
 from ...gossip.errors import GossipError
+from ...gossip.groups import GROUP_SIZE
+from ...gossip.robust import PEERS
 from ...mesh.calls import Answer, Empty, Incoming, Method
 from ...mesh.errors import LeptonError, UsageError, single
 from ...mesh.grants import allows
@@ -22,9 +24,10 @@ from ..config import did_you_mean
 from ..home import Home
 from ..inference.view import View
 from ..inference.weights import Weights
-from ..models import ModelSpec, build, check_spec
+from ..models import ModelSpec, build, check_spec, parameter_count
 from ..picture import PROFILE, TASK, TRAINER, Profile, TaskRecord, TrainerRecord, newest
 from . import exchange
+from .begun import Begun
 from .checkpoint import CheckpointStore
 from .circle import Circle
 from .circles import Circles
@@ -32,9 +35,10 @@ from .data import TEST_SEED, TEST_SHARE, Dataset, DataSource, hold_out
 from .learner import Learner, Progress
 from .ledger import Ledger
 from .messages import RoundMessage, State, StateWanted
+from .policies import CODEC, WORDS, check_policy
 from .settings import Parts
 from .shared import Shared
-from .task import CODEC, GROUP_SIZE, Task, task_from
+from .task import Task, task_from
 from .trainer import Trainer, settings_for
 
 log = logging.getLogger(__name__)
@@ -152,14 +156,17 @@ class Tasks:
             budget=task.budget,
             stop=task.stop,
             parts=task.parts,
-            codec=averaging.codec or CODEC,
+            policy=task.policy,
+            codec=averaging.codec or (WORDS if task.policy == "private" else CODEC),
             group_size=averaging.group_size or GROUP_SIZE,
+            peers=averaging.peers or PEERS,
             members_min=averaging.members or max(1, len(learners)),
             start_wait_s=averaging.start_wait_s,
             baseline=task.baseline,
             copies=task.serve.copies,
             version=max(versions, default=0) + 1,
         )
+        check_policy(stated, parameter_count(spec))
         self._mesh.publish(TASK, name, stated, durable=True)
         return stated
 
@@ -230,10 +237,11 @@ class Tasks:
                 self._learners[name] = learner
                 await learner.run()
             except BaseExceptionGroup as group:
-                error = single(group)
-                if not isinstance(error, LeptonError | GossipError):
-                    raise
-                self._give_up(name, task, error)
+                ours, foreign = group.split((LeptonError, GossipError))
+                if ours is not None:
+                    self._give_up(name, task, single(ours))
+                if foreign is not None:  # also: this node stops just now
+                    raise foreign from None
             except (LeptonError, GossipError) as error:
                 self._give_up(name, task, error)
 
@@ -249,7 +257,10 @@ class Tasks:
         dp, ledger = task.settings.dp, None
         if dp is not None:
             ledger = Ledger(self._home.folder("privacy", name) / f"{task.version}.json", dp)
-        return Learner(self._mesh, name, task, dataset, checkpoints, on_trained=on_trained, ledger=ledger)
+        begun = None
+        if task.policy == "private":
+            begun = Begun(self._home.folder("begun") / f"{name}.{task.version}")
+        return Learner(self._mesh, name, task, dataset, checkpoints, begun=begun, on_trained=on_trained, ledger=ledger)
 
     def _give_up(self, name: str, task: TaskRecord, error: BaseException) -> None:
         log.error("task %s: %s", name, error)
