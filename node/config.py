@@ -86,8 +86,7 @@ def check_keys(where: str, found: Mapping[str, Any], kind: type[msgspec.Struct],
     for key, value in found.items():
         if key not in fields:
             raise UsageError(f"{where}: there is no key {prefix + key!r}.{did_you_mean(key, list(fields), prefix)}")
-        inner = fields[key]
-        if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and isinstance(value, Mapping):
+        for inner in _tables(fields[key]) if isinstance(value, Mapping) else ():
             check_keys(where, value, inner, f"{prefix}{key}.")
 
 
@@ -96,13 +95,18 @@ def check_values(where: str, found: Mapping[str, Any], kind: type[msgspec.Struct
     fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
     for key, value in found.items():
         inner = fields[key]
-        if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and isinstance(value, Mapping):
-            check_values(where, value, inner, f"{prefix}{key}.")
+        for table in _tables(inner) if isinstance(value, Mapping) else ():
+            check_values(where, value, table, f"{prefix}{key}.")
         valid = [
             str(word) for part in (inner, *get_args(inner)) if get_origin(part) is Literal for word in get_args(part)
         ]
         if valid and isinstance(value, str) and value not in valid:
             raise UsageError(f"{where}: {prefix}{key} cannot be {value!r}.{did_you_mean(value, valid)}")
+
+
+def _tables(kind: Any) -> list[type[msgspec.Struct]]:  # noqa: ANN401 - any annotation
+    """Return what a key's value may be of tables: `DpSettings | None` is one."""
+    return [part for part in (kind, *get_args(kind)) if isinstance(part, type) and issubclass(part, msgspec.Struct)]
 
 
 def sentence(error: msgspec.ValidationError, prefix: str = "") -> str:

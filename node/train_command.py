@@ -54,9 +54,12 @@ _PLACES: Final = {
 @click.option("--seed", default=None, type=int, help="[default: 0]")
 @click.option("--plain", is_flag=True, help="One line per change instead of a live table.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per change, the result last.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), default=None, metavar="FILE.png", help="Draw the curves at the end."
+)
 @home_option
 @friendly
-def train(task: str, plain: bool, as_json: bool, home: Path, **options: Any) -> None:  # noqa: ANN401, FBT001
+def train(task: str, plain: bool, as_json: bool, plot: Path | None, home: Path, **options: Any) -> None:  # noqa: ANN401, FBT001
     """Train a model with every node that has the data set, and serve it afterwards.
 
     What to train is said in a task's file, or by a name and options. Options count more than the file. Ctrl-C stops
@@ -65,6 +68,7 @@ def train(task: str, plain: bool, as_json: bool, home: Path, **options: Any) -> 
     with loading():
         import msgspec
 
+        from .curves import Curves
         from .learning.task import load_task, task_from
         from .watch import Watch
 
@@ -75,7 +79,8 @@ def train(task: str, plain: bool, as_json: bool, home: Path, **options: Any) -> 
         asked = task_from({"name": task, **said}, f"The task {task!r}")
     else:
         raise UsageError(f"Which data is {task!r} learned from? Say --data NAME, or name a task's file: TASK.toml.")
-    with Watch(asked.budget.rounds, asked.policy, plain=plain, as_json=as_json) as watch:
+    curves = Curves(plot) if plot is not None else None
+    with Watch(asked.budget.rounds, asked.policy, plain=plain, as_json=as_json, curves=curves) as watch:
         result, _ = ask(home, "train", {"task": msgspec.to_builtins(asked)}, on_progress=watch.show)
         watch.finish(result)
 

@@ -13,16 +13,19 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from .curves import Curves
+
 Nodes = Mapping[str, Mapping[str, Any]]
 
 
 class Watch:
     """Shows where every node stands, as often as that is told."""
 
-    def __init__(self, rounds: int, policy: str, *, plain: bool, as_json: bool) -> None:
+    def __init__(self, rounds: int, policy: str, *, plain: bool, as_json: bool, curves: Curves | None = None) -> None:
         self._rounds, self._policy = rounds, policy
         self._plain = plain or not sys.stdout.isatty()
         self._as_json = as_json
+        self._curves = curves
         self._console = Console()
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -48,6 +51,8 @@ class Watch:
 
     def show(self, nodes: Nodes) -> None:
         """Show one state of the task."""
+        if self._curves is not None:
+            self._curves.note(nodes)
         if self._as_json:
             self._print_once(json.dumps({"nodes": nodes}))
         elif self._plain:
@@ -60,6 +65,9 @@ class Watch:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Show what came of it."""
+        if self._curves is not None:
+            self._curves.note(result["nodes"])
+            self._curves.save(f"{result['task']} (version {result['version']}, {self._policy})")
         if self._as_json:
             click.echo(json.dumps(result))
             return

@@ -113,9 +113,30 @@ def test_an_npz_of_one_node_alone_and_plain_lines(pair: Pair) -> None:
     assert "'alone' is trained: version 1, 5 rounds." in lines
 
 
+def test_a_task_from_a_file_with_its_policy_and_curves(pair: Pair) -> None:
+    file, picture = pair.folder / "task.toml", pair.folder / "curves.png"
+    file.write_text('name = "filed"\ndata = "npz"\n[model]\nhidden_activation = "relu"\n[budget]\nrounds = 9\n')
+    lines = said("train", file, "--rounds", "4", "--plain", "--plot", picture, home=pair.one)
+    assert "4/4" in lines
+    assert "Policy: trusted" in lines
+    assert "'filed' is trained: version 1, 4 rounds." in lines
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "trusted" in said("status", home=pair.one)
+    (task,) = [task for task in json.loads(said("status", "--json", home=pair.one))["tasks"] if task["name"] == "filed"]
+    assert task["policy"] == "trusted"
+    file.write_text('name = "filed"\ndata = "npz"\n[budget]\nruonds = 9\n')
+    done = run("train", file, home=pair.one)
+    assert done.returncode == 2
+    assert f"{file}: there is no key 'budget.ruonds'. Did you mean 'budget.rounds'?" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "status", "pattern"),
     [
+        (("train", "x"), 2, "Which data is 'x' learned from\\? Say --data NAME"),
+        (("train", "x", "--data", "npz", "--plot", "x.gif"), 2, "name a .png file"),
+        (("train", "x", "--data", "npz", "--policy", "privat"), 2, "policy cannot be 'privat'. Did you mean 'private'"),
+        (("train", "x", "--data", "npz", "--policy", "private"), 2, "a private task needs 3 members"),
         (("train", "x", "--data", "exampel"), 2, "No node that is here has a data set 'exampel'. Did you mean 'exam"),
         (("train", "X!", "--data", "example"), 2, "'X!' cannot name a task"),
         (("train", "x", "--data", "npz", "--model", "rnn"), 2, r"model.architecture cannot be 'rnn'"),
