@@ -15,7 +15,7 @@ import numpy as np
 import trio
 
 from ...gossip.averager import Averager, name_of
-from ...gossip.events import Finished, Ready
+from ...gossip.events import Finished, Ready, Report
 from ...gossip.messages import INSTANCE_MAX
 from ...gossip.part import Reference
 from ...mesh import limits
@@ -32,10 +32,7 @@ from .messages import State, StateWanted
 _ROUNDS_AHEAD_MAX: Final = 2  # as the averaging machine has it: who is further ahead is not averaged with
 _TOLD_INTERVAL_S: Final = 0.5  # records travel to everyone
 _DONORS: Final = 2
-_QUIET_S: Final = (
-    30.0  # a guess: who says nothing new for so long, while this node did as many rounds, is not waited for
-)
-_QUIET_ROUNDS: Final = 8
+_MISSES_MAX: Final = 2  # who missed so many rounds in a row is not waited for until its record moves on
 _LEAVE_S: Final = 1.0  # the last round's messages get this long to arrive
 _ROUNDS_MAX: Final = 2**40  # nobody gets there; the wire allows no more than it can write
 
@@ -68,8 +65,8 @@ class Circle:
         self._exchange: Exchange | None = None
         self._first_round = 0
         self._entered = False
-        self._told_s = -np.inf
-        self._heard: dict[PeerId, tuple[int, float]] = {}  # the round that a record says, and since when
+        self._told_s, self._told_round = -np.inf, 0
+        self._missed: dict[PeerId, tuple[int, int]] = {}  # how often in a row, with a record of which round
         self._lock = trio.Lock()  # a loop that was interrupted may have left a round behind that runs to its end
         self._closing = trio.Event()
         self._waiting: set[trio.CancelScope] = set()
@@ -111,6 +108,7 @@ class Circle:
         try:
             async with trio.open_nursery() as nursery:
                 self._exchange = Exchange(self._mesh.calls, nursery, self._averager, scope=self.name)
+                nursery.start_soon(self._keep_telling)
                 task_status.started()
                 await self._closing.wait()
                 self._mesh.withdraw(CIRCLE, self.name)
@@ -221,6 +219,7 @@ class Circle:
         while not isinstance(came := await exchange.outcome(), Finished):
             log.info("task %s: %s claims to be %d rounds ahead", self.name, short(PeerId(came.peer)), came.by)
         self._shared, self._reference = came.vector, came.report.reference
+        self._note_misses(came.report)
         self._tell()
         return came
 
@@ -245,14 +244,14 @@ class Circle:
         return {peer: said for peer, said in self._records().items() if said.model != self._model}
 
     def _others(self) -> dict[PeerId, CircleRecord]:
-        """Return who else is here with the same model, permitted, and not quiet for long."""
+        """Return who else is here with the same model, permitted, and not away."""
         return {
             peer: said
             for peer, said in self._records().items()
             if said.model == self._model
             and said.dimension == len(self._shared)
             and self._mesh.authority(peer).allows(f"train:{self.name}")
-            and not self._is_quiet(peer, said.round)
+            and not self._is_away(peer, said.round)
         }
 
     def _members(self) -> tuple[str, ...]:
@@ -264,14 +263,21 @@ class Circle:
         }
         return tuple(sorted({self._mesh.me, *others}))
 
-    def _is_quiet(self, peer: PeerId, round_: int) -> bool:
-        """Whether a peer has stopped averaging, though it is here: its loop ended, or it stands still in a debugger."""
-        now = trio.current_time()
-        known, since_s = self._heard.get(peer, (-1, now))
-        if known != round_:
-            self._heard[peer] = (round_, now)
-            return False
-        return now - since_s > _QUIET_S and round_ + _QUIET_ROUNDS < self.round
+    def _is_away(self, peer: PeerId, round_: int) -> bool:
+        """Whether a peer has stopped averaging, though it is here: its loop ended, or stands still in a debugger."""
+        misses, said = self._missed.get(peer, (0, -1))
+        return misses >= _MISSES_MAX and round_ == said
+
+    def _note_misses(self, report: Report) -> None:
+        """Count who did not come. A contribution that was refused is none of these: others may have taken it."""
+        refused = {refusal.peer for refusal in report.refused}
+        absent = {absence.peer for absence in report.missing if absence.what == "contribution"} - refused
+        for peer, record in self._records().items():
+            misses, said = self._missed.get(peer, (0, -1))
+            if peer in absent:
+                self._missed[peer] = (misses + 1 if said == record.round else 1, record.round)
+            elif peer in report.members:
+                self._missed.pop(peer, None)
 
     def _records(self) -> dict[PeerId, CircleRecord]:
         return {
@@ -280,10 +286,17 @@ class Circle:
             if record.name == self.name and record.owner != self._mesh.me
         }
 
+    async def _keep_telling(self) -> None:
+        """Say how far this node got, where rounds came faster than records: its loop may be long in coming back."""
+        while True:
+            await trio.sleep(_TOLD_INTERVAL_S)
+            if self._told_round != self.round:
+                self._tell()
+
     def _tell(self, *, force: bool = False) -> None:
         now = trio.current_time()
-        if self._entered and (force or now - self._told_s >= _TOLD_INTERVAL_S):
-            self._told_s = now
+        if self._entered and not self.is_over and (force or now - self._told_s >= _TOLD_INTERVAL_S):
+            self._told_s, self._told_round = now, self.round
             said = CircleRecord(
                 model=self._model, dimension=len(self._shared), round=self.round, first_round=self._first_round
             )

@@ -83,7 +83,8 @@ class GossipOptimizer:
         What ``inner`` trains is averaged after ``every`` steps (None: only by `average`), counted with ``weight``; of
         ``model`` also the statistics of batch normalisation, but no parameters whose names fit ``local``. Where
         ``evaluate`` says the model's loss on data of this node that it does not train on, the better of two models is
-        taken when this node comes late, and none with over three times the loss at the start. With ``members_min``,
+        taken when this node comes late, and none with over three times the loss at the start. Loops go in step: a fast
+        one waits for a slow one, for as long as the last rounds took, and at most a minute. With ``members_min``,
         wait for so many, this node included, but for ``wait_s`` at most.
 
         Raises UsageError for what cannot be, also when the others train another model under this name; Refused

@@ -64,7 +64,7 @@ class Shared:
                 parameter.copy_(next(parts).view_as(parameter))
             for mean, variance in self._norms:
                 mean.copy_(next(parts).view_as(mean))
-                moment = next(parts).view_as(variance)
+                moment = next(parts).view_as(variance).to(mean.device)
                 variance.copy_((moment - mean * mean).clamp_(min=0.0))  # rounding on the way may leave it under 0
 
     def read_local(self) -> Vector:
@@ -98,7 +98,7 @@ def _norms(module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
 def _flat(parts: Sequence[Tensor]) -> Vector:
     if not parts:
         return np.empty(0, dtype=np.float32)
-    flat: Vector = torch.cat([part.reshape(-1).float() for part in parts]).numpy()
+    flat: Vector = torch.cat([part.reshape(-1).float().cpu() for part in parts]).numpy()
     return flat
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 import trio
+from lepton.gossip.averager import Averager
+from lepton.gossip.config import Config
 from lepton.mesh.calls import Answer, Incoming, Method
 from lepton.mesh.errors import LeptonError, Refused, UsageError
 from lepton.mesh.identity import short
 from lepton.node import Dataset, GossipOptimizer, Node
-from lepton.node.learning import optimizer
+from lepton.node.learning import circle, optimizer
 from lepton.node.learning.messages import State, StateWanted
 from lepton.node.learning.shared import Shared
 from lepton.node.picture import CIRCLE, CircleRecord
@@ -164,8 +167,66 @@ async def test_a_loop_that_others_have_passed_takes_their_model(tmp_path: Path) 
         await together(*(lambda opt=opt: round_of_two(opt) for opt in opts.values()))
 
 
+def came_back(opt: GossipOptimizer) -> None:
+    assert opt.average().adopted_from is not None
+
+
 def round_of_two(opt: GossipOptimizer) -> None:
     assert len(opt.average().weights) == 2
+
+
+async def test_one_whose_loop_has_ended_is_not_waited_for_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(circle, "Averager", partial(Averager, config=Config.test()))  # waits a second, not twenty
+    async with running(tmp_path, "a", "b") as world:
+        a, b = world.nodes.values()
+        opts: list[GossipOptimizer] = []
+
+        def enter(node: Node) -> None:
+            opts.append(sgd(network(), node, every=None))
+
+        def go_on() -> None:
+            for count in (2, 2, 1, 1):
+                report = opts[0].average()
+                assert report.details is not None
+                assert len(report.details.members) == count
+                assert (b.mesh.me in report.failed) == (count == 2)
+
+        await together(lambda: enter(a))
+        await until(lambda: said(b, a))
+        await together(lambda: enter(b))
+        await until(lambda: said(a, b))
+        await together(go_on)
+        await until(lambda: (known := said(b, a)) is not None and known.round >= 3)
+        await together(lambda: came_back(opts[1]))
+        await until(lambda: (known := said(a, b)) is not None and known.round >= 3)
+        await together(*(lambda opt=opt: round_of_two(opt) for opt in opts))
+        await together(opts[1].close)
+        await until(lambda: not said(a, b))
+        await together(lambda: alone(opts[0]))
+
+
+async def test_a_loop_ends_when_its_program_is_told_to(tmp_path: Path) -> None:
+    async with running(tmp_path, "a") as world:
+        (a,) = world.nodes.values()
+        ended: list[BaseException] = []
+
+        def loop() -> None:
+            opt = sgd(network(), a, every=None)
+            try:
+                while True:
+                    opt.average()
+            except BaseException as error:
+                ended.append(error)
+                raise
+
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(a.run_loop, loop)
+                await until(lambda: "own" in a.tasks.circles.open and a.tasks.circles.open["own"].round >= 3)
+                scope.cancel()
+        assert [type(error) for error in ended] == [trio.Cancelled]
 
 
 async def test_one_that_dies_is_left_out(tmp_path: Path) -> None:
