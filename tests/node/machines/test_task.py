@@ -1,5 +1,6 @@
 """A task's file: what it says comes out, and whatever is wrong is named with its place."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +130,12 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
 def test_a_file_is_checked_without_loading_torch() -> None:
     code = "import sys, lepton.node.learning.task; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_file_on_the_page_about_learning_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "learning.md").read_text("utf-8")
+    (shown,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "task.toml").write_text(shown)
+    task = load_task(tmp_path / "task.toml")
+    assert task.budget.bytes == 50_000_000
+    assert task.averaging.members == 4
