@@ -99,6 +99,7 @@ class Learner:
         self._checkpoints = checkpoints
         self._on_trained = on_trained
         self._ledger = ledger
+        self._untrained = ""  # why this node takes no more steps
         if ledger is not None:
             self.progress.epsilon, self.progress.delta = ledger.epsilon, ledger.delta
         self._trainer = Trainer(
@@ -354,9 +355,9 @@ class Learner:
             return self._trainer.run_steps(steps)
         if self._ledger.spend(noise=private.noise, rate=private.rate, steps=steps):
             self._trainer.run_steps(steps)
-        elif not self.progress.reason:
-            self.progress.reason = "its privacy budget is used up; it averages on without training"
-            log.warning("task %s, round %d: %s", self.name, self._round, self.progress.reason)
+        elif not self._untrained:
+            self._untrained = "its privacy budget is used up; it averages on without training"
+            log.warning("task %s, round %d: %s", self.name, self._round, self._untrained)
         return None
 
     async def _notice_passed(self, exchange: Exchange) -> None:
@@ -404,7 +405,7 @@ class Learner:
         why = why_nothing(self.task.policy, self._mesh.me, report)
         if why and why != self.progress.reason:
             log.warning("task %s, round %d: nothing was averaged: %s", self.name, report.round, why)
-        self.progress.reason = why
+        self.progress.reason = why or self._untrained
 
     async def _save(self, vector: Vector) -> None:
         self._saved_at, self._saved_round = trio.current_time(), self._round

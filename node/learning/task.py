@@ -17,7 +17,6 @@ from ..limits import SEED_MAX, WIDTH_MAX
 from .settings import (
     Budget,
     Copies,
-    DpSettings,
     Members,
     Parts,
     Policy,
@@ -99,8 +98,6 @@ def task_from(found: Mapping[str, Any], where: str) -> Task:
     train = found.get("train", {})
     if isinstance(train, Mapping):
         check_keys(where, train, TrainSettings, "train.")
-        if isinstance(dp := train.get("dp"), Mapping):
-            check_keys(where, dp, DpSettings, "train.dp.")
     for key in ("name", "data"):
         if key not in found:
             raise UsageError(f"{where}: the key {key!r} is missing: every task has a name and the name of its data.")
