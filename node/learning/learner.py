@@ -415,9 +415,10 @@ class Learner:
     def _log_round(self, round_: int) -> None:
         said = self.progress
         accuracy = f"{said.accuracy:.1%}" if said.accuracy is not None else "not yet known"
+        loss = f"{said.loss:.4f}" if said.loss is not None else "not told"
         log.info(
-            "task %s, round %d of %d: loss %.4f, accuracy %s, %d members, %d bytes sent, %d misses",
-            self.name, round_ + 1, said.rounds, said.loss or 0.0, accuracy, said.members, said.bytes_sent,
+            "task %s, round %d of %d: loss %s, accuracy %s, %d members, %d bytes sent, %d misses",
+            self.name, round_ + 1, said.rounds, loss, accuracy, said.members, said.bytes_sent,
             said.deadline_misses,
         )  # fmt: skip
 
