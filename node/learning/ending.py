@@ -15,7 +15,7 @@ from .settings import Budget, Stop
 
 LEAD_S = 2.0  # records are sent at once, and reach every node of a mesh well within this
 LEAD_ROUNDS_MIN = 2  # where a round takes longer than that
-_ROUNDS_KEPT = 16  # that a round's time and bytes are worked out from; the first may have waited for others
+_ROUNDS_KEPT = 16  # that a round's time and bytes are worked out from
 _BETTER = 1e-4  # a mean accuracy counts as better by this at least: less is one sample in thousands
 
 
@@ -30,6 +30,7 @@ class Ending:
         self.why = ""
         self._budget, self._stop = budget, stop
         self._best, self._no_better = -math.inf, 0
+        self._first: int | None = None
         self._used: deque[tuple[int, float, float]] = deque(maxlen=_ROUNDS_KEPT)  # rounds, seconds, bytes
 
     def evaluated(self, accuracies: Iterable[float | None]) -> None:
@@ -46,8 +47,11 @@ class Ending:
 
         ``seconds`` and ``bytes_sent`` are what this node has used so far.
         """
-        self._used.append((rounds, seconds, float(bytes_sent)))
-        if self.named is not None or not self._may_end_early:
+        if self._first is None:  # the first round waits for everybody's slow start: it says nothing of the others
+            self._first = rounds
+        if rounds > self._first:
+            self._used.append((rounds, seconds, float(bytes_sent)))
+        if not self._used or self.named is not None or not self._may_end_early:
             return False
         ends = [(end, why) for end, why in self._ends(rounds, seconds, bytes_sent, list(accuracies)) if why]
         if not ends:

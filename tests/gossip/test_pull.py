@@ -123,6 +123,9 @@ def test_whoever_asks_early_is_answered_with_the_first_model_and_once_a_round() 
     answers = [e for e in effects if isinstance(e, Send) and isinstance(e.message, Offered)]
     assert [(answer.peer, answer.message.wanted) for answer in answers] == [("p05", 3)]  # type: ignore[union-attr]
     assert machine.handle(want, 1.1) == []
+    machine.skip_to(1)
+    again = machine.handle(ready("p00", 1), 2.0)  # with what is new then: whoever is faster waits for it
+    assert [e.peer for e in again if isinstance(e, Send) and isinstance(e.message, Offered)] == ["p05"]
     other = Received("p06", Wanted(task="another", round=3))  # type: ignore[arg-type]
     assert machine.handle(other, 1.1) == []
 

@@ -10,6 +10,7 @@ from lepton.node.learning.settings import Budget, Stop
 def run(ending: Ending, *, round_s: float = 1.0, round_bytes: int = 10, accuracy: float | None = None) -> int:
     """Go on round by round until it is over; returns after how many."""
     rounds = 0
+    ending.decide(rounds, seconds=0.0, bytes_sent=0, accuracies=[])
     while rounds < ending.rounds:
         rounds += 1
         ending.evaluated([accuracy])
@@ -25,6 +26,13 @@ def test_without_rules_it_ends_with_its_rounds() -> None:
 def test_budgets_are_kept_to_the_round(round_s: float) -> None:
     assert run(Ending(Budget(seconds=40.5 * round_s), Stop()), round_s=round_s) == 40
     assert run(Ending(Budget(bytes=405), Stop()), round_s=round_s) == 40
+
+
+def test_a_slow_start_does_not_end_it() -> None:
+    ending = Ending(Budget(rounds=1000, seconds=60.0), Stop())
+    ending.decide(0, seconds=0.0, bytes_sent=0, accuracies=[])
+    for rounds in range(1, 20):
+        assert not ending.decide(rounds, seconds=25.0 + 0.1 * rounds, bytes_sent=0, accuracies=[])
 
 
 def test_a_budget_that_is_gone_at_once_still_ends_it() -> None:
@@ -63,6 +71,8 @@ def test_nodes_that_hear_of_each_other_in_time_end_in_the_same_round(
 ) -> None:
     """They run in step, as exchanges make them; each counts its own seconds, and hears the others' ends late."""
     nodes = [Ending(Budget(rounds=500, seconds=100.0 + seconds), Stop()) for _ in speeds]
+    for node in nodes:
+        node.decide(0, seconds=0.0, bytes_sent=0, accuracies=[])
     heard: list[list[int | None]] = []
     ends: dict[int, int] = {}
     for rounds in range(1, 501):

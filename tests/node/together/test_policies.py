@@ -73,6 +73,8 @@ async def test_two_are_too_few_for_a_private_task_and_say_so(tmp_path: Path, cap
         with pytest.raises(LeptonError, match="a private task needs 3 members"):
             await a.train(asked)
         assert "nothing was averaged: a private task needs 3 members; this round has" in caplog.text
+        for node in (a, b):
+            assert node.tasks._learners["digits"]._shared is None  # nor given to a joiner
         assert "digits" not in b.view.models()  # what one node alone has trained is not shown to anybody
 
 
