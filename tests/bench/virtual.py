@@ -22,6 +22,7 @@ STEPS_S = (0.4, 0.6)  # of a round's training
 CONFIG = Config(resend_s=0.5)
 PATIENCE_S = 4.0 * 3600  # virtual; a run takes minutes
 KNOWN_S = 1.0  # until others know that a node is gone
+PASSED_S, ROUNDS_AHEAD_MAX = 1.0, 2  # as in node/learning/learner.py
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +81,7 @@ class VirtualMesh:
     def run(self) -> list[float]:
         """Train to the end; the accuracies of the nodes that are here then."""
         for node in self.nodes.values():
+            self._notice_passed(node, set())
             if node.here:
                 self._soon(node)
         self.world.run(PATIENCE_S)
@@ -100,6 +102,19 @@ class VirtualMesh:
 
     def _takes_part(self, node: Node, round_: int) -> bool:
         return node.seen and node.round < self._rounds and node.first_round <= round_
+
+    def _notice_passed(self, node: Node, before: set[tuple[int, str]]) -> None:
+        """See that others have left this node behind; who does not count it in sends it nothing."""
+        passed = {
+            (node.round, other.name)
+            for other in self.nodes.values()
+            if other.seen and (other.round >= self._rounds or other.round > node.round + ROUNDS_AHEAD_MAX)
+        }
+        if node.here:
+            for _, peer in sorted(passed & before):
+                self.adopt(node, self.nodes[peer])
+        if node.round < self._rounds and not node.killed:
+            self.world.after(PASSED_S, lambda: self._notice_passed(node, passed))
 
     def _handle(self, node: Node, event: Event) -> None:
         if node.here:
