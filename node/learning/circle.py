@@ -29,6 +29,7 @@ from .donors import Donation, ask
 from .exchange import Exchange
 from .messages import State, StateWanted
 
+STATE_BYTES_MAX: Final = limits.BODY_BYTES_MAX - limits.KIB  # what one answer carries
 _ROUNDS_AHEAD_MAX: Final = 2  # as the averaging machine has it: who is further ahead is not averaged with
 _TOLD_INTERVAL_S: Final = 0.5  # records travel to everyone
 _DONORS: Final = 2
@@ -91,8 +92,8 @@ class Circle:
 
     def give_state(self, _: Incoming[StateWanted]) -> Answer[State]:
         """Give a newcomer the model to begin with. Raises UsageError for one that is too large to be given."""
-        if self._shared.nbytes > limits.BODY_BYTES_MAX:
-            size = f"{self._shared.nbytes} B, more than the {limits.BODY_BYTES_MAX} B of an answer"
+        if self._shared.nbytes > STATE_BYTES_MAX:
+            size = f"{self._shared.nbytes} B, more than the {STATE_BYTES_MAX} B that are given"
             raise UsageError(f"The model of {self.name!r} takes {size}: let all begin with the same one.")
         next_round = self.round + self._averager.running
         return Answer(State(round=next_round, reference=self._reference), [self._shared])
@@ -154,10 +155,10 @@ class Circle:
     async def models(self, *, entering: bool = False) -> list[Donation]:
         """Return models of two who are furthest, if this node has to take one: it enters, or was left behind."""
         others = self._others()
+        self.failing.clear()
         if not (entering or _common(others) > self.round + _ROUNDS_AHEAD_MAX):
             return []
         found: list[Donation] = []
-        self.failing.clear()
         with self._while_open():
             for peer in sorted(others, key=lambda peer: (others[peer].round, peer), reverse=True):
                 if (donation := await self._ask(peer)) is not None:
@@ -212,7 +213,7 @@ class Circle:
         exchange = self._exchange
         assert exchange is not None
         common = _common(self._others())
-        if self.round < common <= self.round + _ROUNDS_AHEAD_MAX:
+        if self.round < common:  # by little, or nobody gave a model: with what it has, rather than never with others
             self._averager.skip_to(common)
         self._tell()
         exchange.begin(Ready(self.round, vector, weight, self._members()))

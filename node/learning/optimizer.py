@@ -187,7 +187,7 @@ class GossipOptimizer:
         except BadContribution as error:
             raise UsageError(f"The model cannot be averaged: {error}. If it diverged, lower the rate.") from error
         self._shared.write(came.vector)
-        return _told(came.report, self._strangers())
+        return _told(came.report, dict(self._circle.failing) | self._strangers())
 
     def _adopt(self, models: Sequence[Donation]) -> RoundReport | None:
         """Take the best of these models, if one will do."""
@@ -214,9 +214,9 @@ class GossipOptimizer:
         return {peer: f"it trains another model, of {said.dimension} numbers" for peer, said in found.items()}
 
 
-def _told(report: Report, strangers: Mapping[PeerId, str]) -> RoundReport:
+def _told(report: Report, failed_before: Mapping[PeerId, str]) -> RoundReport:
     runs = [run for part in report.parts for run in part]
-    failed = dict(strangers)
+    failed = dict(failed_before)
     for absence in report.missing:
         failed[PeerId(absence.peer)] = f"no {absence.what}: {absence.why}"
     for refusal in report.refused:

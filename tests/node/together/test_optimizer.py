@@ -138,6 +138,34 @@ async def test_one_that_comes_late_takes_a_model_first(tmp_path: Path, dtype: to
         np.testing.assert_allclose(Shared(theirs).read(), averaged, atol=1e-6)
 
 
+async def test_where_nobody_can_give_a_model_one_goes_on_with_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(circle, "STATE_BYTES_MAX", 1000)
+    async with running(tmp_path, "a", "b") as world:
+        a, b = world.nodes.values()
+        opts: list[GossipOptimizer] = []
+
+        def early() -> None:
+            opts.append(sgd(network(), a, every=None))
+            for _ in range(5):
+                opts[0].average()
+
+        def late() -> None:
+            opts.append(sgd(network(), b, every=None))
+            assert opts[1].report is None
+            assert opts[1].round == 0
+
+        await together(early)
+        await until(lambda: (known := said(b, a)) is not None and known.round == 5)
+        await together(late)
+        await until(lambda: said(a, b))
+        await together(*(lambda opt=opt: round_of_two(opt) for opt in opts))
+        assert opts[1].report is not None
+        assert opts[1].report.round == 5
+        assert "let all begin with the same one" in opts[1].report.failed[a.mesh.me]
+
+
 async def test_a_loop_that_others_have_passed_takes_their_model(tmp_path: Path) -> None:
     """It slept while another did rounds: it does not drag the mean back, nor average alone for ever."""
     async with running(tmp_path, "a", "b") as world:
