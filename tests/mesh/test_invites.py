@@ -312,7 +312,9 @@ def test_nobody_invites_to_more_than_he_may(held: tuple[str, ...], role: str, wo
         InviteBook().give(held=held, role=role, now=NOW, entropy=ENTROPY)
 
 
-@pytest.mark.parametrize(("uses", "lifetime_s"), [(0, 60.0), (-1, 60.0), (257, 60.0), (1, 0.0), (1, -5.0)])
+@pytest.mark.parametrize(
+    ("uses", "lifetime_s"), [(0, 60.0), (-1, 60.0), (limits.MEMBERS_MAX + 1, 60.0), (1, 0.0), (1, -5.0)]
+)
 def test_an_invite_for_nobody_or_never_is_a_mistake(uses: int, lifetime_s: float) -> None:
     with pytest.raises(UsageError, match=f"got {uses} uses and {lifetime_s:g} s"):
         InviteBook().give(held=ROLES["admin"], uses=uses, lifetime_s=lifetime_s, now=NOW, entropy=ENTROPY)
