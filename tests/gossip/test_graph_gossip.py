@@ -126,7 +126,7 @@ def test_whose_values_do_not_come_counts_for_oneself() -> None:
     assert isinstance(end, Finished)
     np.testing.assert_allclose(end.vector, [2.0, 1.0])
     assert [(absence.peer, absence.why) for absence in end.report.missing] == [("p02", "the peer went down")]
-    assert end.report.parts[0][0].contributors == (("p00", pytest.approx(2 / 3)), ("p01", pytest.approx(1 / 3)))
+    assert dict(end.report.parts[0][0].contributors) == pytest.approx({"p00": 2 / 3, "p01": 1 / 3})
 
 
 def test_bad_values_are_refused_and_named_and_early_ones_kept() -> None:
