@@ -3,7 +3,7 @@
 The description (`ModelSpec`) may come from a stranger: `check_spec` says no before anything is allocated. What
 depends on sizes alone is worked out from layers on torch's meta device, which hold shapes and no numbers.
 
-A layer is a weight, a bias and the function behind them; so a cut between layers is where a shard may end, and the
+A layer is its weights, a bias and the function behind them; so a cut between layers is where a shard may end, and the
 layers of a shard are built without the others. Initial values follow from the seed and the layer's place alone: a
 layer built alone equals the same layer of the whole, on every node.
 
@@ -26,12 +26,14 @@ from torch import Tensor, nn
 from ..mesh.errors import UsageError
 from ..mesh.limits import BODY_BYTES_MAX
 from .limits import SEED_MAX, WIDTH_MAX
+from .recurrent import Recurrent
 
 # A whole model's float32 parameters must fit one frame: nodes exchange them as one vector.
 PARAMETERS_MAX: Final = BODY_BYTES_MAX // 4
 FEATURES_MAX: Final = 65_536  # numbers in one sample: a 256 x 256 image
-# Numbers that one sample may become inside a convolution, 16 MiB of them: a few weights can unfold into gigabytes.
+# Numbers that one sample may become inside a layer, 16 MiB of them: a few weights can unfold into gigabytes.
 ACTIVATIONS_MAX: Final = 4 * 1024 * 1024
+_PER_STEP: Final = 12  # numbers that one unit of an LSTM keeps of each step for the way back: gates, cell, products
 
 Vector = npt.NDArray[np.float32]
 _T = TypeVar("_T")
@@ -48,10 +50,13 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     ``mlp``: one hidden layer of ``hidden`` units with ``hidden_activation``, then ``classes`` outputs.
     ``cnn``: two of 3x3 convolution, ReLU, 2x2 max-pooling (``hidden // 4`` and ``hidden`` channels), then ``classes``
     outputs; takes one-channel images, and its activation is ReLU whatever ``hidden_activation`` says.
+    ``lstm``: one LSTM layer of ``hidden`` units over a sequence, and from its last state ``classes`` outputs;
+    ``hidden_activation`` is not asked either.
     """
 
-    architecture: Literal["mlp", "cnn"]
-    # The shape of one sample. For ``cnn`` (1, H, W), (H, W), or (n,) where n is a square.
+    architecture: Literal["mlp", "cnn", "lstm"]
+    # The shape of one sample. For ``cnn`` (1, H, W), (H, W), or (n,) where n is a square; for ``lstm`` (T, F): T steps
+    # of F features.
     inputs: Annotated[tuple[_Dimension, ...], msgspec.Meta(min_length=1, max_length=3)]
     classes: Annotated[int, msgspec.Meta(ge=2, le=WIDTH_MAX)]
     hidden: _Width = 64
@@ -122,6 +127,8 @@ def check_spec(spec: ModelSpec) -> None:
         raise UsageError(f"a sample of {features:,} numbers is more than the {FEATURES_MAX:,} that a model may take")
     if spec.architecture == "cnn":
         _check_image(spec)
+    if spec.architecture == "lstm":
+        _check_sequence(spec)
     if (count := sum(layer.numel() for part in _blueprint(spec) for layer in part.parameters())) > PARAMETERS_MAX:
         raise UsageError(f"a model of {count:,} parameters is more than the {PARAMETERS_MAX:,} allowed; lower `hidden`")
 
@@ -250,7 +257,7 @@ def _plan(spec: ModelSpec) -> tuple[tuple[Schema, ...], tuple[Shape, ...]]:
     return tuple(schemas), tuple(shapes)
 
 
-def _blueprint(spec: ModelSpec) -> tuple[Dense | ConvPool, ...]:
+def _blueprint(spec: ModelSpec) -> tuple[Dense | ConvPool | Recurrent, ...]:
     if spec.architecture == "cnn":
         height, width = _image(spec.inputs)
         channels = max(1, spec.hidden // 4)
@@ -259,6 +266,9 @@ def _blueprint(spec: ModelSpec) -> tuple[Dense | ConvPool, ...]:
             ConvPool((channels, height // 2, width // 2), spec.hidden),
             Dense(spec.hidden * (height // 4) * (width // 4), spec.classes, None),
         )
+    if spec.architecture == "lstm":
+        steps, features = _sequence(spec.inputs)
+        return Recurrent(steps, features, spec.hidden), Dense(spec.hidden, spec.classes, None)
     activation = torch.sigmoid if spec.hidden_activation == "sigmoid" else torch.relu
     return Dense(math.prod(spec.inputs), spec.hidden, activation), Dense(spec.hidden, spec.classes, None)
 
@@ -268,7 +278,7 @@ def _initialise(layer: nn.Module, seed: int, index: int) -> None:
     digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     parameters = dict(layer.named_parameters())
-    bound = 1 / math.sqrt(parameters["weight"][0].numel())
+    bound = 1 / math.sqrt(parameters.get("recurrent", parameters["weight"])[0].numel())
     with torch.no_grad():
         for name in sorted(parameters):
             parameters[name].uniform_(-bound, bound, generator=generator)
@@ -289,6 +299,21 @@ def _check_image(spec: ModelSpec) -> None:
         raise UsageError(f"a cnn halves its image twice, so {height} x {width} is too small; use an mlp")
     if spec.hidden * height * width // 4 > ACTIVATIONS_MAX:
         raise UsageError(f"a cnn with hidden={spec.hidden} on {height} x {width} unfolds too far; lower `hidden`")
+
+
+def _sequence(inputs: Shape) -> tuple[int, int]:
+    """Steps and features of a sequence of this sample shape; raises UsageError for any other."""
+    if len(inputs) == 2:
+        return inputs[0], inputs[1]
+    raise UsageError(
+        f"an lstm takes samples (T, F), T steps of F features, not ({_text(inputs)}); shape the data so, or use an mlp"
+    )
+
+
+def _check_sequence(spec: ModelSpec) -> None:
+    steps, _ = _sequence(spec.inputs)
+    if _PER_STEP * spec.hidden * steps > ACTIVATIONS_MAX:
+        raise UsageError(f"an lstm with hidden={spec.hidden} over {steps:,} steps unfolds too far; lower `hidden`")
 
 
 def _at(items: tuple[_T, ...], index: int) -> _T:

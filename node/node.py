@@ -218,8 +218,8 @@ class Node:
         """Start a task with every node that has a data set of this name, and wait until its model is there.
 
         ``task`` is a whole one (as `load_task` reads it from a file; then the rest is in it), or a name. ``model`` is
-        an architecture ("mlp", "cnn") or a whole description, ``policy`` is "trusted", "private" or "robust". Raises
-        UsageError for bad values, Refused without the grant, LeptonError when this node's own part failed.
+        an architecture ("mlp", "cnn", "lstm") or a whole description, ``policy`` is "trusted", "private" or "robust".
+        Raises UsageError for bad values, Refused without the grant, LeptonError when this node's own part failed.
         """
         if isinstance(task, str):
             said = {

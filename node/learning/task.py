@@ -33,8 +33,8 @@ FILE_BYTES_MAX: Final = 64 * 1024  # a task's file is a page of text
 class ModelPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[model]`: what is trained; its inputs follow from the data."""
 
-    architecture: Literal["mlp", "cnn"] = "mlp"
-    hidden: Annotated[int, msgspec.Meta(ge=1, le=WIDTH_MAX)] = 64  # units (mlp) or channels (cnn)
+    architecture: Literal["mlp", "cnn", "lstm"] = "mlp"
+    hidden: Annotated[int, msgspec.Meta(ge=1, le=WIDTH_MAX)] = 64  # units (mlp, lstm) or channels (cnn)
     hidden_activation: Literal["sigmoid", "relu"] = "sigmoid"  # of an mlp
     classes: Annotated[int, msgspec.Meta(ge=2, le=WIDTH_MAX)] | None = None  # if this device's part has not all
 

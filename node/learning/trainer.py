@@ -37,6 +37,8 @@ def settings_for(spec: ModelSpec, *, seed: int = 0) -> TrainSettings:
     """Settings that were measured to train this kind of model well on the digits, alone and in a mesh."""
     if spec.architecture == "cnn":
         return TrainSettings(local_steps=10, batch_size=32, learning_rate=0.1, seed=seed)
+    if spec.architecture == "lstm":
+        return TrainSettings(local_steps=10, batch_size=32, learning_rate=0.3, seed=seed)
     if spec.hidden_activation == "relu":
         return TrainSettings(learning_rate=0.1, seed=seed)
     return TrainSettings(seed=seed)

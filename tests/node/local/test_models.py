@@ -20,7 +20,8 @@ MLP = ModelSpec(architecture="mlp", inputs=(64,), classes=10, seed=7)
 RELU = ModelSpec(architecture="mlp", inputs=(1, 8, 8), classes=10, hidden=32, hidden_activation="relu", seed=7)
 CNN = ModelSpec(architecture="cnn", inputs=(64,), classes=10, seed=7)
 CNN_28 = ModelSpec(architecture="cnn", inputs=(1, 28, 28), classes=10, hidden=16, seed=7)
-ALL = pytest.mark.parametrize("spec", [MLP, RELU, CNN, CNN_28], ids=["mlp", "relu", "cnn", "cnn-28"])
+LSTM = ModelSpec(architecture="lstm", inputs=(8, 5), classes=10, hidden=12, seed=7)
+ALL = pytest.mark.parametrize("spec", [MLP, RELU, CNN, CNN_28, LSTM], ids=["mlp", "relu", "cnn", "cnn-28", "lstm"])
 
 
 def batch(spec: ModelSpec, size: int = 33) -> torch.Tensor:
@@ -77,6 +78,17 @@ def test_what_the_description_says_is_what_is_built(spec: ModelSpec) -> None:
         x = models.run_layers(chain, index, index + 1, x)
     assert models.parameter_vector(chain).shape == (models.parameter_count(spec),)
     torch.testing.assert_close(x.sum(dim=1), torch.ones(33))
+
+
+def test_the_lstm_is_that_of_torch() -> None:
+    chain, theirs = models.build(LSTM), torch.nn.LSTM(5, 12, batch_first=True)
+    weight, recurrent, bias = (torch.from_numpy(tensor) for tensor in models.layer_tensors(chain, 0).values())
+    named = {"weight_ih_l0": weight, "weight_hh_l0": recurrent, "bias_ih_l0": bias, "bias_hh_l0": torch.zeros(48)}
+    theirs.load_state_dict(named)
+    x = batch(LSTM)
+    torch.testing.assert_close(chain.layer(0)(x), theirs(x)[0][:, -1])
+    for parameter in chain.layer(0).parameters():  # as torch starts them: within 1/sqrt(hidden)
+        assert 0.9 / math.sqrt(12) < float(parameter.detach().abs().max()) <= 1 / math.sqrt(12)
 
 
 def test_the_cnn_of_the_digits_is_small() -> None:
@@ -178,6 +190,10 @@ def test_an_empty_batch_has_an_empty_answer() -> None:
         ({"architecture": "cnn", "inputs": (3, 8, 8)}, r"a cnn takes .* not \(3, 8, 8\)"),
         ({"architecture": "cnn", "inputs": (3, 40)}, "3 x 40 is too small"),
         ({"architecture": "cnn", "inputs": (256, 256), "hidden": 512}, "unfolds too far"),
+        ({"architecture": "lstm"}, r"an lstm takes samples \(T, F\), T steps of F features, not \(64\)"),
+        ({"architecture": "lstm", "inputs": (1, 8, 8)}, r"an lstm takes .* not \(1, 8, 8\)"),
+        ({"architecture": "lstm", "inputs": (65_536, 1)}, "over 65,536 steps unfolds too far"),
+        ({"architecture": "lstm", "inputs": (8, 8), "hidden": 4096}, "parameters is more than"),
     ],
 )
 def test_a_description_out_of_bounds_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -198,7 +214,7 @@ def test_a_layer_or_run_that_does_not_exist_is_refused() -> None:
 
 spec_data = st.fixed_dictionaries(
     {
-        "architecture": st.sampled_from(["mlp", "cnn"]),
+        "architecture": st.sampled_from(["mlp", "cnn", "lstm"]),
         "inputs": st.lists(st.integers(0, 70_000) | st.integers(1, 40), max_size=4),
         "classes": st.integers(0, 5000) | st.integers(2, 12),
         "hidden": st.integers(0, 5000) | st.integers(1, 12),
@@ -221,7 +237,7 @@ def test_whatever_a_stranger_describes_is_bounded_or_refused(data: dict[str, Any
 
 
 def test_a_description_travels_and_keeps_its_meaning() -> None:
-    for spec in (MLP, RELU, CNN):
+    for spec in (MLP, RELU, CNN, LSTM):
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(spec), type=ModelSpec) == spec
 
 
@@ -234,8 +250,8 @@ from lepton.node.learning.data import Dataset
 from lepton.node.learning.settings import TrainSettings
 from lepton.node.learning.trainer import Trainer
 from lepton.node.models import ModelSpec, layer_output_shape
-for architecture in ("mlp", "cnn"):
-    spec = ModelSpec(architecture=architecture, inputs=(64,), classes=3)
+for architecture in ("mlp", "cnn", "lstm"):
+    spec = ModelSpec(architecture=architecture, inputs=(8, 8), classes=3)
     layer_output_shape(spec, 0)
     x, y = np.zeros((8, 64), np.float32), np.arange(8) % 3
     trainer = Trainer(spec, Dataset(x=x, y=y, classes=3, x_test=x, y_test=y), TrainSettings())

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 
 MLP = ModelSpec(architecture="mlp", inputs=(64,), classes=10, hidden=8)
 CNN = ModelSpec(architecture="cnn", inputs=(64,), classes=10, hidden=8)
+LSTM = ModelSpec(architecture="lstm", inputs=(8, 8), classes=10, hidden=8)
 DP = DpSettings(epsilon=8, delta=1e-4)
 
 
@@ -61,7 +62,7 @@ def clipped_one_by_one(model: nn.Module, x: torch.Tensor, y: torch.Tensor, clip:
 # -- the mechanism -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", [MLP, CNN], ids=["mlp", "cnn"])
+@pytest.mark.parametrize("spec", [MLP, CNN, LSTM], ids=["mlp", "cnn", "lstm"])
 @pytest.mark.parametrize("clip", [0.05, 1.0, 100.0])
 def test_each_records_gradient_is_clipped_alone(spec: ModelSpec, clip: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, y) = build(spec), batch(16)

@@ -17,9 +17,10 @@ from lepton.node.models import ModelSpec
 MLP = ModelSpec(architecture="mlp", inputs=(64,), classes=10)
 RELU = msgspec.structs.replace(MLP, hidden_activation="relu")
 CNN = msgspec.structs.replace(MLP, architecture="cnn")
-ALL = pytest.mark.parametrize("spec", [MLP, RELU, CNN], ids=["mlp", "relu", "cnn"])
-STEPS = {"mlp": 4000, "cnn": 1000}
-ROUNDS = {"mlp": 100, "cnn": 60}
+LSTM = msgspec.structs.replace(MLP, architecture="lstm", inputs=(8, 8))  # the rows of a digit, from top to bottom
+ALL = pytest.mark.parametrize("spec", [MLP, RELU, CNN, LSTM], ids=["mlp", "relu", "cnn", "lstm"])
+STEPS = {"mlp": 4000, "cnn": 1000, "lstm": 1000}
+ROUNDS = {"mlp": 100, "cnn": 60, "lstm": 60}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import trio
@@ -14,6 +15,7 @@ from lepton.mesh.calls import Answer, Empty, Incoming, Method
 from lepton.mesh.errors import LeptonError, Refused, UsageError
 from lepton.mesh.identity import short
 from lepton.node import Dataset, Node
+from lepton.node.export import load_model, save_model
 from lepton.node.learning import learner
 from lepton.node.learning.checkpoint import CheckpointStore
 from lepton.node.learning.exchange import METHOD
@@ -24,7 +26,7 @@ from lepton.node.learning.trainer import Trainer
 from lepton.node.models import parameter_count
 from lepton.node.picture import TRAINER, TrainerRecord
 
-from .fakes import DIGITS, MLP, PATIENCE_S, World, parts, random_model, running, samples, until
+from .fakes import DIGITS, MLP, PATIENCE_S, World, parts, random_model, running, samples, unsharded, until
 
 QUICK = TrainSettings(local_steps=2)
 
@@ -72,6 +74,27 @@ async def test_three_learn_together_and_a_fourth_joins_in(tmp_path: Path, monkey
         await joined.wait()
         await b.wait_served("digits")
         assert accuracy(await b.predict("digits", samples(359))) >= 0.9
+
+
+async def test_two_learn_sequences_that_neither_could_serve_alone(tmp_path: Path) -> None:
+    """The rows of a digit, from top to bottom."""
+    assert DIGITS.x_test is not None
+    test = DIGITS.x_test.reshape(-1, 8, 8)
+    rows = [Dataset(x=p.x.reshape(-1, 8, 8), y=p.y, classes=10, x_test=test, y_test=p.y_test) for p in parts(2)]
+    data = {"a": {"digits": rows[0], "flat": parts(2)[0]}, "b": {"digits": rows[1]}}
+    async with running(tmp_path, "a", "b", data=data, memory="75kB") as world:
+        a, b = world.nodes.values()
+        with pytest.raises(UsageError, match=r"an lstm takes samples \(T, F\), T steps of F features, not \(64\)"):
+            await a.train("flat", data="flat", model="lstm")
+        result = await a.train("digits", data="digits", model="lstm", rounds=40)
+        assert result.accuracy_worst > 0.9
+        await b.wait_served("digits")
+        assert sorted(node.serving.stages()["digits"] for node in (a, b)) == [(0, 1), (1, 2)]
+        answered = await b.predict("digits", test)
+        assert accuracy(answered) > 0.9
+        spec, layers = await b.weights.whole("digits")
+        save_model(tmp_path / "whole.safetensors", msgspec.to_builtins(spec), layers)
+        np.testing.assert_allclose(answered, unsharded(load_model(tmp_path / "whole.safetensors"), test), atol=1e-6)
 
 
 async def test_two_tasks_at_once_and_one_again(tmp_path: Path) -> None:
