@@ -60,6 +60,13 @@ for command in (mesh, invite, join, revoke, train):
     metavar="NAME=FILE[@TARGET]",
     help="A data set: .npz; .csv or .parquet, labels last or as TARGET says; images @HxW; module:function.",
 )
+@click.option(
+    "--allow-model",
+    "models",
+    multiple=True,
+    metavar="PACKAGE.MODULE:FACTORY",
+    help="A function of yours that may make models for tasks (repeatable); no other is ever imported.",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
 @home_option
 @interface_option
@@ -70,6 +77,7 @@ def up(
     bootstrap: tuple[str, ...],
     memory: str | None,
     data: tuple[str, ...],
+    models: tuple[str, ...],
     verbose: bool,  # noqa: FBT001 - click passes flags by name
     home: Path,
     interfaces: tuple[str, ...],
@@ -89,6 +97,8 @@ def up(
         overrides["bootstrap"] = list(bootstrap)
     if memory:
         overrides["serve"] = {"memory": memory}
+    if models:
+        overrides["models"] = {"allow": list(models)}
     files = dict(_data_option(item) for item in data)
     _check(home, overrides)
     with loading():
@@ -255,6 +265,8 @@ def _status_tables(said: Mapping[str, Any]) -> list["Table"]:
                 done = f"{node.get('round', 0)} of {task['rounds']}"
                 sent = f"{node.get('bytes_sent', 0) / 1000:,.0f} kB"
                 tasks.add_row(task["name"], task["policy"], peer[-8:], node["state"], done, accuracy, sent)
+        kept = ", ".join(task["name"] for task in said["tasks"] if not task["served"])
+        tasks.caption = f"Not served, each node keeps its model: {kept}" if kept else None
         tables.append(tasks)
     return tables + _trouble_tables(said)
 

@@ -12,6 +12,7 @@ import msgspec
 
 from ..mesh.errors import UsageError
 from ..mesh.messages import NAME_PATTERN, Name
+from .limits import FACTORY_PATTERN
 
 _UNITS: Final = {
     "b": 1, "": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3,
@@ -28,6 +29,12 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     memory: str = ""
 
 
+class ModelsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which functions on this device may make models for tasks; whoever starts one, no other is ever imported."""
+
+    allow: tuple[Annotated[str, msgspec.Meta(pattern=FACTORY_PATTERN)], ...] = ()  # package.module:factory
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The file `node.toml` in a node's folder. Every key is optional."""
 
@@ -36,6 +43,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     interfaces: tuple[str, ...] = ()  # addresses of the interfaces for mDNS, and to announce; empty: all
     bootstrap: tuple[str, ...] = ()  # nodes to look for where mDNS does not reach: host:port or multiaddrs
     serve: ServeConfig = ServeConfig()
+    models: ModelsConfig = ModelsConfig()
     data: dict[DataName, str] = {}  # data set name to file, relative to the folder
 
     @property

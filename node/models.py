@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..mesh.errors import UsageError
 from ..mesh.limits import BODY_BYTES_MAX
-from .limits import SEED_MAX, WIDTH_MAX
+from .limits import FACTORY_CHARS_MAX, SEED_MAX, WIDTH_MAX
 from .recurrent import Recurrent
 
 # A whole model's float32 parameters must fit one frame: nodes exchange them as one vector.
@@ -52,9 +52,12 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     outputs; takes one-channel images, and its activation is ReLU whatever ``hidden_activation`` says.
     ``lstm``: one LSTM layer of ``hidden`` units over a sequence, and from its last state ``classes`` outputs;
     ``hidden_activation`` is not asked either.
+    ``own``: what ``factory`` makes, on the nodes whose owners allow it (`learning/factories.py`). It is trained as a
+    whole and not served: nobody can build its layers from this description.
     """
 
-    architecture: Literal["mlp", "cnn", "lstm"]
+    architecture: Literal["mlp", "cnn", "lstm", "own"]
+    factory: Annotated[str, msgspec.Meta(max_length=FACTORY_CHARS_MAX)] = ""  # of ``own``: package.module:factory
     # The shape of one sample. For ``cnn`` (1, H, W), (H, W), or (n,) where n is a square; for ``lstm`` (T, F): T steps
     # of F features.
     inputs: Annotated[tuple[_Dimension, ...], msgspec.Meta(min_length=1, max_length=3)]
@@ -117,14 +120,21 @@ class Chain(nn.Module):
         return run_layers(self, self.first, self.end, x)
 
 
-def check_spec(spec: ModelSpec) -> None:
-    """Raise UsageError unless ``spec`` keeps every bound; allocates nothing, whoever wrote the spec."""
+def check_sizes(spec: ModelSpec) -> None:
+    """Raise UsageError unless each number of ``spec`` keeps its bound, whatever it makes of them."""
     try:
         msgspec.convert(msgspec.to_builtins(spec), ModelSpec)
     except (msgspec.ValidationError, TypeError) as error:
         raise UsageError(f"this model description is not valid: {error}") from error
     if (features := math.prod(spec.inputs)) > FEATURES_MAX:
         raise UsageError(f"a sample of {features:,} numbers is more than the {FEATURES_MAX:,} that a model may take")
+
+
+def check_spec(spec: ModelSpec) -> None:
+    """Raise UsageError unless ``spec`` can be built and keeps every bound; allocates nothing, whoever wrote it."""
+    check_sizes(spec)
+    if spec.architecture == "own":
+        raise UsageError(f"{spec.factory or 'a model of an owner'}: its layers cannot be built from a description")
     if spec.architecture == "cnn":
         _check_image(spec)
     if spec.architecture == "lstm":

@@ -32,6 +32,7 @@ from .inference.serving import Serving
 from .inference.view import View
 from .inference.weights import Weights
 from .learning.data import Dataset, DataSource, data_source
+from .learning.factories import Factories
 from .learning.learner import Progress
 from .learning.settings import Policy, TrainSettings
 from .learning.task import Task, task_from
@@ -58,11 +59,14 @@ class Node:
         *,
         config: Config | None = None,
         data: Mapping[str, Dataset | str | Path] | None = None,
+        models: Sequence[str] = (),
         **overrides: Any,  # noqa: ANN401 - the keys of node.toml, checked by load_config
     ) -> None:
         """Take the folder's configuration; keyword arguments override keys of `node.toml`.
 
-        ``data`` names data sets that exist in memory, or files. Raises UsageError that names what is wrong.
+        ``data`` names data sets that exist in memory, or files; ``models`` functions of your own
+        (``package.module:factory``) that tasks may train, besides those of the configuration. Raises UsageError that
+        names what is wrong.
         """
         self.home = Home(home)
         self.config = config or load_config(self.home.path / "node.toml", overrides)
@@ -72,6 +76,7 @@ class Node:
         for name, given in (data or {}).items():
             require_name(name, "data set")
             self._datasets[name] = given if isinstance(given, Dataset) else data_source(str(given), Path())
+        self._factories = Factories([*self.config.models.allow, *models])
         self._stack = AsyncExitStack()
         self.mesh: Mesh
         self.view: View
@@ -130,6 +135,7 @@ class Node:
         identity, credentials = self.home.identity(), current_credentials(self.home, time.time())
         memory_bytes = self.config.memory_bytes
         self._token = trio.lowlevel.current_trio_token()
+        await trio.to_thread.run_sync(self._factories.load)
         for source in self._datasets.values():  # a wrong file is told now, not when a task comes
             if isinstance(source, DataSource):
                 await trio.to_thread.run_sync(source.load)
@@ -164,11 +170,16 @@ class Node:
                 self.weights = Weights(mesh, self.view, BlobStore(self.home.folder("blobs")))
                 self.serving = Serving(mesh, self.view, self.weights, memory_bytes)
                 self.requests = Requests(mesh, self.view)
-                self.tasks = Tasks(mesh, self.view, self.weights, self.home, self._datasets, nursery)
+                self.tasks = Tasks(mesh, self.view, self.weights, self.home, self._datasets, nursery, self._factories)
                 mesh.publish(
                     PROFILE,
                     "self",
-                    Profile(device=self.device, memory_bytes=memory_bytes, data=tuple(sorted(self._datasets))),
+                    Profile(
+                        device=self.device,
+                        memory_bytes=memory_bytes,
+                        data=tuple(sorted(self._datasets)),
+                        models=self._factories.names,
+                    ),
                 )
                 nursery.start_soon(self.serving.run)
                 nursery.start_soon(self.requests.run)
@@ -218,8 +229,9 @@ class Node:
         """Start a task with every node that has a data set of this name, and wait until its model is there.
 
         ``task`` is a whole one (as `load_task` reads it from a file; then the rest is in it), or a name. ``model`` is
-        an architecture ("mlp", "cnn", "lstm") or a whole description, ``policy`` is "trusted", "private" or "robust".
-        Raises UsageError for bad values, Refused without the grant, LeptonError when this node's own part failed.
+        an architecture ("mlp", "cnn", "lstm", or "package.module:factory") or a whole description; ``policy`` is
+        "trusted", "private" or "robust". Raises UsageError for bad values, Refused without the grant, LeptonError when
+        this node's own part failed.
         """
         if isinstance(task, str):
             said = {
@@ -305,7 +317,8 @@ class Node:
             ],
             "models": [self._model_status(name, model) for name, model in sorted(self.view.models().items())],
             "tasks": [
-                {"name": name, "version": task.version, "policy": task.policy, "rounds": task.rounds, "nodes": {
+                {"name": name, "version": task.version, "policy": task.policy, "rounds": task.rounds,
+                 "served": task.is_served, "nodes": {
                     peer: msgspec.to_builtins(trainer) for peer, trainer in self.trainers(name, task.version).items()
                 }}
                 for name, (_, task) in sorted(newest(self.mesh.live(TASK, TaskRecord)).items())

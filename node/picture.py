@@ -8,6 +8,7 @@ import msgspec
 from ..mesh.messages import Message, Name, Natural, Sha256, Text
 from ..mesh.records import Record
 from .learning.settings import Budget, Copies, Members, Parts, Policy, Stop, TrainSettings, WaitSeconds
+from .limits import FACTORY_CHARS_MAX
 from .models import ModelSpec
 
 PROFILE: Final = "profile"
@@ -18,6 +19,7 @@ TRAINER: Final = "trainer"
 CIRCLE: Final = "circle"
 
 T = TypeVar("T")
+Factory = Annotated[str, msgspec.Meta(max_length=FACTORY_CHARS_MAX)]
 
 
 class Profile(Message, frozen=True, kw_only=True):
@@ -26,6 +28,7 @@ class Profile(Message, frozen=True, kw_only=True):
     device: Text
     memory_bytes: Natural  # weights that it may hold for serving
     data: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()  # names only; nothing of what is in them
+    models: Annotated[tuple[Factory, ...], msgspec.Meta(max_length=64)] = ()  # functions that may make models here
 
 
 class ModelRecord(Message, frozen=True, kw_only=True):
@@ -49,6 +52,7 @@ class TaskRecord(Message, frozen=True, kw_only=True):
     """A training task (durable; record name: the task's, which is also that of the model it makes)."""
 
     spec: ModelSpec
+    structure: Sha256 | None = None  # of a model of an owner's own: a hash of what its averaged numbers mean
     settings: TrainSettings
     data: Name
     budget: Budget = Budget()
@@ -68,6 +72,11 @@ class TaskRecord(Message, frozen=True, kw_only=True):
     def rounds(self) -> int:
         """How many there are at most."""
         return self.budget.rounds
+
+    @property
+    def is_served(self) -> bool:
+        """Whether its model is served afterwards: not one with layers that never leave, nor an owner's own."""
+        return not self.parts.local and self.spec.architecture != "own"
 
 
 class TrainerRecord(Message, frozen=True, kw_only=True):

@@ -34,7 +34,7 @@ _PLACES: Final = {
     default=None,
     help="trusted; private: only sums are seen; robust: bad members are left out.  [default: trusted]",
 )
-@click.option("--model", default=None, help="Architecture: mlp, cnn or lstm.  [default: mlp]")
+@click.option("--model", default=None, help="mlp, cnn, lstm, or package.module:factory.  [default: mlp]")
 @click.option("--hidden", default=None, type=int, help="Hidden units (mlp, lstm) or channels (cnn).  [default: 64]")
 @click.option("--activation", default=None, help="Of hidden units (mlp): sigmoid or relu.  [default: sigmoid]")
 @click.option(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import trio
+from torch import nn
 
 from ...gossip.averager import Averager, name_of
 from ...gossip.events import Behind, Ready, Report
@@ -19,7 +20,7 @@ from ...mesh.calls import Answer, Empty, Incoming
 from ...mesh.errors import LeptonError, PeerError, UsageError
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
-from ..models import Vector, check_spec
+from ..models import ModelSpec, Vector, build, check_sizes
 from ..picture import TRAINER, TaskRecord, TrainerRecord
 from .begun import Begun
 from .checkpoint import Checkpoint, CheckpointStore
@@ -79,6 +80,7 @@ class Learner:
         checkpoints: CheckpointStore,
         *,
         begun: Begun | None = None,
+        make_model: Callable[[ModelSpec], nn.Module] = build,
         on_trained: Callable[[Trainer], Awaitable[None]],
         ledger: Ledger | None = None,
     ) -> None:
@@ -86,7 +88,7 @@ class Learner:
 
         Raises UsageError when task or data contradict themselves.
         """
-        check_spec(task.spec)
+        check_sizes(task.spec)
         check_policy(task)
         assert (ledger is None) == (task.settings.dp is None)  # without one, nobody would count
         if task.baseline:
@@ -102,9 +104,20 @@ class Learner:
         self._untrained = ""  # why this node takes no more steps
         if ledger is not None:
             self.progress.epsilon, self.progress.delta = ledger.epsilon, ledger.delta
+        self._make_model = make_model
         self._trainer = Trainer(
-            task.spec, dataset, task.settings, steps=task.rounds * task.settings.local_steps, parts=task.parts
+            task.spec,
+            dataset,
+            task.settings,
+            steps=task.rounds * task.settings.local_steps,
+            parts=task.parts,
+            model=make_model(task.spec),
         )
+        if task.structure is not None and task.structure != self._trainer.structure:
+            raise UsageError(
+                f"the model that {task.spec.factory} makes here is not the one of this task: its parameters have "
+                "other names or shapes; have the same version of it on all nodes"
+            )
         check_policy(task, self._trainer.dimension)
         self._begun = begun
         self._ending = Ending(task.budget, task.stop)
@@ -189,7 +202,9 @@ class Learner:
             self.progress.accuracy_alone = await trio.to_thread.run_sync(self._accuracy_alone, steps)
 
     def _accuracy_alone(self, steps: int) -> float:
-        return train_alone(self.task.spec, self._dataset, self.task.settings, steps).evaluate().accuracy
+        spec = self.task.spec
+        alone = train_alone(spec, self._dataset, self.task.settings, steps, model=self._make_model(spec))
+        return alone.evaluate().accuracy
 
     async def _gather(self) -> None:
         """Wait until as many are ready as the task asks for, or for as long as it says; nobody waits for a late one."""

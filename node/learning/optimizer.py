@@ -12,9 +12,8 @@ The loop is an ordinary one and waits while a round runs. In an asynchronous pro
 """
 
 import glob
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
@@ -28,6 +27,7 @@ from ...mesh.errors import UsageError
 from ...mesh.identity import PeerId, short
 from ..node import Node
 from .donors import Donation, choose
+from .factories import structure
 from .settings import Parts
 from .shared import Shared
 
@@ -247,10 +247,4 @@ def _shared(inner: torch.optim.Optimizer, model: nn.Module | None, local: Sequen
     shared = Shared(model, Parts(train=names, local=tuple(local)))
     for name, parameter in known.items():  # what is trained is for the loop to say
         parameter.requires_grad_(flags[name])
-    return shared, _fingerprint(shared, known.items())
-
-
-def _fingerprint(shared: Shared, named: Iterable[tuple[str, nn.Parameter]]) -> str:
-    ids = {id(parameter) for parameter in shared.shared}
-    lines = [f"{name} {tuple(one.shape)} {one.dtype}" for name, one in named if id(one) in ids]
-    return hashlib.sha256("\n".join([str(shared.size), *lines]).encode()).hexdigest()
+    return shared, structure(shared, model)

@@ -3,6 +3,7 @@
 Free of torch, like `settings`: a misspelt key is told before anything is loaded.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import msgspec
 from ...mesh.errors import UsageError
 from ...mesh.messages import Name
 from ..config import check_keys, check_values, merged, parse_size, require_name, sentence
-from ..limits import SEED_MAX, WIDTH_MAX
+from ..limits import FACTORY_CHARS_MAX, FACTORY_PATTERN, SEED_MAX, WIDTH_MAX
 from .settings import (
     Budget,
     Copies,
@@ -33,7 +34,8 @@ FILE_BYTES_MAX: Final = 64 * 1024  # a task's file is a page of text
 class ModelPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[model]`: what is trained; its inputs follow from the data."""
 
-    architecture: Literal["mlp", "cnn", "lstm"] = "mlp"
+    architecture: Literal["mlp", "cnn", "lstm", "own"] = "mlp"  # "package.module:factory" is `own` with that factory
+    factory: Annotated[str, msgspec.Meta(max_length=FACTORY_CHARS_MAX)] = ""
     hidden: Annotated[int, msgspec.Meta(ge=1, le=WIDTH_MAX)] = 64  # units (mlp, lstm) or channels (cnn)
     hidden_activation: Literal["sigmoid", "relu"] = "sigmoid"  # of an mlp
     classes: Annotated[int, msgspec.Meta(ge=2, le=WIDTH_MAX)] | None = None  # if this device's part has not all
@@ -94,6 +96,7 @@ def load_task(path: Path, overrides: Mapping[str, Any] | None = None) -> Task:
 
 def task_from(found: Mapping[str, Any], where: str) -> Task:
     """Check a task in plain data, which came from ``where``. Raises UsageError that names what is wrong."""
+    found = _with_factory(found)
     check_keys(where, found, Task)
     train = found.get("train", {})
     if isinstance(train, Mapping):
@@ -108,6 +111,7 @@ def task_from(found: Mapping[str, Any], where: str) -> Task:
     except msgspec.ValidationError as error:
         raise UsageError(f"{where}: {sentence(error)}.") from error
     _check_train(where, task)
+    _check_factory(where, task.model)
     check_words(where, task.policy, task.averaging)
     return task
 
@@ -126,6 +130,22 @@ def check_words(where: str, policy: Policy, said: Averaging) -> None:
         raise UsageError(
             f"{where}: averaging.peers is for the policy 'robust'; this one is {policy!r}, which excludes it."
         )
+
+
+def _with_factory(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Let a model of an owner's own be said as its architecture."""
+    model = found.get("model")
+    if isinstance(model, Mapping) and isinstance(said := model.get("architecture"), str) and ":" in said:
+        return {**found, "model": {**model, "architecture": "own", "factory": said}}
+    return found
+
+
+def _check_factory(where: str, model: ModelPart) -> None:
+    own = model.architecture == "own"
+    if own and not re.fullmatch(FACTORY_PATTERN, model.factory):
+        raise UsageError(f"{where}: model.architecture: {model.factory!r} is no package.module:factory.")
+    if model.factory and not own:
+        raise UsageError(f"{where}: model.factory: {model.architecture!r} has none; give one of the two.")
 
 
 def _with_size(found: Mapping[str, Any]) -> Mapping[str, Any]:

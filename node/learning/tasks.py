@@ -7,24 +7,26 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import trio
+from safetensors.torch import save
 
 from ...gossip.errors import GossipError
 from ...gossip.groups import GROUP_SIZE
 from ...gossip.robust import PEERS
 from ...mesh.calls import Answer, Empty, Incoming, Method
 from ...mesh.errors import LeptonError, UsageError, single
-from ...mesh.grants import allows
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
+from ...mesh.records import Record
 from ..config import did_you_mean
+from ..files import write_whole
 from ..home import Home
 from ..inference.view import View
 from ..inference.weights import Weights
-from ..models import ModelSpec, build, check_spec, parameter_count
+from ..models import ModelSpec, build, check_sizes
 from ..picture import PROFILE, TASK, TRAINER, Profile, TaskRecord, TrainerRecord, newest
 from . import exchange
 from .begun import Begun
@@ -32,14 +34,16 @@ from .checkpoint import CheckpointStore
 from .circle import Circle
 from .circles import Circles
 from .data import TEST_SEED, TEST_SHARE, Dataset, DataSource, hold_out
+from .factories import Factories, structure
 from .learner import Learner, Progress
 from .ledger import Ledger
 from .messages import RoundMessage, State, StateWanted
 from .policies import CODEC, WORDS, check_policy
-from .settings import Parts
 from .shared import Shared
 from .task import Task, task_from
 from .trainer import Trainer, settings_for
+
+WHOLE: Final = "model.safetensors"  # beside the checkpoints: a trained model that is not served from layers
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +74,11 @@ class Tasks:
         home: Home,
         datasets: Mapping[str, Dataset | DataSource],
         nursery: trio.Nursery,
+        factories: Factories,
     ) -> None:
         self._mesh, self._view, self._weights, self._home = mesh, view, weights, home
         self._datasets = datasets
+        self._factories = factories
         self._nursery = nursery
         self._learners: dict[str, Learner] = {}
         self._learning: dict[str, trio.CancelScope] = {}
@@ -90,7 +96,7 @@ class Tasks:
     ) -> TrainResult:
         """Wait until this version's model is in the picture and everyone who is here is done with the task.
 
-        A model with personal layers never is: there it is enough that all are done.
+        A model that is not served never is: there it is enough that all are done.
 
         Raises LeptonError when this node, or everyone who took part, had to give up.
         """
@@ -104,22 +110,28 @@ class Tasks:
                 raise LeptonError(f"This node could not go on with {name!r}: {own.reason}")
             model = self._view.models().get(name)
             trained = model is not None and model.version >= version
-            if nodes and self._is_personal(name, version):  # nothing of it is served
+            if nodes and not self._is_served(name, version):
                 trained = any(node.state == "done" for node in nodes.values())
             if trained and all(node.state in {"done", "failed"} for node in nodes.values()):
                 rounds = max((node.round for node in nodes.values()), default=0)
                 return TrainResult(task=name, version=version, rounds=rounds, nodes=nodes)
-            if nodes and not trained and all(node.state == "failed" for node in nodes.values()):
+            failed = nodes and all(node.state == "failed" for node in nodes.values())
+            if failed and not trained and (own is not None or not self._takes(name, version)):
                 reasons = "; ".join(f"{short(peer)}: {node.reason}" for peer, node in sorted(nodes.items()))
                 raise LeptonError(f"No node could go on with {name!r}: {reasons}")
             await changed.wait()
 
-    def _is_personal(self, name: str, version: int) -> bool:
-        """Whether some layers of a task's model never leave their node."""
-        return any(
-            record.name == name and task.version == version and task.parts.local
-            for record, task in self._mesh.live(TASK, TaskRecord)
-        )
+    def _is_served(self, name: str, version: int) -> bool:
+        """Whether a task's model is served afterwards."""
+        return all(task.is_served for _, task in self._stated(name, version))
+
+    def _takes(self, name: str, version: int) -> bool:
+        """Whether this node takes part in a task, or will as soon as it has come to it."""
+        return any(self._may_take(record, task) for record, task in self._stated(name, version))
+
+    def _stated(self, name: str, version: int) -> list[tuple[Record, TaskRecord]]:
+        found = self._mesh.live(TASK, TaskRecord)
+        return [(record, task) for record, task in found if record.name == name and task.version == version]
 
     def trainers(self, name: str, version: int) -> dict[PeerId, TrainerRecord]:
         """Return where everyone who is here stands in a task."""
@@ -141,16 +153,17 @@ class Tasks:
         if not have:
             known = sorted({other for profile in self.profiles().values() for other in profile.data})
             raise UsageError(f"No node that is here has a data set {task.data!r}.{did_you_mean(task.data, known)}")
-        learners = [peer for peer in have if self._may(peer, f"train:{name}")]
         if spec is None:
             spec = await trio.to_thread.run_sync(self._spec, task)  # it reads the data file
-        check_spec(spec)
-        if task.parts != Parts():
-            Shared(build(spec), task.parts)  # do its patterns fit?
+        check_sizes(spec)
+        model = await trio.to_thread.run_sync(self._factories.make, spec)
+        shared = Shared(model, task.parts)  # do its patterns fit?
+        learners = [peer for peer in have if self._may(peer, f"train:{name}") and self._makes(peer, spec)]
         versions = [said.version for record, said in self._mesh.live(TASK, TaskRecord) if record.name == name]
         averaging = task.averaging
         stated = TaskRecord(
             spec=spec,
+            structure=structure(shared, model) if spec.architecture == "own" else None,
             settings=task.settings(settings_for(spec)),
             data=task.data,
             budget=task.budget,
@@ -166,7 +179,7 @@ class Tasks:
             copies=task.serve.copies,
             version=max(versions, default=0) + 1,
         )
-        check_policy(stated, parameter_count(spec))
+        check_policy(stated, shared.size)
         self._mesh.publish(TASK, name, stated, durable=True)
         return stated
 
@@ -179,6 +192,7 @@ class Tasks:
         dataset = self._dataset(task.data, model.classes)
         return ModelSpec(
             architecture=model.architecture,
+            factory=model.factory,
             inputs=dataset.feature_shape,
             classes=max(model.classes or 0, dataset.classes),
             hidden=model.hidden,
@@ -194,26 +208,32 @@ class Tasks:
 
     async def follow(self) -> None:
         """Take part in every task that this node has the data and the grant for."""
-        mine = self._mesh.authority(self._mesh.me).capabilities
         taken: dict[str, int] = {}
         while True:
             changed = self._mesh.changed
             done = {name: model.version for name, model in self._view.models().items()}
             for name, (record, task) in newest(self._mesh.live(TASK, TaskRecord)).items():
                 over = task.version <= max(done.get(name, 0), taken.get(name, 0))
-                if (
-                    not over
-                    and name not in self.circles.open
-                    and task.data in self._datasets
-                    and allows(mine, f"train:{name}")
-                    and self._may(record.owner, f"train:{name}")  # whoever started it
-                ):
+                if not over and self._may_take(record, task):
                     taken[name] = task.version
                     if name in self._learning:
                         self._learning[name].cancel()  # a newer version of the task takes the place of the older
                     self._learning[name] = scope = trio.CancelScope()
                     self._nursery.start_soon(self._learn, scope, name, record.owner, task)
             await changed.wait()
+
+    def _may_take(self, record: Record, task: TaskRecord) -> bool:
+        """Whether this node has the data and the grant for a task, and whoever started it the grant."""
+        return (
+            record.name not in self.circles.open
+            and task.data in self._datasets
+            and self._may(self._mesh.me, f"train:{record.name}")
+            and self._may(record.owner, f"train:{record.name}")
+        )
+
+    def _makes(self, peer: PeerId, spec: ModelSpec) -> bool:
+        """Whether a peer can build this model, as its profile says."""
+        return spec.architecture != "own" or spec.factory in self.profiles()[peer].models
 
     def _may(self, peer: PeerId, capability: str) -> bool:
         """Whether a peer has the grant for something; false for one that is not known."""
@@ -260,7 +280,10 @@ class Tasks:
         begun = None
         if task.policy == "private":
             begun = Begun(self._home.folder("begun") / f"{name}.{task.version}")
-        return Learner(self._mesh, name, task, dataset, checkpoints, begun=begun, on_trained=on_trained, ledger=ledger)
+        return Learner(
+            self._mesh, name, task, dataset, checkpoints,
+            begun=begun, make_model=self._factories.make, on_trained=on_trained, ledger=ledger,
+        )  # fmt: skip
 
     def _give_up(self, name: str, task: TaskRecord, error: BaseException) -> None:
         log.error("task %s: %s", name, error)
@@ -268,8 +291,12 @@ class Tasks:
 
     async def _publish(self, name: str, owner: PeerId, task: TaskRecord, trainer: Trainer) -> None:
         """Keep the trained layers; the task's owner makes them the model to serve, or whoever comes first after it."""
-        if task.parts.local:
-            return  # a model without its personal layers is of no use, and they never leave
+        if task.spec.architecture == "own":
+            path = self._home.folder("tasks", name, str(task.version)) / WHOLE
+            await trio.to_thread.run_sync(lambda: write_whole(path, save(trainer.tensors())))
+            log.info("task %s: the trained model is in %s", name, path)
+        if not task.is_served:
+            return  # a model without its personal layers is of no use to others, and they never leave
         chain = build(task.spec)
         Shared(chain, task.parts).write(trainer.vector())
         self._weights.keep(task.spec, chain)

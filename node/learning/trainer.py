@@ -16,11 +16,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ...mesh.errors import LeptonError, UsageError
 from ..models import ModelSpec, Vector, build
 from .data import Dataset
+from .factories import owners_code, structure
 from .ledger import noise_for
 from .privacy import PrivateGradient, sampling_rate
 from .settings import DpSettings, Parts, TrainSettings
@@ -37,6 +39,8 @@ def settings_for(spec: ModelSpec, *, seed: int = 0) -> TrainSettings:
     """Settings that were measured to train this kind of model well on the digits, alone and in a mesh."""
     if spec.architecture == "cnn":
         return TrainSettings(local_steps=10, batch_size=32, learning_rate=0.1, seed=seed)
+    if spec.architecture == "own":  # nothing is known of it: small steps
+        return TrainSettings(local_steps=10, batch_size=32, learning_rate=0.05, seed=seed)
     if spec.architecture == "lstm":
         return TrainSettings(local_steps=10, batch_size=32, learning_rate=0.3, seed=seed)
     if spec.hidden_activation == "relu":
@@ -73,16 +77,26 @@ class Trainer:
     """
 
     def __init__(
-        self, spec: ModelSpec, dataset: Dataset, settings: TrainSettings, *, steps: int = 0, parts: Parts | None = None
+        self,
+        spec: ModelSpec,
+        dataset: Dataset,
+        settings: TrainSettings,
+        *,
+        steps: int = 0,
+        parts: Parts | None = None,
+        model: nn.Module | None = None,
     ) -> None:
-        """``steps`` is how many there will be in all, which a schedule goes by; 0: not known."""
+        """``steps`` is how many there will be in all, which a schedule goes by; 0: not known.
+
+        ``model`` is what to train, where it is not built from ``spec``.
+        """
         _check(settings)
         self.spec = spec
         self.settings = settings
         self.samples = len(dataset.y)  # the weight of this node's update in an average
         self.step = 0
         self._steps = steps
-        self._model = build(spec)
+        self._model = model if model is not None else build(spec)
         self._shared = Shared(self._model, parts)
         self._position, self._gradient = _flattened(self._shared.trained)
         self._start = self._position.clone()  # where this round began
@@ -94,7 +108,8 @@ class Trainer:
         if dataset.x_test is not None and dataset.y_test is not None:
             self._test = _tensors(dataset.x_test, dataset.y_test, spec)
         self._order = _Order(self.samples, settings.seed)
-        self.private = None if settings.dp is None else self._private_gradient(settings.dp)
+        with owners_code(spec):
+            self.private = None if settings.dp is None else self._private_gradient(settings.dp)
 
     def run_steps(self, steps: int) -> float:
         """Train for ``steps`` batches; the mean of their losses. Raises LeptonError when training has diverged.
@@ -104,7 +119,8 @@ class Trainer:
         """
         if steps < 1:
             raise UsageError(f"{steps} steps of training were asked for; give 1 or more")
-        total = sum(self._one_step() for _ in range(steps))
+        with owners_code(self.spec):
+            total = sum(self._one_step() for _ in range(steps))
         # The last step's update has no loss yet: it shows in the parameters.
         if not ((self.private or np.isfinite(total)) and torch.isfinite(self._position).all()):
             rate = self.settings.learning_rate
@@ -116,9 +132,18 @@ class Trainer:
         """D, how many numbers are averaged."""
         return self._shared.size
 
+    @property
+    def structure(self) -> str:
+        """A hash of what the averaged numbers mean."""
+        return structure(self._shared, self._model)
+
     def vector(self) -> Vector:
         """A copy of what is averaged: float32 (D,)."""
         return self._shared.read()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Copies of the whole model's parameters and buffers by name, as `load_state_dict` takes them."""
+        return {name: tensor.detach().clone().contiguous() for name, tensor in self._model.state_dict().items()}
 
     def adopt(self, vector: Vector, *, averaged: bool = False) -> None:
         """Go on from these parameters, float32 (D,), with the momentum there is; UsageError when they do not fit.
@@ -141,7 +166,7 @@ class Trainer:
         x, y = self._test  # (n, *inputs), (n,)
         right, loss = 0, 0.0
         self._model.eval()
-        with torch.inference_mode():
+        with owners_code(self.spec), torch.inference_mode():
             for x_part, y_part in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
                 logits = self._model(x_part)  # (B, classes)
                 right += int((logits.argmax(dim=1) == y_part).sum())
@@ -232,9 +257,11 @@ def _flattened(parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, torc
     return position, gradient
 
 
-def train_alone(spec: ModelSpec, dataset: Dataset, settings: TrainSettings, steps: int) -> Trainer:
+def train_alone(
+    spec: ModelSpec, dataset: Dataset, settings: TrainSettings, steps: int, *, model: nn.Module | None = None
+) -> Trainer:
     """The baseline: all of ``dataset`` in one place, ``steps`` batches, no mesh."""
-    trainer = Trainer(spec, dataset, settings, steps=steps)
+    trainer = Trainer(spec, dataset, settings, steps=steps, model=model)
     trainer.run_steps(steps)
     return trainer
 

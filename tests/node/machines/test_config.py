@@ -39,7 +39,7 @@ def test_a_file_is_read_and_overrides_win_key_by_key(tmp_path: Path) -> None:
         ('interface = ["127.0.0.1"]', "there is no key 'interface'. Did you mean 'interfaces'?"),
         ('[serve]\nmemroy = "1GB"', "there is no key 'serve.memroy'. Did you mean 'serve.memory'?"),
         ("[serv]", "there is no key 'serv'. Did you mean 'serve'?"),
-        ("zzz = 1", "there is no key 'zzz'. Valid here: name, listen, interfaces, bootstrap, serve, data."),
+        ("zzz = 1", "there is no key 'zzz'. Valid here: name, listen, interfaces, bootstrap, serve, models, data."),
         ("name = 3", "Expected `str`, got `int` - at `$.name`"),
         ('serve = "1GB"', "Expected `object`, got `str` - at `$.serve`"),
         ('[data]\n"a b" = "x.npz"', "Expected `str` matching regex"),

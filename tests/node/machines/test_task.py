@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from lepton.mesh.errors import UsageError
 from lepton.node.learning.settings import TrainSettings
@@ -64,6 +65,12 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
     )
 
 
+def test_a_model_of_an_owners_own_is_said_as_an_architecture() -> None:
+    task = task_from({"name": "x", "data": "y", "model": {"architecture": "clinic.models:unet"}}, "here")
+    assert (task.model.architecture, task.model.factory) == ("own", "clinic.models:unet")
+    assert task_from(msgspec.to_builtins(task), "here") == task
+
+
 def test_what_is_left_out_has_a_default() -> None:
     assert task_from({"name": "x", "data": "y"}, "here") == Task(name="x", data="y")
 
@@ -87,6 +94,12 @@ def test_what_is_left_out_has_a_default() -> None:
         ({"policy": "robust", "averaging": {"group_size": 8}}, "t: averaging.group_size: a robust task has no groups"),
         ({"train": 3}, "t: train: Expected `object`, got `int`"),
         ({"model": {"architecture": "mpl"}}, "t: model.architecture cannot be 'mpl'. Did you mean 'mlp'?"),
+        (
+            {"model": {"architecture": "my module:net"}},
+            "model.architecture: 'my module:net' is no package.module:factory",
+        ),
+        ({"model": {"architecture": "own"}}, "model.architecture: '' is no package.module:factory"),
+        ({"model": {"factory": "mine:net"}}, "t: model.factory: 'mlp' has none; give one of the two"),
         ({"model": 3}, "t: model: Expected `object`, got `int`"),
         ({"model": {"classes": 1}}, "t: model.classes: Expected `int` >= 2"),
         ({"averaging": {"codec": "int9"}}, "t: averaging.codec cannot be 'int9'. Did you mean 'int"),

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,11 +78,17 @@ class World:
 
     @asynccontextmanager
     async def node(
-        self, name: str, *, role: str = "admin", data: Data | None = None, memory: str = HALF
+        self,
+        name: str,
+        *,
+        role: str = "admin",
+        data: Data | None = None,
+        memory: str = HALF,
+        models: Sequence[str] = (),
     ) -> AsyncIterator[Node]:
         home = self.furnish(name, role)
         settings: dict[str, Any] = {"name": name, "listen": ["127.0.0.1:0"], "interfaces": ["127.0.0.1"]}
-        async with Node(home, data=data, serve={"memory": memory}, **settings) as node:
+        async with Node(home, data=data, models=models, serve={"memory": memory}, **settings) as node:
             self.nodes[name] = node
             try:
                 yield node
@@ -101,13 +107,15 @@ async def running(
     data: Mapping[str, Data] | None = None,
     roles: Mapping[str, str] | None = None,
     memory: str = HALF,
+    models: Mapping[str, Sequence[str]] | None = None,
 ) -> AsyncIterator[World]:
     """Run nodes that know each other."""
     world, stop = World(folder), trio.Event()
 
     async def host(name: str, task_status: trio.TaskStatus[None]) -> None:
         role = (roles or {}).get(name, "admin")
-        async with world.node(name, role=role, data=(data or {}).get(name), memory=memory):
+        allowed = (models or {}).get(name, ())
+        async with world.node(name, role=role, data=(data or {}).get(name), memory=memory, models=allowed):
             task_status.started()
             await stop.wait()
 
