@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,15 +97,13 @@ def up(
         overrides["bootstrap"] = list(bootstrap)
     if memory:
         overrides["serve"] = {"memory": memory}
-    if models:
-        overrides["models"] = {"allow": list(models)}
     files = dict(_data_option(item) for item in data)
     _check(home, overrides)
     with loading():
         import trio
 
         from . import control, node  # noqa: F401 - loaded here, used below
-    trio.run(_run_node, home, overrides, files)
+    trio.run(_run_node, home, overrides, files, models)
 
 
 def _check(home: Path, overrides: Mapping[str, Any]) -> None:
@@ -119,7 +117,7 @@ def _check(home: Path, overrides: Mapping[str, Any]) -> None:
     require_membership(folder, time.time())
 
 
-async def _run_node(home: Path, overrides: Mapping[str, Any], files: Mapping[str, str]) -> None:
+async def _run_node(home: Path, overrides: Mapping[str, Any], files: Mapping[str, str], models: Sequence[str]) -> None:
     import trio
 
     from .control import serve_control
@@ -136,7 +134,7 @@ async def _run_node(home: Path, overrides: Mapping[str, Any], files: Mapping[str
                     stop.set()
 
             outer.start_soon(wait_for_signals)
-            async with Node(home, data=files, **overrides) as node, trio.open_nursery() as nursery:
+            async with Node(home, data=files, models=models, **overrides) as node, trio.open_nursery() as nursery:
                 await nursery.start(serve_control, node, stop)
                 status = node.status()
                 click.echo(f"{node.device} is up in the mesh {status['mesh']!r} as {status['me']}.")

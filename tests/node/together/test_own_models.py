@@ -1,5 +1,7 @@
 """Nodes train a model that only their owners' own code can make; who lacks it, or has another, takes no part."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from lepton.node.learning.tasks import WHOLE
 from safetensors.torch import load_file
 from torch import nn
 
-from .fakes import DIGITS, PATIENCE_S, parts, running, until
+from .fakes import DIGITS, PATIENCE_S, World, parts, running, until
 
 NAME = "own_models_of_a_test:net"
 SOURCE = """
@@ -90,3 +92,11 @@ async def test_another_model_of_the_same_name_is_not_averaged(tmp_path: Path) ->
         assert said[a.mesh.me].state == "done"
         assert said[b.mesh.me].state == "failed"
         assert f"the model that {NAME} makes here is not the one of this task" in said[b.mesh.me].reason
+
+
+def test_the_command_allows_functions_and_tells_of_one_that_cannot_be(tmp_path: Path) -> None:
+    home = World(tmp_path).furnish("a")
+    command = [sys.executable, "-m", "lepton.node", "up", "--home", str(home), "--allow-model", "json:nothing"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert ran.returncode != 0
+    assert "json:nothing: cannot be imported: AttributeError" in ran.stderr
