@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from .errors import BadContribution
+from .wire import Wire
 
 NAME_LENGTH_MAX = 256  # a task's name, a peer's name: libp2p's peer ids have 46 to 59 characters
 CONTRIBUTORS_MAX = 1024  # far above every sensible group
@@ -120,28 +120,8 @@ class Proposal(Header, frozen=True, kw_only=True, tag="proposal"):
 
 Message = Status | Contribution | Mean | Want | Proposal
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
-
-
-def pack(message: Message) -> tuple[bytes, bytes]:
-    """Return (header, payload): the header is msgpack and holds everything else."""
-    return _encoder.encode(msgspec.structs.replace(message, payload=b"")), message.payload
-
-
-def unpack(header: bytes | memoryview, payload: bytes | memoryview) -> Message:
-    """Return the message of a header and its payload, which is kept as it is and not copied.
-
-    Raises:
-        BadContribution: the header is not that of one of our messages.
-    """
-    try:
-        message = _decoder.decode(header)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadContribution(f"the header of a message of a round is malformed ({error})") from None
-    if message.payload:
-        raise BadContribution("the header of a message of a round carries a payload: it belongs beside the header")
-    return msgspec.structs.replace(message, payload=payload)
+_wire: Wire[Message] = Wire(Message, "a round")
+pack, unpack = _wire.pack, _wire.unpack
 
 
 def payload_size_bytes(message: Message) -> int:

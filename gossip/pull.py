@@ -23,6 +23,7 @@ from .gate import check_vector
 from .messages import Name, RoundNumber
 from .patience import Patience
 from .robust import PEERS, Mixed
+from .wire import Wire
 
 ROUNDS_APART_MAX = 2  # a model of more rounds ago, or ahead, is of another stage of training
 TASK_ROUND_ANSWERS_MAX = 256  # peers that are answered in one round: the members of a mesh
@@ -51,28 +52,8 @@ class Offered(msgspec.Struct, frozen=True, kw_only=True, tag="pull_offered", for
 
 Message = Wanted | Offered
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
-
-
-def pack(message: Message) -> tuple[bytes, bytes]:
-    """Return (header, payload): the header is msgpack and holds everything else."""
-    return _encoder.encode(msgspec.structs.replace(message, payload=b"")), message.payload
-
-
-def unpack(header: bytes | memoryview, payload: bytes | memoryview) -> Message:
-    """Return the message of a header and its payload, which is kept as it is and not copied.
-
-    Raises:
-        BadContribution: the header is not that of one of our messages.
-    """
-    try:
-        message = _decoder.decode(header)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadContribution(f"the header of a message of a pull is malformed ({error})") from None
-    if message.payload:
-        raise BadContribution("the header of a message of a pull carries a payload: it belongs beside it")
-    return msgspec.structs.replace(message, payload=payload)
+_wire: Wire[Message] = Wire(Message, "a pull")
+pack, unpack = _wire.pack, _wire.unpack
 
 
 class Puller:

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import msgspec
 
-from ..errors import BadContribution
 from ..messages import Context, Name, Part, RoundNumber
+from ..wire import Wire
 from .masking import MEMBERS_MAX, SEED_BYTES
 
 ATTEMPT_MAX = 15  # far above any that is made
@@ -66,25 +66,5 @@ class Sum(_Private, frozen=True, kw_only=True, tag="private_sum"):
 
 Message = Hello | Masked | Receipts | Agreed | Reveal | Sum
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
-
-
-def pack(message: Message) -> tuple[bytes, bytes]:
-    """Return (header, payload): the header is msgpack and holds everything else."""
-    return _encoder.encode(msgspec.structs.replace(message, payload=b"")), message.payload
-
-
-def unpack(header: bytes | memoryview, payload: bytes | memoryview) -> Message:
-    """Return the message of a header and its payload, which is kept as it is and not copied.
-
-    Raises:
-        BadContribution: the header is not that of one of our messages.
-    """
-    try:
-        message = _decoder.decode(header)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadContribution(f"the header of a message of a private round is malformed ({error})") from None
-    if message.payload:
-        raise BadContribution("the header of a message of a private round carries a payload: it belongs beside it")
-    return msgspec.structs.replace(message, payload=payload)
+_wire: Wire[Message] = Wire(Message, "a private round")
+pack, unpack = _wire.pack, _wire.unpack
