@@ -1,0 +1,1 @@
+"""Text from language models: sessions that go through stages on several devices, token by token."""
