@@ -1,0 +1,107 @@
+"""One block of a decoder, loaded: attention and a gated feed-forward part, each added to what came in."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..deployments import Precision
+from .arithmetic import attend, cut, gated, rms_norm, rotate, store
+from .cache import PagedCache
+from .config import LanguageConfig
+from .linear import Linear, pack
+
+Float = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What all blocks need to know of a batch of T positions: whose they are, and their angles."""
+
+    caches: Sequence[PagedCache]
+    counts: Sequence[int]  # positions of each
+    cos: Float  # (T, head width // 2)
+    sin: Float
+
+
+class Projection:
+    """Matrices that take the same input, packed as one, with their biases if they have any."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], part: str, names: Sequence[str], precision: Precision) -> None:
+        weights = [tensors[f"{part}.{name}.weight"] for name in names]
+        self._linear: Linear = pack(weights[0] if len(weights) == 1 else torch.cat(weights), precision)
+        self._bias = _joined_bias(tensors, part, names)
+        self.size_bytes = self._linear.size_bytes + (0 if self._bias is None else self._bias.nbytes)
+
+    def __call__(self, x: Float) -> Float:
+        """Float32 (T, inputs) to (T, outputs of all matrices)."""
+        y = self._linear.product(x)
+        if self._bias is not None:
+            y += self._bias
+        return y
+
+
+class Block:
+    """Block ``index`` of a stage's cache. Bits of a position are the same in any batch."""
+
+    def __init__(
+        self, config: LanguageConfig, tensors: Mapping[str, Tensor], *, index: int, window: int, precision: Precision
+    ) -> None:
+        self._config = config
+        self._index = index
+        self._window = window
+        self._norm, self._second_norm = (
+            vector(tensors[f"{name}.weight"]) for name in ("input_layernorm", "post_attention_layernorm")
+        )
+        self._head_norms = [
+            vector(tensors[f"self_attn.{name}.weight"]) for name in ("q_norm", "k_norm") if config.head_norms
+        ]
+        self._qkv = Projection(tensors, "self_attn", ("q_proj", "k_proj", "v_proj"), precision)
+        self._out = Projection(tensors, "self_attn", ("o_proj",), precision)
+        self._gate_up = Projection(tensors, "mlp", ("gate_proj", "up_proj"), precision)
+        self._down = Projection(tensors, "mlp", ("down_proj",), precision)
+
+    @property
+    def size_bytes(self) -> int:
+        norms = (self._norm, self._second_norm, *self._head_norms)
+        parts = (self._qkv, self._out, self._gate_up, self._down)
+        return sum(norm.nbytes for norm in norms) + sum(part.size_bytes for part in parts)
+
+    def __call__(self, x: Float, batch: Batch) -> Float:
+        """Float32 (T, width) to the same; puts keys and values into the caches of ``batch``."""
+        x = x + self._out(self._attention(rms_norm(x, self._norm, self._config.epsilon), batch))
+        return x + self._down(gated(self._gate_up(rms_norm(x, self._second_norm, self._config.epsilon))))
+
+    def _attention(self, x: Float, batch: Batch) -> Float:
+        config = self._config
+        shared = config.key_value_heads
+        heads = self._qkv(x).reshape(len(x), config.heads + 2 * shared, config.head_width)
+        queries, keys, values = np.split(heads, (config.heads, config.heads + shared), axis=1)
+        if self._head_norms:
+            queries = rms_norm(queries, self._head_norms[0], config.epsilon)
+            keys = rms_norm(keys, self._head_norms[1], config.epsilon)
+        queries, keys = rotate(queries, batch.cos, batch.sin), rotate(keys, batch.cos, batch.sin)
+        out: list[Float] = []
+        for cache, q, k, v in zip(
+            batch.caches, cut(queries, batch.counts), cut(keys, batch.counts), cut(values, batch.counts), strict=True
+        ):
+            store(cache, self._index, k, v)
+            out.append(attend(q, cache, self._index, self._window))
+        return np.concatenate(out).reshape(len(x), -1)
+
+
+def vector(tensor: Tensor) -> Float:
+    """Copy a tensor of any float type to float32."""
+    array: Float = tensor.detach().to(torch.float32, copy=True).numpy()
+    return array
+
+
+def _joined_bias(tensors: Mapping[str, Tensor], part: str, names: Sequence[str]) -> Float | None:
+    biases = [vector(tensors[key]) for name in names if (key := f"{part}.{name}.bias") in tensors]
+    if not biases:
+        return None
+    assert len(biases) == len(names), "a family has biases on all or on none of these"
+    return np.concatenate(biases)
