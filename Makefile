@@ -16,10 +16,10 @@ export OMP_NUM_THREADS ?= 1
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-venv: $(READY) ## make .venv from requirements.lock (again when the lock or pyproject.toml changes)
+venv: $(READY) ## make .venv from requirements.lock (again when the lock, pyproject.toml or the kernel changes)
 
 # libp2p brings trio-typing, whose stub folders shadow the types that trio and outcome ship themselves.
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml $(wildcard node/kernels/*.[ch])
 	@test -x $(BIN)/python || test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found: install one, or name it with make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.lock
@@ -81,6 +81,7 @@ lock: $(READY) ## install what pyproject.toml asks for beyond the lock, then wri
 	mv .venv/lock requirements.lock
 	@touch $(READY)
 
-clean: ## remove what tools left behind (.venv stays)
+clean: ## remove what tools left behind (.venv stays; the next make builds the kernel again)
+	rm -f $(READY) node/kernels/_native.*
 	rm -rf .src build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

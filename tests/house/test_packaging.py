@@ -1,5 +1,6 @@
-"""The wheel holds every file of the rooms that git holds; the lock pins what is needed and nothing else."""
+"""The wheel holds every file of the rooms that git holds and the kernel; the lock pins what is needed, nothing else."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,10 +10,12 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from zipfile import ZipFile
 
+from lepton.node.kernels.native import library_path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOMS = {"gossip", "mesh", "node", "simulations"}
+KERNEL = re.compile(r"lepton/node/kernels/_native\.[\w.-]+")
 
 
 def test_the_wheel_holds_what_git_holds(root: Path, tracked: list[Path], tmp_path: Path) -> None:
@@ -23,12 +26,23 @@ def test_the_wheel_holds_what_git_holds(root: Path, tracked: list[Path], tmp_pat
     subprocess.run([*pip, "--wheel-dir", str(tmp_path), str(tmp_path / "tree")], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     with ZipFile(wheel) as archive:
-        packed = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+        names = [name for name in archive.namelist() if ".dist-info/" not in name and not KERNEL.fullmatch(name)]
+        packed = {name: archive.read(name) for name in names}
+        built = any(KERNEL.fullmatch(name) for name in archive.namelist())
 
     ours = [path for path in tracked if path == Path("__init__.py") or path.parts[0] in ROOMS]
     expected = {f"lepton/{path.as_posix()}": (root / path).read_bytes() for path in ours if path.suffix != ".md"}
     assert set(expected) - set(packed) == set(), "packages or package-data in pyproject.toml want a line"
     assert packed == expected
+    assert built == (library_path() is not None), "where a compiler is, the wheel carries what it made"
+
+
+def test_without_a_compiler_the_package_is_built_without_the_kernel(root: Path, tmp_path: Path) -> None:
+    build = [sys.executable, "-c", "from setuptools import setup; setup()", "--quiet", "build_ext"]
+    places = ["--build-lib", str(tmp_path), "--build-temp", str(tmp_path)]
+    environment = os.environ | {"CC": "a-compiler-that-is-not-here"}
+    subprocess.run([*build, *places], cwd=root, env=environment, check=True, capture_output=True)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def needed() -> set[str]:

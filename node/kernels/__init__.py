@@ -1,0 +1,9 @@
+"""The arithmetic of a language model's stage: products with weights at a precision, the same bits in any batch.
+
+from lepton.node.kernels import pack
+"""
+
+from .native import Capabilities, available
+from .packed import Packed, Precision, pack
+
+__all__ = ["Capabilities", "Packed", "Precision", "available", "pack"]

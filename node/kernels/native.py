@@ -1,0 +1,146 @@
+"""The compiled kernel, called through ctypes: a plain shared library, built at installation where a compiler is.
+
+Without it, or on a processor without fused multiply-add, ``available()`` says why and everything is done by torch.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import ClassVar, Final
+
+import torch
+from torch.nn import functional as F
+
+from ...mesh.errors import UsageError
+from .grouping import GROUP, grouped, halves_joined
+from .packed import Packed, Precision
+
+LANES: Final = 16  # rows of W in a panel, as in native.c
+WIDTHS: Final = (16, 8, 4)  # floats per register: AVX-512, AVX2, NEON
+NUMBERS: Final[dict[Precision, int]] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}  # native.c's enum
+PANELS_AT_ONCE: Final = 64  # 1,024 rows of W are packed at a time, so that packing needs little memory beside W
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Whether the compiled kernel runs here, on registers of how many floats, or else why not."""
+
+    native: bool
+    width: int = 0
+    reason: str = ""
+
+
+class _Product(ctypes.Structure):
+    """A product, as native.c's struct."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("x_stride", ctypes.c_long),
+        ("rows", ctypes.c_long),
+        ("groups", ctypes.c_long),
+        ("outputs", ctypes.c_long),
+        ("precision", ctypes.c_int),
+        ("width", ctypes.c_int),
+    )
+
+
+def library_path() -> Path | None:
+    """Return where the installation put the library, if it made one."""
+    paths = (Path(__file__).with_name("_native" + suffix) for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Load the library once. Raises OSError where there is none, or it is not one."""
+    path = library_path()
+    if path is None:
+        raise OSError("it was not built: there was no C compiler at installation")
+    loaded = ctypes.CDLL(str(path))
+    loaded.lepton_runs.argtypes = (ctypes.c_int,)
+    loaded.lepton_product.argtypes = (ctypes.c_void_p, ctypes.c_int)
+    loaded.lepton_product.restype = None
+    loaded.lepton_rows.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long)
+    loaded.lepton_rows.restype = None
+    return loaded
+
+
+@cache
+def available() -> Capabilities:
+    """Say whether the compiled kernel runs on this machine."""
+    try:
+        runs = library().lepton_runs
+    except (OSError, AttributeError) as error:
+        return Capabilities(native=False, reason=f"no compiled kernel: {error}")
+    for width in WIDTHS:
+        if runs(width):
+            return Capabilities(native=True, width=width)
+    return Capabilities(native=False, reason="this processor has neither AVX2 with FMA nor NEON")
+
+
+class NativePacked(Packed):
+    """Weights in the panels that products.h describes."""
+
+    kind: ClassVar[str] = "native"
+
+    def __init__(self, weight: torch.Tensor, precision: Precision, *, width: int = 0) -> None:
+        """Pack; ``width`` chooses another instruction set than the best one, for tests."""
+        super().__init__(weight, precision)
+        if not (here := available()).native:
+            raise UsageError(f"{here.reason}; pack with native=False")
+        self._width = width or here.width
+        self._groups = -(-self.inputs // GROUP)
+        panels = [self._panels(piece) for piece in weight.detach().split(PANELS_AT_ONCE * LANES)]
+        self._weights = torch.cat(panels)
+
+    def _panels(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return bytes (panels, groups, bytes of a group) of some rows."""
+        rows, columns = -len(weight) % LANES, self._groups * GROUP - self.inputs
+        padded = F.pad(weight, (0, columns, 0, rows))
+        match self.precision:
+            case "float32":
+                return _bytes(_interleaved(padded.to(torch.float32).unflatten(1, (-1, GROUP))))
+            case "bfloat16":
+                return _bytes(_interleaved(padded.to(torch.bfloat16).unflatten(1, (-1, GROUP))))
+        integers, scales = grouped(padded, 8 if self.precision == "int8" else 4)
+        columns_first = _interleaved(integers)  # (panels, groups, 32, 16)
+        if self.precision == "int4":
+            columns_first = halves_joined(columns_first.unflatten(2, (-1, 2)).transpose(3, 4))
+        by_group = scales.unflatten(0, (-1, LANES)).transpose(1, 2)  # (panels, groups, 16)
+        return torch.cat((_bytes(by_group), _bytes(columns_first)), dim=2)
+
+    @property
+    def size_bytes(self) -> int:
+        return self._weights.nbytes
+
+    def _job(self, x: int, y: torch.Tensor) -> _Product:
+        precision, width = NUMBERS[self.precision], self._width
+        columns = self._groups * GROUP
+        weights = self._weights.data_ptr()
+        return _Product(x, weights, y.data_ptr(), columns, len(y), self._groups, self.outputs, precision, width)
+
+    def _product(self, x: torch.Tensor, threads: int) -> torch.Tensor:
+        y = torch.empty((len(x), self.outputs))
+        library().lepton_product(ctypes.byref(self._job(x.data_ptr(), y)), threads)
+        return y
+
+    def _rows(self, ids: torch.Tensor) -> torch.Tensor:
+        y = torch.empty((len(ids), self.inputs))
+        library().lepton_rows(ctypes.byref(self._job(0, y)), ids.data_ptr(), self.inputs)
+        return y
+
+
+def _interleaved(grouped_rows: torch.Tensor) -> torch.Tensor:
+    """(n, groups, 32) -> (n / 16, groups, 32, 16): column after column, in each the 16 rows of a panel."""
+    panels: torch.Tensor = grouped_rows.unflatten(0, (-1, LANES))
+    return panels.permute(0, 2, 3, 1)
+
+
+def _bytes(values: torch.Tensor) -> torch.Tensor:
+    """(panels, groups, ...) -> bytes (panels, groups, n)."""
+    in_order: torch.Tensor = values.contiguous().flatten(2)
+    return in_order.view(torch.uint8)
