@@ -23,6 +23,11 @@ BODY_BYTES_MAX: Final = 64 * MIB
 # about as much CPU as copying 1 MiB, and 64 KiB hold up a small call on a 100 Mbit/s link by 5 ms.
 INLINE_BYTES_MAX: Final = 64 * KIB
 BULK_BYTES_MAX: Final = 64 * 1024 * MIB  # one transfer, when neither side names less: what fits on an edge node's disk
+# One blob: a layer of the largest models in float32 (Llama 405B: 13 GB). Its list of chunks takes 128 KiB.
+BLOB_BYTES_MAX: Final = 16 * 1024 * MIB
+MANIFEST_BYTES_MAX: Final = 2 * MIB  # 256 layers of a few blobs at 100 B each, and a configuration
+# What describes the tensors of one layer: 384 experts of three matrices at 130 B each take 150 KiB.
+LAYER_HEADER_BYTES_MAX: Final = MIB
 REASON_CHARACTERS_MAX: Final = 1000  # of an error's text
 TENSOR_DIMENSIONS_MAX: Final = 8  # numpy itself stops at 64; no layer of ours sees more than 5
 

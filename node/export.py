@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..mesh.errors import UsageError
-from .blobs import read_layer_blob
+from .blobs.layers import read_layer_blob
 from .files import write_whole
 from .models import Chain, ModelSpec, build, layer_schema, load_layer
 

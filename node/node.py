@@ -24,7 +24,7 @@ from ..mesh.mesh import Mesh, MeshConfig, open_mesh
 from ..mesh.records import RecordStore
 from .authority import current_credentials, known_members, revoke_running, show_running
 from .background import call, in_background
-from .blobs import BlobStore
+from .blobs.store import BlobStore
 from .config import Config, load_config, require_name
 from .home import Home
 from .inference.requests import Requests

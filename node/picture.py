@@ -7,6 +7,7 @@ import msgspec
 
 from ..mesh.messages import Message, Name, Natural, Sha256, Text
 from ..mesh.records import Record
+from .deployments import BlobRef
 from .learning.settings import Budget, Copies, Members, Parts, Policy, Stop, TrainSettings, WaitSeconds
 from .limits import FACTORY_CHARS_MAX
 from .models import ModelSpec
@@ -36,7 +37,7 @@ class ModelRecord(Message, frozen=True, kw_only=True):
 
     spec: ModelSpec
     version: Natural
-    layers: Annotated[tuple[Sha256, ...], msgspec.Meta(min_length=1, max_length=256)]
+    layers: Annotated[tuple[BlobRef, ...], msgspec.Meta(min_length=1, max_length=256)]
     copies: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
 
 

@@ -5,7 +5,8 @@ from typing import Annotated
 import msgspec
 
 from ...mesh.identity import PeerId
-from ...mesh.messages import Message, Natural, Sha256, Text
+from ...mesh.messages import Message, Natural, Text
+from ..deployments import BlobRef
 
 _STAGES_MAX = 64
 BATCH_MAX = 256  # samples of one request that travel together
@@ -42,6 +43,6 @@ class StageBroke(Message, frozen=True, kw_only=True):
 
 
 class BlobWanted(Message, frozen=True, kw_only=True):
-    """Send me the blob with this hash."""
+    """Send me this blob."""
 
-    digest: Sha256
+    ref: BlobRef

@@ -16,7 +16,7 @@ from ...mesh.calls import Answer, Empty, Incoming, Method
 from ...mesh.errors import Busy, LeptonError, PeerError, UsageError
 from ...mesh.mesh import Mesh
 from ...mesh.tensors import Array
-from ..blobs import read_layer_blob
+from ..blobs.layers import read_layer_blob
 from ..models import (
     Chain,
     ModelSpec,

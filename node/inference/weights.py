@@ -1,6 +1,5 @@
 """Weights of layers: kept by their hash, given to peers, fetched from whichever peer has them."""
 
-import hashlib
 import logging
 import random
 import secrets
@@ -12,7 +11,10 @@ from ...mesh.calls import Answer, Empty, Incoming, Method
 from ...mesh.errors import LeptonError, LinkError, UsageError
 from ...mesh.identity import short
 from ...mesh.mesh import Mesh
-from ..blobs import BlobStore, layer_blob
+from ..blobs.hashing import ref_of_bytes
+from ..blobs.layers import layer_blob
+from ..blobs.store import BlobStore
+from ..deployments import BlobRef
 from ..models import Chain, ModelSpec, layer_count, layer_sizes_bytes, layer_tensors
 from ..picture import MODEL, ModelRecord
 from .messages import BlobWanted
@@ -42,8 +44,8 @@ class Weights:
             MODEL, name, ModelRecord(spec=spec, version=version, layers=layers, copies=copies), durable=True
         )
 
-    def keep(self, spec: ModelSpec, chain: Chain) -> tuple[str, ...]:
-        """Put every layer into the blob store, for peers to fetch; returns their hashes."""
+    def keep(self, spec: ModelSpec, chain: Chain) -> tuple[BlobRef, ...]:
+        """Put every layer into the blob store, for peers to fetch; returns what they are called."""
         return tuple(self.blobs.put(layer_blob(layer_tensors(chain, index))) for index in range(layer_count(spec)))
 
     async def whole(self, name: str) -> tuple[ModelSpec, list[bytes]]:
@@ -56,32 +58,32 @@ class Weights:
 
     async def fetch(self, name: str, model: ModelRecord, index: int) -> bytes:
         """Return a layer from the store, or from whichever peer has it. Raises LinkError when nobody has."""
-        digest = model.layers[index]
-        if self.blobs.has(digest):
+        ref = model.layers[index]
+        if self.blobs.has(ref):
             try:
-                return self.blobs.get(digest)
+                return self.blobs.get(ref)
             except LeptonError as error:  # damaged, and removed for that
                 log.warning("%s", error)
         timeout_s = _FETCH_TIMEOUT_S + layer_sizes_bytes(model.spec)[index] / _FETCH_BYTES_PER_S
         for peer in self._rng.sample(sorted(self._mesh.present), len(self._mesh.present)):
             try:
                 answer = await self._mesh.calls.call(
-                    peer, "blob.get", BlobWanted(digest=digest), Empty, scope=name, timeout_s=timeout_s
+                    peer, "blob.get", BlobWanted(ref=ref), Empty, scope=name, timeout_s=timeout_s
                 )
             except LeptonError as error:
-                log.debug("%s gives no blob %s: %s", short(peer), digest[:8], error)
+                log.debug("%s gives no blob %s: %s", short(peer), ref.digest[:8], error)
                 continue
             data = tensors.buffer_of(answer.arrays[0]).tobytes() if len(answer.arrays) == 1 else b""
-            if hashlib.sha256(data).hexdigest() == digest:
+            if ref_of_bytes(data) == ref:
                 self.blobs.put(data)
                 return data
-            log.warning("%s sent something else for the blob %s", short(peer), digest[:8])
-        msg = f"Nobody who is here has the weights {digest[:8]}… of {name!r}, layer {index}."
+            log.warning("%s sent something else for the blob %s", short(peer), ref.digest[:8])
+        msg = f"Nobody who is here has the weights {ref.digest[:8]}… of {name!r}, layer {index}."
         raise LinkError(msg)
 
     async def _give_blob(self, call: Incoming[BlobWanted]) -> Answer[Empty]:
         model = self._view.models().get(call.scope)
-        if model is None or call.message.digest not in model.layers or not self.blobs.has(call.message.digest):
-            msg = f"This node has no blob {call.message.digest[:8]}… of {call.scope!r}."
+        if model is None or call.message.ref not in model.layers or not self.blobs.has(call.message.ref):
+            msg = f"This node has no blob {call.message.ref.digest[:8]}… of {call.scope!r}."
             raise UsageError(msg)
-        return Answer(Empty(), [np.frombuffer(self.blobs.get(call.message.digest), dtype=np.uint8)])
+        return Answer(Empty(), [np.frombuffer(self.blobs.get(call.message.ref), dtype=np.uint8)])

@@ -10,9 +10,9 @@ import numpy as np
 
 from .fuzzing import Data, main, watched
 
-with watched("lepton.node.blobs", "lepton.node.models"):
+with watched("lepton.node.blobs.layers", "lepton.node.models"):
     from lepton.mesh.errors import LeptonError, PeerError
-    from lepton.node.blobs import layer_blob, read_layer_blob
+    from lepton.node.blobs.layers import layer_blob, read_layer_blob
     from lepton.node.models import ModelSpec, check_spec, parameter_count
 
 SCHEMA = {"bias": ("float32", (3,)), "weight": ("float32", (3, 2))}

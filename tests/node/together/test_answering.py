@@ -94,7 +94,7 @@ async def test_weights_come_from_whoever_has_them_and_from_nobody_who_lies(
         spec, layers = await reader.weights.whole("net")
         assert spec == MLP
         assert layers == (await owner.weights.whole("net"))[1]
-        blob = tmp_path / "reader" / "blobs" / reader.view.models()["net"].layers[0]
+        blob = tmp_path / "reader" / "blobs" / reader.view.models()["net"].layers[0].digest
         blob.write_bytes(b"damaged")  # found out when it is needed, and fetched again
         assert (await reader.weights.whole("net"))[1] == layers
 
