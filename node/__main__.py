@@ -182,8 +182,8 @@ def down(home: Path) -> None:
     "--data", "file", required=True, type=click.Path(path_type=Path), help="Samples: .npz with x (and y), or .csv."
 )
 @click.option("--target", default=None, help="Which columns of a .csv are labels, if any: last, a name, or onehot:K.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Write the probabilities to this .npy file.")
-@click.option("--json", "as_json", is_flag=True, help="Print the predicted classes as JSON.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Write the answers to this .npy file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the predicted classes or values as JSON.")
 @home_option
 @friendly
 def predict(model: str, file: Path, target: str | None, out: Path | None, as_json: bool, home: Path) -> None:  # noqa: FBT001
@@ -191,24 +191,23 @@ def predict(model: str, file: Path, target: str | None, out: Path | None, as_jso
     with loading():
         import numpy as np
 
+        from .answers import Said
         from .learning.data import load_samples
 
-    samples = load_samples(file, target=target)
-    _, (probabilities,) = ask(home, "predict", {"model": model}, arrays=[samples.x])
-    classes = probabilities.argmax(axis=1)
+    known = {one["name"]: one["objective"] for one in ask(home, "status")[0]["models"]}
+    objective = known.get(model, "cross_entropy")
+    samples = load_samples(file, target=target, objective=objective)
+    _, (answers,) = ask(home, "predict", {"model": model}, arrays=[samples.x])
     if out is not None:
         try:
-            np.save(out, probabilities)
+            np.save(out, answers)
         except OSError as error:
             raise UsageError(f"{out}: cannot be written: {error.strerror or error}; name another file.") from error
-    if as_json:
-        click.echo(json.dumps([int(c) for c in classes]))
-    else:
-        for index, c in enumerate(classes):
-            click.echo(f"{index}\t{c}\t{probabilities[index, c]:.4f}")
+    said = Said(objective, answers)
+    for line in [json.dumps(said.plain())] if as_json else said.lines():
+        click.echo(line)
     if samples.y is not None:
-        right = int((classes == samples.y).sum())
-        click.echo(f"{right} of {len(samples.y)} right ({right / len(samples.y):.1%})", err=as_json)
+        click.echo(said.compared(samples.y), err=as_json)
 
 
 @main.command()
@@ -240,6 +239,8 @@ def _data_option(item: str) -> tuple[str, str]:
 def _status_tables(said: Mapping[str, Any]) -> list["Table"]:
     from rich.table import Table
 
+    from .watch import score
+
     peers = Table("node", "device", "memory for serving", "data", title="Here")
     for peer in said["peers"]:
         this = " (this)" if peer["here"] else ""
@@ -256,13 +257,12 @@ def _status_tables(said: Mapping[str, Any]) -> list["Table"]:
                 models.add_row(model["name"], str(model["version"]), layers, peers_of, state)
         tables.append(models)
     if said["tasks"]:
-        tasks = Table("task", "policy", "node", "state", "round", "accuracy", "sent", title="Learned")
+        tasks = Table("task", "policy", "node", "state", "round", "score", "sent", title="Learned")
         for task in said["tasks"]:
             for peer, node in task["nodes"].items():
-                accuracy = f"{node['accuracy']:.1%}" if node.get("accuracy") is not None else ""
                 done = f"{node.get('round', 0)} of {task['rounds']}"
                 sent = f"{node.get('bytes_sent', 0) / 1000:,.0f} kB"
-                tasks.add_row(task["name"], task["policy"], peer[-8:], node["state"], done, accuracy, sent)
+                tasks.add_row(task["name"], task["policy"], peer[-8:], node["state"], done, score(node), sent)
         kept = ", ".join(task["name"] for task in said["tasks"] if not task["served"])
         tasks.caption = f"Not served, each node keeps its model: {kept}" if kept else None
         tables.append(tasks)

@@ -9,11 +9,15 @@ from typing import Any, Final
 from ..mesh.errors import UsageError
 
 _POINTS_MAX: Final = 100_000  # of each node, with some 50 bytes each; what comes after is not drawn
-_LABELS: Final = {"accuracy": "accuracy on the node's own test part", "loss": "loss in training (nats)"}
+_LABELS: Final = {
+    "accuracy": "accuracy on the node's own test part",
+    "r2": "R2 on the node's own test part",
+    "loss": "loss in training",
+}
 
 
 class Curves:
-    """What every node said of itself, by round: (round, accuracy) and (round, loss)."""
+    """What every node said of itself, by round: (round, accuracy or R2) and (round, loss)."""
 
     def __init__(self, path: Path) -> None:
         """Raise UsageError where no picture can be made at the end: better now than after the training."""
@@ -23,7 +27,7 @@ class Curves:
             raise UsageError(f"{path}: name a .png file in a folder that is there, as in --plot curves.png.")
         self._path = path
         self._points: dict[str, dict[str, dict[int, float]]] = {
-            "accuracy": defaultdict(dict), "loss": defaultdict(dict)
+            what: defaultdict(dict) for what in _LABELS
         }  # fmt: skip
 
     def note(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -41,7 +45,10 @@ class Curves:
         figure = Figure(figsize=(9, 4), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(title)
-        for place, (what, curves) in enumerate(self._points.items(), start=1):
+        drawn = [(what, curves) for what, curves in self._points.items() if curves or what != "r2"]
+        if self._points["r2"]:
+            drawn = [(what, curves) for what, curves in drawn if what != "accuracy"]
+        for place, (what, curves) in enumerate(drawn, start=1):
             axes = figure.add_subplot(1, 2, place)
             axes.set(xlabel="round", ylabel=_LABELS[what])
             for peer, points in sorted(curves.items()):

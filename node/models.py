@@ -8,7 +8,8 @@ layers of a shard are built without the others. Initial values follow from the s
 layer built alone equals the same layer of the whole, on every node.
 
 The network of the mission: z1 = W1 x + b1, a1 = f(z1), z2 = W2 a1 + b2, y = g(z2). Training wants z2 (cross-entropy
-takes logits), serving wants y: `Chain.forward` ends at z2, `Chain.probabilities` and `run_layers` apply g = softmax.
+takes logits), serving wants y: `Chain.forward` ends at z2, `Chain.probabilities` and `run_layers` apply g = softmax, or
+what else the objective asks for.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from ..mesh.errors import UsageError
 from ..mesh.limits import BODY_BYTES_MAX
 from .limits import FACTORY_CHARS_MAX, SEED_MAX, WIDTH_MAX
+from .objective import Objective, is_of_classes, is_of_values
 from .recurrent import Recurrent
 
 # A whole model's float32 parameters must fit one frame: nodes exchange them as one vector.
@@ -61,7 +63,9 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     # The shape of one sample. For ``cnn`` (1, H, W), (H, W), or (n,) where n is a square; for ``lstm`` (T, F): T steps
     # of F features.
     inputs: Annotated[tuple[_Dimension, ...], msgspec.Meta(min_length=1, max_length=3)]
-    classes: Annotated[int, msgspec.Meta(ge=2, le=WIDTH_MAX)]
+    # How many numbers it answers to a sample: one for each class, or those that are to be predicted.
+    classes: _Width  # 2 at least where it is of classes
+    objective: Objective = "cross_entropy"  # which also says what the last layer's outputs become in an answer
     hidden: _Width = 64
     hidden_activation: Literal["sigmoid", "relu"] = "sigmoid"  # sigmoid is what the mission's text derives
     seed: Annotated[int, msgspec.Meta(ge=0, le=SEED_MAX)] = 0
@@ -116,7 +120,7 @@ class Chain(nn.Module):
         return x
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """y = g(z2): (B, *inputs) to (B, classes), each row summing to 1."""
+        """y = g(z2): (B, *inputs) to (B, classes), each row summing to 1 where it is of classes."""
         return run_layers(self, self.first, self.end, x)
 
 
@@ -126,6 +130,8 @@ def check_sizes(spec: ModelSpec) -> None:
         msgspec.convert(msgspec.to_builtins(spec), ModelSpec)
     except (msgspec.ValidationError, TypeError) as error:
         raise UsageError(f"this model description is not valid: {error}") from error
+    if spec.classes < 2 and is_of_classes(spec.objective):
+        raise UsageError("a model of classes has 2 of them at least; for yes or no take 'binary_cross_entropy'")
     if (features := math.prod(spec.inputs)) > FEATURES_MAX:
         raise UsageError(f"a sample of {features:,} numbers is more than the {FEATURES_MAX:,} that a model may take")
 
@@ -164,8 +170,8 @@ def run_layers(chain: Chain, first: int, end: int, x: Tensor) -> Tensor:
     """What a stage answers: layers ``first`` up to, not including, ``end`` on a batch, without gradients.
 
     ``x`` is float32 (B, *layer_input_shape(spec, first)); the answer is (B, *layer_output_shape(spec, end - 1)), and
-    where the run reaches the model's end it is y, the probabilities. Raises UsageError for any other shape or dtype
-    and for layers that ``chain`` does not hold.
+    where the run reaches the model's end it is y, probabilities or values. Raises UsageError for any other shape or
+    dtype and for layers that ``chain`` does not hold.
     """
     if not chain.first <= first < end <= chain.end:
         raise UsageError(f"layers {first}:{end} were asked for, {chain.first}:{chain.end} are loaded here")
@@ -175,7 +181,14 @@ def run_layers(chain: Chain, first: int, end: int, x: Tensor) -> Tensor:
     with torch.inference_mode():
         for index in range(first, end):
             x = chain.layer(index)(x)
-        return torch.softmax(x, dim=1) if end == layer_count(chain.spec) else x
+        return _answer(chain.spec.objective, x) if end == layer_count(chain.spec) else x
+
+
+def _answer(objective: Objective, outputs: Tensor) -> Tensor:
+    """Return y of z2: probabilities that sum to 1, probabilities on their own, or the values themselves."""
+    if is_of_classes(objective):
+        return torch.softmax(outputs, dim=1)
+    return outputs if is_of_values(objective) else torch.sigmoid(outputs)
 
 
 # -- what follows from the description alone ---------------------------------------------------------------------------

@@ -34,10 +34,11 @@ from .inference.weights import Weights
 from .learning.data import Dataset, DataSource, data_source
 from .learning.factories import Factories
 from .learning.learner import Progress
-from .learning.settings import Policy, TrainSettings
+from .learning.settings import Policy, TrainSettings, as_said
 from .learning.task import Task, task_from
 from .learning.tasks import Tasks, TrainResult
 from .models import ModelSpec
+from .objective import Objective
 from .picture import PROFILE, TASK, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 
 _MEMBERS_INTERVAL_S: Final = 10.0  # what devices are called changes seldom; it is also saved at the end
@@ -137,8 +138,8 @@ class Node:
         self._token = trio.lowlevel.current_trio_token()
         await trio.to_thread.run_sync(self._factories.load)
         for source in self._datasets.values():  # a wrong file is told now, not when a task comes
-            if isinstance(source, DataSource):
-                await trio.to_thread.run_sync(source.load)
+            if isinstance(source, DataSource) and (why := await trio.to_thread.run_sync(source.check)):
+                log.warning("only values can be learned from these data, not classes: %s", why)
         with self.home.locked():
             store = RecordStore(identity, self.home.next_incarnation(), self.home.records())
             invites = self.home.invites()
@@ -214,6 +215,7 @@ class Node:
         data: str = "",
         model: str | ModelSpec = "mlp",
         rounds: int = 60,
+        objective: Objective = "cross_entropy",
         policy: Policy = "trusted",
         settings: TrainSettings | None = None,
         codec_name: str | None = None,
@@ -229,18 +231,19 @@ class Node:
         """Start a task with every node that has a data set of this name, and wait until its model is there.
 
         ``task`` is a whole one (as `load_task` reads it from a file; then the rest is in it), or a name. ``model`` is
-        an architecture ("mlp", "cnn", "lstm", or "package.module:factory") or a whole description; ``policy`` is
-        "trusted", "private" or "robust". Raises UsageError for bad values, Refused without the grant, LeptonError when
-        this node's own part failed.
+        an architecture ("mlp", "cnn", "lstm", or "package.module:factory") or a whole description, which then says the
+        objective too; ``policy`` is "trusted", "private" or "robust". Raises UsageError for bad values, Refused without
+        the grant, LeptonError when this node's own part failed.
         """
         if isinstance(task, str):
             said = {
                 "name": task,
                 "data": data,
+                "objective": objective,
                 "policy": policy,
                 "seed": seed,
                 "baseline": baseline,
-                "train": msgspec.to_builtins(settings) if settings else {},
+                "train": as_said(settings) if settings else {},
                 "averaging": {"codec": codec_name, "members": members_min},
                 "budget": {"rounds": rounds},
                 "serve": {"copies": copies},
@@ -268,8 +271,9 @@ class Node:
     # -- answering ------------------------------------------------------------------------------------------------
 
     async def predict(self, model: str, x: Sequence[Any] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the class probabilities, float32 (B, classes), of samples (B, *inputs), answered by the mesh.
+        """Return class probabilities, float32 (B, classes), of samples (B, *inputs), answered by the mesh.
 
+        A model of another objective answers as many probabilities or values as it was trained on, float32 (B, outputs).
         Raises UsageError for an unknown model or another shape, LinkError when nobody could answer in time.
         """
         return await self.requests.predict(model, np.asarray(x, dtype=np.float32))
@@ -342,6 +346,7 @@ class Node:
             "name": name,
             "version": model.version,
             "layers": len(model.layers),
+            "objective": model.spec.objective,
             "served": self.is_served(name),
             "stages": [
                 {"first": first, "end": end, "peers": sorted(peers)} for (first, end), peers in sorted(serving.items())

@@ -91,12 +91,19 @@ class TrainerRecord(Message, frozen=True, kw_only=True):
     samples: Natural = 0
     accuracy: float | None = None
     accuracy_alone: float | None = None
+    r2: float | None = None  # in place of accuracy, where values are predicted
+    r2_alone: float | None = None
     loss: float | None = None
     epsilon: float | None = None  # of its training records' privacy, spent so far; None: no differential privacy
     delta: float | None = None  # at which that holds
     bytes_sent: Natural = 0
     deadline_misses: Natural = 0
     reason: Text = ""
+
+    @property
+    def score(self) -> float | None:
+        """What is the better the higher: accuracy or R2."""
+        return self.accuracy if self.r2 is None else self.r2
 
 
 class CircleRecord(Message, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from .command import ask, friendly, home_option, loading
 # Where in a task's file each option belongs.
 _PLACES: Final = {
     "data": ("data",),
+    "objective": ("objective",),
     "policy": ("policy",),
     "seed": ("seed",),
     "baseline": ("baseline",),
@@ -19,6 +20,7 @@ _PLACES: Final = {
     "hidden": ("model", "hidden"),
     "activation": ("model", "hidden_activation"),
     "classes": ("model", "classes"),
+    "optimiser": ("train", "optimiser"),
     "rounds": ("budget", "rounds"),
     "codec": ("averaging", "codec"),
     "members": ("averaging", "members"),
@@ -40,6 +42,12 @@ _PLACES: Final = {
 @click.option(
     "--classes", default=None, type=int, help="How many classes there are, if this device's part has not all."
 )
+@click.option(
+    "--objective",
+    default=None,
+    help="cross_entropy: classes; binary_cross_entropy: yes or no; mse, mae, huber: values.  [default: cross_entropy]",
+)
+@click.option("--optimiser", default=None, help="sgd, adam, adamw.  [default: sgd]")
 @click.option("--rounds", default=None, type=int, help="Exchanges with neighbours.  [default: 100]")
 @click.option(
     "--codec", default=None, help="How updates travel: float32, float16, bfloat16, int8, int4.  [default: int8]"

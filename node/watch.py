@@ -96,8 +96,8 @@ def table(nodes: Nodes, policy: str) -> Table:
             node["state"],
             str(node.get("round", 0)),
             str(node.get("samples", 0)),
-            _share(node.get("accuracy_alone")),
-            _share(node.get("accuracy")),
+            score(node, "_alone"),
+            score(node),
             f"{node['loss']:.3f}" if node.get("loss") is not None else "",
             f"{node.get('bytes_sent', 0) / 1000:,.0f} kB",
             str(node.get("deadline_misses", 0)),
@@ -110,7 +110,7 @@ def table(nodes: Nodes, policy: str) -> Table:
 
 def _line(nodes: Nodes, rounds: int) -> str:
     parts = [
-        f"{peer[-8:]} {node['state']} {node.get('round', 0)}/{rounds} {_share(node.get('accuracy'))}".rstrip()
+        f"{peer[-8:]} {node['state']} {node.get('round', 0)}/{rounds} {score(node)}".rstrip()
         + (f" ({node['reason']})" if node.get("reason") else "")
         for peer, node in sorted(nodes.items())
     ]
@@ -123,5 +123,8 @@ def _epsilon(node: Mapping[str, Any]) -> str:
     return f"{math.ceil(value * 100) / 100:.2f} at delta {node.get('delta')}" if value is not None else ""
 
 
-def _share(value: float | None) -> str:
-    return f"{value:.1%}" if value is not None else ""
+def score(node: Mapping[str, Any], of: str = "") -> str:
+    """Say how well a node's model does: the share that it gets right, or R2 where it predicts values."""
+    if node.get(f"r2{of}") is not None:
+        return f"R2 {node[f'r2{of}']:.3f}"
+    return f"{node[f'accuracy{of}']:.1%}" if node.get(f"accuracy{of}") is not None else ""

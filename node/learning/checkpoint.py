@@ -22,7 +22,8 @@ import safetensors.numpy
 from ...mesh.errors import LeptonError, UsageError
 from ..files import clear_unfinished, write_whole
 from ..models import Vector
-from .trainer import Metrics, TrainerState
+from .losses import Metrics
+from .trainer import TrainerState
 
 _MAGIC: Final = b"LEPTON\x00\x02"  # the last byte is the version of the format
 _DIGEST_BYTES: Final = 32

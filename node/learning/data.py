@@ -1,7 +1,7 @@
 """A user's data become samples and labels, or one sentence that says what is wrong with them and what to do.
 
-Labels are the whole numbers 0 to k-1, or one-hot rows. Names as labels are refused: nodes that hold different classes
-would number them differently, and nobody would notice.
+Labels are the whole numbers 0 to k-1, or one-hot rows; any numbers, where values are to be predicted.
+Names as labels are refused: nodes that hold different classes would number them differently, and nobody would notice.
 
 Where the labels are is never guessed: in an .npz they are `y`; in a table the last column unless `target` says
 otherwise; in a folder of images the names of its folders, which `target` lists in the order that all nodes agree on.
@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...mesh.errors import UsageError
-from .formats.checks import Dataset, Floats, Labels, labels_of, require_same_length, samples_of
+from ..objective import Objective, is_of_classes
+from .formats.checks import Dataset, Floats, Targets, Wanted, require_classes, require_same_length, samples_of
 
 __all__ = ["DataSource", "Dataset", "data_source", "digits", "hold_out", "load_data", "load_samples"]
 
@@ -32,9 +33,24 @@ class DataSource(NamedTuple):
     where: str
     target: str | None
 
-    def load(self, classes: int | None = None) -> Dataset:
+    def load(self, classes: int | None = None, objective: Objective = "cross_entropy") -> Dataset:
         """Read it as `load_data` does."""
-        return load_data(self.where, target=self.target, classes=classes)
+        return load_data(self.where, target=self.target, classes=classes, objective=objective)
+
+    def check(self) -> str:
+        """Read it, for classes or for values, whichever it holds; say why only values can be learned, if that is so.
+
+        Raises UsageError where it holds neither.
+        """
+        try:
+            self.load()
+        except UsageError as of_classes:
+            try:
+                self.load(objective="mse")
+            except UsageError:
+                raise of_classes from None
+            return str(of_classes)
+        return ""
 
 
 def data_source(text: str, folder: Path) -> DataSource:
@@ -51,37 +67,44 @@ def _is_function(text: str, folder: Path) -> bool:
     return bool(separator) and named and not (folder / text).exists()
 
 
-def load_data(where: str | Path, *, target: str | None = None, classes: int | None = None) -> Dataset:
+def load_data(
+    where: str | Path,
+    *,
+    target: str | None = None,
+    classes: int | None = None,
+    objective: Objective = "cross_entropy",
+) -> Dataset:
     """Read an ``.npz``, a ``.csv``, a ``.parquet``, a folder of images, or what a function of yours returns.
 
-    ``.npz``: ``x`` (n, ...), ``y`` (n,) whole numbers or (n, k) one-hot, and perhaps ``x_test`` and ``y_test``.
+    ``.npz``: ``x`` (n, ...), ``y`` (n,) whole numbers or (n, k) one-hot, and perhaps ``x_test`` and ``y_test``. For
+    an ``objective`` other than cross-entropy ``y`` is (n,) or (n, k) numbers, whatever the kind of source.
     ``.csv``, ``.parquet``: ``target`` names the label column, or is ``last`` (the default), or ``onehot:K`` for K
-    one-hot columns at the end. A folder: one folder of images a class; ``target`` is ``HxW`` and, unless the folders
-    are called 0, 1, 2 ..., ``:`` and the classes in order. A function returns a Dataset, or (x, y), or (x, y, x_test,
-    y_test).
+    one-hot columns at the end, ``values:K`` for K columns of values there. A folder: one folder of images a class;
+    ``target`` is ``HxW`` and, unless the folders are called 0, 1, 2 ..., ``:`` and the classes in order. A function
+    returns a Dataset, or (x, y), or (x, y, x_test, y_test).
     ``classes`` announces how many there are, for a source that holds only some of them. Without a test part a fifth is
     held out, the same fifth every time.
 
     Raises UsageError, naming the source, what is wrong with it and where.
     """
     try:
-        dataset = _reader(str(where), target)(classes)
+        dataset = _reader(str(where), target)(Wanted(objective, classes))
     except OSError as error:
         raise UsageError(f"{where}: cannot be read: {error.strerror or error}") from error
     return dataset if dataset.x_test is not None else hold_out(dataset, TEST_SHARE, TEST_SEED)
 
 
-def _reader(where: str, target: str | None) -> Callable[[int | None], Dataset]:
-    """Return what reads a source, given how many classes were announced. Imports what is heavy only then."""
+def _reader(where: str, target: str | None) -> Callable[[Wanted], Dataset]:
+    """Return what reads a source, given what is wanted of its labels. Imports what is heavy only then."""
     path = Path(where)
     if _is_function(where, Path()):
         from .formats.function import from_function
 
-        return lambda classes: from_function(where, classes)
+        return lambda wanted: from_function(where, wanted)
     if path.is_dir():
         from .formats.images import from_images
 
-        return lambda classes: from_images(path, target, classes)
+        return lambda wanted: from_images(path, target, wanted)
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give {_KINDS}")
     match path.suffix.lower():
@@ -90,11 +113,11 @@ def _reader(where: str, target: str | None) -> Callable[[int | None], Dataset]:
         case ".npz":
             from .formats.npz import from_npz
 
-            return lambda classes: from_npz(path, classes)
+            return lambda wanted: from_npz(path, wanted)
         case ".csv" | ".parquet":
             from .formats.table import from_table
 
-            return lambda classes: from_table(path, *_read_table(path), target or "last", classes)
+            return lambda wanted: from_table(path, *_read_table(path), target or "last", wanted)
         case kind:
             raise UsageError(f"{path}: Lepton reads {_KINDS}; not {kind or 'a file without an ending'}")
 
@@ -120,6 +143,14 @@ def hold_out(dataset: Dataset, share: float, seed: int) -> Dataset:
     return Dataset(x=x[train], y=y[train], classes=dataset.classes, x_test=x[test], y_test=y[test])
 
 
+def outputs_of(dataset: Dataset, objective: Objective, *, announced: int = 0) -> int:
+    """Return how many numbers a model of these data answers to a sample. Raises UsageError for values as classes."""
+    if is_of_classes(objective):
+        require_classes(dataset.y)
+        return max(announced, dataset.classes)
+    return 1 if dataset.y.ndim == 1 else int(dataset.y.shape[1])
+
+
 def digits(seed: int = 0) -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 flattened to (64,), in [0, 1], a fifth of them for the test."""
     from sklearn.datasets import load_digits  # a second to import, for this one function
@@ -134,13 +165,14 @@ class Samples:
     """Samples to be answered, and what they really are where the file says it."""
 
     x: Floats  # (n, *feature_shape)
-    y: Labels | None  # (n,)
+    y: Targets | None  # (n,), or values (n, k)
 
 
-def load_samples(path: str | Path, *, target: str | None = None) -> Samples:
+def load_samples(path: str | Path, *, target: str | None = None, objective: Objective = "cross_entropy") -> Samples:
     """Read samples to predict: ``x`` and perhaps ``y`` of an ``.npz``, or a ``.csv`` or ``.parquet``.
 
-    A table holds features alone, unless ``target`` names its label columns as in `load_data`.
+    A table holds features alone, unless ``target`` names its label columns as in `load_data`. ``objective`` is that of
+    the model which will answer.
     Raises UsageError, naming the file, what is wrong with it and where.
     """
     path = Path(path)
@@ -148,7 +180,7 @@ def load_samples(path: str | Path, *, target: str | None = None) -> Samples:
         raise UsageError(f"{path}: no such file; give the path of an .npz, a .csv or a .parquet")
     try:
         if path.suffix.lower() == ".npz":
-            return _npz_samples(path)
+            return _npz_samples(path, Wanted(objective))
         if path.suffix.lower() not in {".csv", ".parquet"}:
             ending = path.suffix or "a file without an ending"
             raise UsageError(f"{path}: Lepton reads .npz, .csv and .parquet, not {ending}")
@@ -159,18 +191,18 @@ def load_samples(path: str | Path, *, target: str | None = None) -> Samples:
         return Samples(x=samples_of(path, "features", table), y=None)
     from .formats.table import from_table
 
-    dataset = from_table(path, header, table, target, None)
+    dataset = from_table(path, header, table, target, Wanted(objective))
     return Samples(x=dataset.x, y=dataset.y)
 
 
-def _npz_samples(path: Path) -> Samples:
+def _npz_samples(path: Path, wanted: Wanted) -> Samples:
     from .formats.npz import read_npz
 
     arrays = read_npz(path)
     if "x" not in arrays:
         raise UsageError(f"{path}: has no array `x`; save with np.savez(path, x=...)")
     x = samples_of(path, "x", arrays["x"])
-    y = labels_of(path, "y", arrays["y"], None) if "y" in arrays else None
+    y = wanted.targets(path, "y", arrays["y"]) if "y" in arrays else None
     if y is not None:
         require_same_length(path, "x", x, "y", y)
     return Samples(x=x, y=y)

@@ -54,7 +54,7 @@ def judge(trainer: Trainer, donations: Sequence[Donation]) -> tuple[Donation | N
     return choose(
         donations,
         lambda donation: trainer.try_out(donation.vector).loss,
-        floor=math.log(trainer.spec.classes),
+        floor=trainer.loss_of_guessing(),
         have=trainer.evaluate().loss,
     )
 

@@ -16,7 +16,7 @@ from .settings import Budget, Stop
 LEAD_S = 2.0  # records are sent at once, and reach every node of a mesh well within this
 LEAD_ROUNDS_MIN = 2  # where a round takes longer than that
 _ROUNDS_KEPT = 16  # that a round's time and bytes are worked out from
-_BETTER = 1e-4  # a mean accuracy counts as better by this at least: less is one sample in thousands
+_BETTER = 1e-4  # a mean score counts as better by this at least: less is one sample in thousands
 
 
 class Ending:
@@ -33,16 +33,16 @@ class Ending:
         self._first: int | None = None
         self._used: deque[tuple[int, float, float]] = deque(maxlen=_ROUNDS_KEPT)  # rounds, seconds, bytes
 
-    def evaluated(self, accuracies: Iterable[float | None]) -> None:
-        """Take in everybody's newest accuracy, one's own among them, after an evaluation of one's own."""
-        known = [accuracy for accuracy in accuracies if accuracy is not None]
+    def evaluated(self, scores: Iterable[float | None]) -> None:
+        """Take in everybody's newest score (accuracy or R2), one's own among them, after an evaluation of one's own."""
+        known = [score for score in scores if score is not None]
         if not known:
             return
         mean = sum(known) / len(known)
         self._no_better = 0 if mean > self._best + _BETTER else self._no_better + 1
         self._best = max(self._best, mean)
 
-    def decide(self, rounds: int, *, seconds: float, bytes_sent: int, accuracies: Iterable[float | None]) -> bool:
+    def decide(self, rounds: int, *, seconds: float, bytes_sent: int, scores: Iterable[float | None]) -> bool:
         """Name the last round if a rule asks for it; true if that is news. ``rounds`` are over.
 
         ``seconds`` and ``bytes_sent`` are what this node has used so far.
@@ -53,7 +53,7 @@ class Ending:
             self._used.append((rounds, seconds, float(bytes_sent)))
         if not self._used or self.named is not None or not self._may_end_early:
             return False
-        ends = [(end, why) for end, why in self._ends(rounds, seconds, bytes_sent, list(accuracies)) if why]
+        ends = [(end, why) for end, why in self._ends(rounds, seconds, bytes_sent, list(scores)) if why]
         if not ends:
             return False
         end, why = min(ends)
@@ -64,7 +64,7 @@ class Ending:
         return True
 
     def _ends(
-        self, rounds: int, seconds: float, bytes_sent: int, accuracies: list[float | None]
+        self, rounds: int, seconds: float, bytes_sent: int, scores: list[float | None]
     ) -> Iterator[tuple[int, str]]:
         budget, stop, enough = self._budget, self._stop, rounds + self._lead
         if budget.seconds is not None:
@@ -73,8 +73,9 @@ class Ending:
         if budget.bytes is not None and bytes_sent:
             left = (budget.bytes - bytes_sent) / self._a_round(2)
             yield rounds + max(0, math.floor(left)), f"its {budget.bytes:,} bytes are used up"
-        if stop.accuracy is not None and accuracies and all((said or 0.0) >= stop.accuracy for said in accuracies):
-            yield enough, f"everybody has reached {stop.accuracy:.1%}"
+        least = stop.accuracy if stop.r2 is None else stop.r2
+        if least is not None and scores and all(said is not None and said >= least for said in scores):
+            yield enough, f"everybody has reached {f'{least:.1%}' if stop.r2 is None else f'R2 {least:g}'}"
         if stop.no_better is not None and self._no_better >= stop.no_better:
             yield enough, f"{stop.no_better} evaluations were no better"
 
@@ -98,4 +99,4 @@ class Ending:
     @property
     def _may_end_early(self) -> bool:
         budget, stop = self._budget, self._stop
-        return any(rule is not None for rule in (budget.seconds, budget.bytes, stop.accuracy, stop.no_better))
+        return any(rule is not None for rule in (budget.seconds, budget.bytes, stop.accuracy, stop.r2, stop.no_better))

@@ -29,10 +29,11 @@ from .donors import Donation, ask, judge
 from .ending import Ending
 from .exchange import Exchange
 from .ledger import Ledger
+from .losses import Metrics, accuracy_of
 from .messages import State, StateWanted
 from .policies import WIRES, Machine, check_policy, is_whole, machine_for, why_nothing
 from .settings import require_no_baseline
-from .trainer import Metrics, Trainer, train_alone
+from .trainer import Trainer, train_alone
 
 _PROGRESS_INTERVAL_S = 0.5  # records travel to everyone: two a second are enough for a live table
 _EVALUATE_INTERVAL_S = 0.5
@@ -58,6 +59,8 @@ class Progress:
     samples: int = 0
     accuracy: float | None = None
     accuracy_alone: float | None = None
+    r2: float | None = None
+    r2_alone: float | None = None
     loss: float | None = None
     epsilon: float | None = None
     delta: float | None = None
@@ -66,6 +69,11 @@ class Progress:
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     reason: str = ""
+
+    @property
+    def score(self) -> float | None:
+        """What is the better the higher: accuracy, or R2 where values are predicted."""
+        return self.accuracy if self.r2 is None else self.r2
 
 
 class Learner:
@@ -199,12 +207,13 @@ class Learner:
     async def _train_alone(self) -> None:
         if self.task.baseline and self._round == 0:
             steps = self.task.rounds * self.task.settings.local_steps
-            self.progress.accuracy_alone = await trio.to_thread.run_sync(self._accuracy_alone, steps)
+            alone = await trio.to_thread.run_sync(self._metrics_alone, steps)
+            self.progress.accuracy_alone, self.progress.r2_alone = accuracy_of(alone), alone.r2
 
-    def _accuracy_alone(self, steps: int) -> float:
+    def _metrics_alone(self, steps: int) -> Metrics:
         spec = self.task.spec
         alone = train_alone(spec, self._dataset, self.task.settings, steps, model=self._make_model(spec))
-        return alone.evaluate().accuracy
+        return alone.evaluate()
 
     async def _gather(self) -> None:
         """Wait until as many are ready as the task asks for, or for as long as it says; nobody waits for a late one."""
@@ -347,12 +356,12 @@ class Learner:
         records, ending = self._records(), self._ending
         if self.task.policy != "robust":  # there, one that lies could end it for all
             ending.follow([record.last for record in records.values()], self._round)
-        accuracies = [record.accuracy for peer, record in records.items() if peer != self._mesh.me]
+        scores = [record.score for peer, record in records.items() if peer != self._mesh.me]
         if ending.decide(
             self._round,
             seconds=trio.current_time() - self._began_s,
             bytes_sent=self.progress.bytes_sent,
-            accuracies=[*accuracies, self.progress.accuracy],
+            scores=[*scores, self.progress.score],
         ):
             log.info("task %s ends after round %d: %s", self.name, ending.rounds, ending.why)
             self._tell(self.progress.state, force=True)
@@ -409,8 +418,8 @@ class Learner:
         if last or now - self._evaluated_at >= _EVALUATE_INTERVAL_S:
             self._evaluated_at = now
             self._note(await trio.to_thread.run_sync(self._trainer.evaluate))
-            others = [record.accuracy for peer, record in self._records().items() if peer != self._mesh.me]
-            self._ending.evaluated([*others, self.progress.accuracy])
+            others = [record.score for peer, record in self._records().items() if peer != self._mesh.me]
+            self._ending.evaluated([*others, self.progress.score])
         self._log_round(round_)
         # Steps that a crash undoes are paid for twice where privacy is counted: there each round is kept.
         if last or self._ledger is not None or now - self._saved_at >= _CHECKPOINT_INTERVAL_S:
@@ -429,11 +438,13 @@ class Learner:
 
     def _log_round(self, round_: int) -> None:
         said = self.progress
-        accuracy = f"{said.accuracy:.1%}" if said.accuracy is not None else "not yet known"
+        score = "accuracy not yet known"
+        if said.score is not None:
+            score = f"accuracy {said.accuracy:.1%}" if said.r2 is None else f"R2 {said.r2:.3f}"
         loss = f"{said.loss:.4f}" if said.loss is not None else "not told"
         log.info(
-            "task %s, round %d of %d: loss %s, accuracy %s, %d members, %d bytes sent, %d misses",
-            self.name, round_ + 1, said.rounds, loss, accuracy, said.members, said.bytes_sent,
+            "task %s, round %d of %d: loss %s, %s, %d members, %d bytes sent, %d misses",
+            self.name, round_ + 1, said.rounds, loss, score, said.members, said.bytes_sent,
             said.deadline_misses,
         )  # fmt: skip
 
@@ -451,7 +462,7 @@ class Learner:
 
     def _note(self, metrics: Metrics) -> None:
         self._evaluated_round = self._round
-        self.progress.accuracy = metrics.accuracy
+        self.progress.accuracy, self.progress.r2 = accuracy_of(metrics), metrics.r2
 
     # -- the picture --------------------------------------------------------------------------------------------------
 
@@ -490,6 +501,8 @@ class Learner:
             samples=said.samples,
             accuracy=said.accuracy,
             accuracy_alone=said.accuracy_alone,
+            r2=said.r2,
+            r2_alone=said.r2_alone,
             loss=said.loss,
             epsilon=said.epsilon,
             delta=said.delta,

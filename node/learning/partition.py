@@ -6,12 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...mesh.errors import UsageError
+from .formats.checks import Targets
 
 Indices = npt.NDArray[np.int64]
 
 
 def partition_dirichlet(
-    y: npt.NDArray[np.int64], nodes: int, alpha: float, rng: np.random.Generator, *, least: int = 10
+    y: Targets, nodes: int, alpha: float, rng: np.random.Generator, *, least: int = 10
 ) -> list[Indices]:
     """Give every sample to exactly one of ``nodes``: a list of sorted index arrays into ``y`` (n,), int64 labels.
 
@@ -23,6 +24,8 @@ def partition_dirichlet(
     """
     if nodes < 1 or not alpha > 0 or least < 0:
         raise UsageError(f"nodes={nodes}, alpha={alpha}, least={least}: give 1 node or more, alpha > 0, least >= 0")
+    if y.ndim != 1:
+        raise UsageError(f"data are divided by their labels (n,), not by values {y.shape}")
     if len(y) < nodes * least:
         raise UsageError(f"{len(y)} samples cannot give {nodes} nodes {least} each; use fewer nodes")
     parts: list[list[int]] = [[] for _ in range(nodes)]

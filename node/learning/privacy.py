@@ -24,9 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from ...mesh.errors import UsageError
+from ..objective import Objective
+from .losses import loss_of
 
 _PER_SAMPLE_NUMBERS_MAX: Final = 2**23  # of gradients held at once, 64 MiB: a batch of a larger model goes in parts
 _NORMALS: Final = 4  # that each value of the noise is made of
@@ -50,6 +51,7 @@ class PrivateGradient:
         rate: float,
         noise: float,
         clip_norm: float,
+        objective: Objective = "cross_entropy",
         source: Source = secrets.token_bytes,
     ) -> None:
         self.rate, self.noise, self.clip_norm = rate, noise, clip_norm
@@ -58,7 +60,7 @@ class PrivateGradient:
         self._parameters = {name: part for name, part in model.named_parameters() if part.requires_grad}
         self._size = sum(part.numel() for part in self._parameters.values())
         _refuse_batch_normalisation(model)
-        self._per_sample = _per_sample(model)
+        self._per_sample = _per_sample(model, objective)
         try:
             self._clipped_sum(np.zeros(1, dtype=np.int64))
         except RuntimeError as error:
@@ -108,12 +110,14 @@ def normal(source: Source, count: int) -> Doubles:
     return summed
 
 
-def _per_sample(model: nn.Module) -> Callable[[dict[str, Tensor], Tensor, Tensor], dict[str, Tensor]]:
-    """The gradients of each record's own loss: parameters (...), x (B, ...), y (B,) to name -> (B, ...)."""
+def _per_sample(
+    model: nn.Module, objective: Objective
+) -> Callable[[dict[str, Tensor], Tensor, Tensor], dict[str, Tensor]]:
+    """The gradients of each record's own loss: parameters (...), x (B, ...), y (B, ...) to name -> (B, ...)."""
     from torch.func import functional_call, grad, vmap  # it imports for half a second, and few tasks want it
 
     def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return cross_entropy(functional_call(model, parameters, (x[None],)), y[None])
+        return loss_of(objective, functional_call(model, parameters, (x[None],)), y[None])
 
     each: Callable[[dict[str, Tensor], Tensor, Tensor], dict[str, Tensor]]
     each = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")

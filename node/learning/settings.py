@@ -3,7 +3,8 @@
 Free of torch, so that the command line can check a task's file without the seconds that loading it takes.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -13,6 +14,7 @@ from ..limits import SEED_MAX
 Policy = Literal["trusted", "private", "robust"]
 Schedule = Literal["constant", "cosine", "linear"]
 MomentumKind = Literal["plain", "quasi_global"]
+Optimiser = Literal["sgd", "adam", "adamw"]
 Rounds = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Copies = Annotated[int, msgspec.Meta(ge=1, le=16)]
 Members = Annotated[int, msgspec.Meta(ge=1, le=1024)]
@@ -43,14 +45,52 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=100)] = 0.5
     schedule: Schedule = "constant"
     warmup_steps: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
-    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
-    momentum_kind: MomentumKind = "plain"
-    weight_decay: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    optimiser: Optimiser = "sgd"
+    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9  # of sgd
+    momentum_kind: MomentumKind = "plain"  # of sgd
+    beta1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9  # of adam and adamw, as Kingma and Ba (2015) suggest
+    beta2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.999
+    eps: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1e-8
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0  # through the gradient; adamw: apart from it
     clip_norm: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # of a batch's gradient; 0: as it is
     proximal: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0  # FedProx' mu; 0: none
     tracking: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0  # gradient tracking; 0: none
     dp: DpSettings | None = None  # differential privacy of each training record
     seed: Annotated[int, msgspec.Meta(ge=0, le=SEED_MAX)] = 0
+
+
+# What only some optimisers have. Gradient tracking corrects gradients by how far the model moved, which tells of them
+# only where a step is a multiple of a gradient.
+_OPTIONS: Final[dict[str, frozenset[Optimiser]]] = {
+    "momentum": frozenset({"sgd"}),
+    "momentum_kind": frozenset({"sgd"}),
+    "tracking": frozenset({"sgd"}),
+    "beta1": frozenset({"adam", "adamw"}),
+    "beta2": frozenset({"adam", "adamw"}),
+    "eps": frozenset({"adam", "adamw"}),
+}
+
+
+def check_optimiser(optimiser: Optimiser, said: Iterable[str]) -> None:
+    """Raise UsageError for an option that was said and that this optimiser does not have."""
+    for key in said:
+        having = _OPTIONS.get(key)
+        if having is not None and optimiser not in having:
+            own = ", ".join(name for name, of in _OPTIONS.items() if optimiser in of)
+            raise UsageError(
+                f"train.{key} is for the optimiser {' and '.join(map(repr, sorted(having)))}; this one is "
+                f"{optimiser!r}, which has {own}. Leave it out."
+            )
+
+
+def as_said(settings: TrainSettings) -> dict[str, Any]:
+    """Return settings as a task's file would say them: without what other optimisers have, where nobody changed it."""
+    usual = msgspec.to_builtins(TrainSettings())
+    return {
+        key: value
+        for key, value in msgspec.to_builtins(settings).items()
+        if settings.optimiser in _OPTIONS.get(key, {settings.optimiser}) or value != usual[key]
+    }
 
 
 def require_no_baseline(settings: TrainSettings) -> None:
@@ -71,6 +111,7 @@ class Stop(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """When a task has done enough, before its budget is used up."""
 
     accuracy: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None  # that every node here reaches
+    r2: Annotated[float, msgspec.Meta(gt=-1e6, le=1)] | None = None  # likewise, where values are predicted
     no_better: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None  # evaluations without a better mean
 
 

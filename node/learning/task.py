@@ -15,6 +15,7 @@ from ...mesh.errors import UsageError
 from ...mesh.messages import Name
 from ..config import check_keys, check_values, merged, parse_size, require_name, sentence
 from ..limits import FACTORY_CHARS_MAX, FACTORY_PATTERN, SEED_MAX, WIDTH_MAX
+from ..objective import Objective, is_of_classes, is_of_values
 from .settings import (
     Budget,
     Copies,
@@ -24,6 +25,7 @@ from .settings import (
     Stop,
     TrainSettings,
     WaitSeconds,
+    check_optimiser,
     require_no_baseline,
 )
 
@@ -62,6 +64,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     name: str
     data: Name
+    objective: Objective = "cross_entropy"
     policy: Policy = "trusted"
     seed: Annotated[int, msgspec.Meta(ge=0, le=SEED_MAX)] = 0  # of the model's first values and of the batches
     baseline: bool = False  # each node also trains alone, to compare
@@ -112,6 +115,7 @@ def task_from(found: Mapping[str, Any], where: str) -> Task:
         raise UsageError(f"{where}: {sentence(error)}.") from error
     _check_train(where, task)
     _check_factory(where, task.model)
+    _check_objective(where, task)
     check_words(where, task.policy, task.averaging)
     return task
 
@@ -129,6 +133,21 @@ def check_words(where: str, policy: Policy, said: Averaging) -> None:
     if policy != "robust" and said.peers is not None:
         raise UsageError(
             f"{where}: averaging.peers is for the policy 'robust'; this one is {policy!r}, which excludes it."
+        )
+
+
+def _check_objective(where: str, task: Task) -> None:
+    """Raise UsageError for what this objective does not have."""
+    if task.model.classes is not None and not is_of_classes(task.objective):
+        raise UsageError(
+            f"{where}: model.classes is for the objective 'cross_entropy'; with {task.objective!r} the data say how "
+            "many numbers are predicted. Leave it out."
+        )
+    if task.stop.accuracy is not None and is_of_values(task.objective):
+        raise UsageError(f"{where}: stop.accuracy: of values none is right or wrong. Did you mean 'stop.r2'?")
+    if task.stop.r2 is not None and not is_of_values(task.objective):
+        raise UsageError(
+            f"{where}: stop.r2 is for values; this objective is {task.objective!r}. Did you mean 'stop.accuracy'?"
         )
 
 
@@ -162,5 +181,9 @@ def _check_train(where: str, task: Task) -> None:
         settings = task.settings(TrainSettings())
     except msgspec.ValidationError as error:
         raise UsageError(f"{where}: {sentence(error, 'train.')}.") from error
+    try:
+        check_optimiser(settings.optimiser, task.train)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
     if task.baseline:
         require_no_baseline(settings)

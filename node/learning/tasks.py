@@ -27,13 +27,14 @@ from ..home import Home
 from ..inference.view import View
 from ..inference.weights import Weights
 from ..models import ModelSpec, build, check_sizes
+from ..objective import Objective
 from ..picture import PROFILE, TASK, TRAINER, Profile, TaskRecord, TrainerRecord, newest
 from . import exchange
 from .begun import Begun
 from .checkpoint import CheckpointStore
 from .circle import Circle
 from .circles import Circles
-from .data import TEST_SEED, TEST_SHARE, Dataset, DataSource, hold_out
+from .data import TEST_SEED, TEST_SHARE, Dataset, DataSource, hold_out, outputs_of
 from .factories import Factories, structure
 from .learner import Learner, Progress
 from .ledger import Ledger
@@ -61,6 +62,11 @@ class TrainResult:
     def accuracy_worst(self) -> float:
         """The worst node's accuracy; NaN when nobody evaluated."""
         return min((node.accuracy for node in self.nodes.values() if node.accuracy is not None), default=float("nan"))
+
+    @property
+    def r2_worst(self) -> float:
+        """The worst node's R2, where values are predicted; NaN when nobody evaluated."""
+        return min((node.r2 for node in self.nodes.values() if node.r2 is not None), default=float("nan"))
 
 
 class Tasks:
@@ -164,7 +170,7 @@ class Tasks:
         stated = TaskRecord(
             spec=spec,
             structure=structure(shared, model) if spec.architecture == "own" else None,
-            settings=task.settings(settings_for(spec)),
+            settings=task.settings(settings_for(spec, optimiser=task.train.get("optimiser", "sgd"))),
             data=task.data,
             budget=task.budget,
             stop=task.stop,
@@ -189,21 +195,22 @@ class Tasks:
             msg = f"This node has no data set {task.data!r} to read the model's size from"
             raise UsageError(f"{msg}; start the task on one that has.")
         model = task.model
-        dataset = self._dataset(task.data, model.classes)
+        dataset = self._dataset(task.data, model.classes, task.objective)
         return ModelSpec(
             architecture=model.architecture,
             factory=model.factory,
             inputs=dataset.feature_shape,
-            classes=max(model.classes or 0, dataset.classes),
+            classes=outputs_of(dataset, task.objective, announced=model.classes or 0),
+            objective=task.objective,
             hidden=model.hidden,
             hidden_activation=model.hidden_activation,
             seed=task.seed,
         )
 
-    def _dataset(self, name: str, classes: int | None) -> Dataset:
+    def _dataset(self, name: str, classes: int | None, objective: Objective) -> Dataset:
         source = self._datasets[name]
         if isinstance(source, DataSource):
-            return source.load(classes)
+            return source.load(classes, objective)
         return source if source.x_test is not None else hold_out(source, TEST_SHARE, TEST_SEED)
 
     async def follow(self) -> None:
@@ -248,7 +255,9 @@ class Tasks:
 
         with scope:
             try:
-                dataset = await trio.to_thread.run_sync(self._dataset, task.data, task.spec.classes)
+                dataset = await trio.to_thread.run_sync(
+                    self._dataset, task.data, task.spec.classes, task.spec.objective
+                )
                 checkpoints = CheckpointStore(self._home.folder("tasks", name, str(task.version)))
                 make = functools.partial(
                     self._learner_of, name, task, dataset, checkpoints=checkpoints, on_trained=trained

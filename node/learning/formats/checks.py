@@ -2,15 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ....mesh.errors import UsageError
 from ...limits import WIDTH_MAX
+from ...objective import Objective, is_of_classes
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float32]
+Targets = Labels | Values
 Where = Path | str  # what messages call the source
 
 
@@ -19,15 +23,28 @@ class Dataset:
     """Samples that one node holds, and the ones it keeps aside to test on."""
 
     x: Floats  # (n, *feature_shape)
-    y: Labels  # (n,), 0 to classes - 1
-    classes: int  # one more than the highest label seen, unless more were announced
+    y: Targets  # int64 (n,), 0 to classes - 1; or values, float32 (n, classes)
+    classes: int  # one more than the highest label seen, unless more were announced; of values: how many a sample has
     x_test: Floats | None = None  # (t, *feature_shape)
-    y_test: Labels | None = None  # (t,)
+    y_test: Targets | None = None  # (t,) or (t, classes)
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
         """The shape of one sample."""
         return self.x.shape[1:]
+
+
+class Wanted(NamedTuple):
+    """What a task wants to read: labels for this objective, of so many classes, if that was announced."""
+
+    objective: Objective = "cross_entropy"
+    classes: int | None = None
+
+    def targets(self, path: Where, name: str, raw: npt.NDArray[np.generic]) -> Targets:
+        """Return labels as this objective takes them. Raises UsageError that names the row that is wrong."""
+        if is_of_classes(self.objective):
+            return labels_of(path, name, raw, self.classes)
+        return values_of(path, name, raw, self.objective)
 
 
 def samples_of(path: Where, name: str, raw: npt.NDArray[np.generic]) -> Floats:
@@ -74,7 +91,33 @@ def _from_one_hot(path: Where, name: str, raw: npt.NDArray[np.float64]) -> Label
     return y
 
 
-def require_same_length(path: Where, x_name: str, x: Floats, y_name: str, y: Labels) -> None:
+def values_of(path: Where, name: str, raw: npt.NDArray[np.generic], objective: Objective) -> Values:
+    """Return values as float32 (n, k), from numbers (n,) or (n, k). Raises UsageError."""
+    if raw.dtype.kind not in "fiub":
+        raise UsageError(f"{path}: `{name}` holds {raw.dtype}, not numbers; convert it to float32")
+    if raw.ndim not in (1, 2) or raw.size == 0 or raw.size > WIDTH_MAX * len(raw):
+        raise UsageError(f"{path}: `{name}` has shape {raw.shape}; it must be (samples,) or (samples, values)")
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinity
+        values = raw.reshape(len(raw), -1).astype(np.float32)
+    good = np.isfinite(values)
+    if objective == "binary_cross_entropy":
+        good &= (values >= 0) & (values <= 1)
+    if not (whole := good.all(axis=1)).all():
+        row = int(np.argmin(whole))
+        wrong = values[row][~good[row]][0]
+        what = "0 (no) to 1 (yes)" if objective == "binary_cross_entropy" else "finite numbers"
+        raise UsageError(f"{path}: `{name}` is {wrong:g} at row {row} (from 0); for {objective!r} they are {what}")
+    return values
+
+
+def require_classes(y: Targets) -> None:
+    if y.dtype.kind not in "iu" or y.ndim != 1:
+        raise UsageError(
+            f"the labels are values, {y.dtype} {y.shape}; the objective 'cross_entropy' takes whole numbers of classes"
+        )
+
+
+def require_same_length(path: Where, x_name: str, x: Floats, y_name: str, y: Targets) -> None:
     if len(x) != len(y):
         raise UsageError(f"{path}: `{x_name}` has {len(x)} rows, `{y_name}` has {len(y)}; each sample needs its label")
 
@@ -82,14 +125,21 @@ def require_same_length(path: Where, x_name: str, x: Floats, y_name: str, y: Lab
 def dataset_of(
     path: Where,
     x: Floats,
-    y: Labels,
-    classes: int | None,
+    y: Targets,
+    wanted: Wanted,
     x_test: Floats | None = None,
-    y_test: Labels | None = None,
+    y_test: Targets | None = None,
 ) -> Dataset:
+    if x_test is None and len(y) < 2:
+        raise UsageError(f"{path}: holds 1 sample, and a test part must be held out; give 2 or more")
+    if not is_of_classes(wanted.objective):
+        if y_test is not None and y_test.shape[1:] != y.shape[1:]:
+            raise UsageError(
+                f"{path}: `y` has {y.shape[1]} values a sample, `y_test` {y_test.shape[1]}; make them equal"
+            )
+        return Dataset(x=x, y=y, classes=y.shape[1], x_test=x_test, y_test=y_test)
+    classes = wanted.classes
     seen = 1 + int(max(y.max(), -1 if y_test is None else y_test.max()))
     if classes is not None and seen > classes:
         raise UsageError(f"{path}: holds label {seen - 1}; labels are whole numbers 0 to {classes - 1}")
-    if x_test is None and len(y) < 2:
-        raise UsageError(f"{path}: holds 1 sample, and a test part must be held out; give 2 or more")
     return Dataset(x=x, y=y, classes=max(2, classes or seen), x_test=x_test, y_test=y_test)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ....mesh.errors import UsageError
-from .checks import Dataset, dataset_of, labels_of, require_same_length, samples_of
+from .checks import Dataset, Wanted, dataset_of, require_same_length, samples_of
 
 
-def from_function(name: str, classes: int | None) -> Dataset:
+def from_function(name: str, wanted: Wanted) -> Dataset:
     """Call it without arguments; it returns a Dataset, (x, y) or (x, y, x_test, y_test). Raises UsageError."""
     module, _, function = name.partition(":")
     try:
@@ -26,16 +26,16 @@ def from_function(name: str, classes: int | None) -> Dataset:
         return given
     if not isinstance(given, tuple) or len(given) not in {2, 4}:
         raise UsageError(f"{name}: returned {type(given).__name__}; return (x, y) or (x, y, x_test, y_test)")
-    x, y = _part(name, "x", given[0], given[1], classes)
+    x, y = _part(name, "x", given[0], given[1], wanted)
     if len(given) == 2:
-        return dataset_of(name, x, y, classes)
-    x_test, y_test = _part(name, "x_test", given[2], given[3], classes)
+        return dataset_of(name, x, y, wanted)
+    x_test, y_test = _part(name, "x_test", given[2], given[3], wanted)
     if x_test.shape[1:] != x.shape[1:]:
         raise UsageError(f"{name}: samples of `x` are {x.shape[1:]}, of `x_test` {x_test.shape[1:]}; make them equal")
-    return dataset_of(name, x, y, classes, x_test, y_test)
+    return dataset_of(name, x, y, wanted, x_test, y_test)
 
 
-def _part(name: str, what: str, x: Any, y: Any, classes: int | None) -> tuple[Any, Any]:  # noqa: ANN401 - anything
-    samples, labels = samples_of(name, what, np.asarray(x)), labels_of(name, "labels", np.asarray(y), classes)
+def _part(name: str, what: str, x: Any, y: Any, wanted: Wanted) -> tuple[Any, Any]:  # noqa: ANN401 - anything
+    samples, labels = samples_of(name, what, np.asarray(x)), wanted.targets(name, "labels", np.asarray(y))
     require_same_length(name, what, samples, "labels", labels)
     return samples, labels

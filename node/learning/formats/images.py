@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from ....mesh.errors import UsageError
-from .checks import Dataset, Floats, dataset_of
+from .checks import Dataset, Floats, Wanted, dataset_of
 
 _TARGET: Final = re.compile(r"(\d{1,4})x(\d{1,4})(?::(.+))?")
 _ENDINGS: Final = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
@@ -19,7 +19,7 @@ SIDE_MAX: Final = 1024  # of what a model here could take in
 PIXELS_MAX: Final = 64 * 1024 * 1024  # of one file: a small file may claim to be a very large image
 
 
-def from_images(folder: Path, target: str | None, classes: int | None) -> Dataset:
+def from_images(folder: Path, target: str | None, wanted: Wanted) -> Dataset:
     """Read ``folder/CLASS/*.png`` and so on: float32 (n, H, W) in [0, 1]. ``target``: ``HxW`` or ``HxW:name,name``."""
     height, width, names = _read_target(folder, target)
     found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -34,7 +34,9 @@ def from_images(folder: Path, target: str | None, classes: int | None) -> Datase
             labels.append(label)
     if not images:
         raise UsageError(f"{folder}: holds no images ({', '.join(sorted(_ENDINGS))}) in its folders")
-    return dataset_of(folder, np.stack(images), np.array(labels, np.int64), classes or (len(names) if names else None))
+    if wanted.classes is None and names:
+        wanted = wanted._replace(classes=len(names))
+    return dataset_of(folder, np.stack(images), wanted.targets(folder, "classes", np.array(labels)), wanted)
 
 
 def _read_target(folder: Path, target: str | None) -> tuple[int, int, list[str] | None]:

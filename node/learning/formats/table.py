@@ -5,38 +5,41 @@ look one-hot is refused until `target` says so.
 """
 
 import difflib
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ....mesh.errors import UsageError
-from .checks import Dataset, Where, dataset_of, labels_of, samples_of
+from .checks import Dataset, Wanted, Where, dataset_of, samples_of
+
+_LEAST: Final = {"onehot": 2, "values": 1}  # columns at the end that hold one label, or as many values
 
 
 def from_table(
-    path: Where, header: list[str] | None, table: npt.NDArray[np.float64], target: str, classes: int | None
+    path: Where, header: list[str] | None, table: npt.NDArray[np.float64], target: str, wanted: Wanted
 ) -> Dataset:
     """Split a table (n, columns) into samples and labels. Raises UsageError."""
     features, labels = _split_columns(path, header, table, target)
-    x, y = samples_of(path, "features", features), labels_of(path, "labels", labels, classes)
-    return dataset_of(path, x, y, classes)
+    x, y = samples_of(path, "features", features), wanted.targets(path, "labels", labels)
+    return dataset_of(path, x, y, wanted)
 
 
 def _split_columns(
     path: Where, header: list[str] | None, table: npt.NDArray[np.float64], target: str
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Features (n, f) and labels, (n,) or (n, K) one-hot."""
+    """Features (n, f) and labels, (n,) or (n, K) one-hot or values."""
     columns = table.shape[1]
-    if target.startswith("onehot:"):
-        count = target.removeprefix("onehot:")
-        if not count.isdecimal() or not 2 <= int(count) < columns:
-            raise UsageError(f"{path}: target {target!r}: give onehot:K with K from 2 to {columns - 1}")
+    kind, _, count = target.partition(":")
+    if count and kind in _LEAST:
+        if not count.isdecimal() or not _LEAST[kind] <= int(count) < columns:
+            raise UsageError(f"{path}: target {target!r}: give {kind}:K with K from {_LEAST[kind]} to {columns - 1}")
         return table[:, : -int(count)], table[:, -int(count) :]
     if target == "last" or (header is not None and target == header[-1]):
         if target == "last" and (count_seen := _one_hot_columns(table)):
             raise UsageError(
                 f"{path}: the last {count_seen} columns look one-hot; say target='onehot:{count_seen}', or another "
-                "number of classes, or the name of the label column"
+                "number of classes, or the name of the label column, or target='values:1'"
             )
         return table[:, :-1], table[:, -1]
     column = _named_column(path, header, target)

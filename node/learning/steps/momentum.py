@@ -23,7 +23,7 @@ class Momentum:
         """How far a gradient moves the model in the end, in step sizes: plain momentum repeats it again and again."""
         return 1 / (1 - self._beta) if self._kind == "plain" else 1.0
 
-    def direction(self, gradient: Tensor) -> Tensor:
+    def direction(self, gradient: Tensor, _step: int = 0) -> Tensor:
         """Return what to step along; plain momentum takes the gradient in."""
         if self._kind == "plain":
             return self.buffer.mul_(self._beta).add_(gradient)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from lepton.mesh.errors import LeptonError, UsageError
 from lepton.node.learning.checkpoint import Checkpoint, CheckpointStore, Loaded, decode, encode
 from lepton.node.learning.data import digits
+from lepton.node.learning.losses import Metrics
 from lepton.node.learning.settings import TrainSettings
-from lepton.node.learning.trainer import Metrics, Trainer, TrainerState
+from lepton.node.learning.trainer import Trainer, TrainerState
 from lepton.node.models import ModelSpec
 from safetensors.numpy import save
 

@@ -10,11 +10,11 @@ from lepton.node.learning.settings import Budget, Stop
 def run(ending: Ending, *, round_s: float = 1.0, round_bytes: int = 10, accuracy: float | None = None) -> int:
     """Go on round by round until it is over; returns after how many."""
     rounds = 0
-    ending.decide(rounds, seconds=0.0, bytes_sent=0, accuracies=[])
+    ending.decide(rounds, seconds=0.0, bytes_sent=0, scores=[])
     while rounds < ending.rounds:
         rounds += 1
         ending.evaluated([accuracy])
-        ending.decide(rounds, seconds=rounds * round_s, bytes_sent=rounds * round_bytes, accuracies=[accuracy])
+        ending.decide(rounds, seconds=rounds * round_s, bytes_sent=rounds * round_bytes, scores=[accuracy])
     return rounds
 
 
@@ -30,9 +30,9 @@ def test_budgets_are_kept_to_the_round(round_s: float) -> None:
 
 def test_a_slow_start_does_not_end_it() -> None:
     ending = Ending(Budget(rounds=1000, seconds=60.0), Stop())
-    ending.decide(0, seconds=0.0, bytes_sent=0, accuracies=[])
+    ending.decide(0, seconds=0.0, bytes_sent=0, scores=[])
     for rounds in range(1, 20):
-        assert not ending.decide(rounds, seconds=25.0 + 0.1 * rounds, bytes_sent=0, accuracies=[])
+        assert not ending.decide(rounds, seconds=25.0 + 0.1 * rounds, bytes_sent=0, scores=[])
 
 
 def test_a_budget_that_is_gone_at_once_still_ends_it() -> None:
@@ -42,13 +42,13 @@ def test_a_budget_that_is_gone_at_once_still_ends_it() -> None:
 @pytest.mark.parametrize("round_s", [0.1, 1.0, 60.0])
 def test_the_end_is_named_so_far_ahead_that_all_can_hear_of_it(round_s: float) -> None:
     ending = Ending(Budget(rounds=10_000), Stop(accuracy=0.9))
-    assert not ending.decide(5, seconds=5 * round_s, bytes_sent=0, accuracies=[0.95, 0.89])
-    assert not ending.decide(6, seconds=6 * round_s, bytes_sent=0, accuracies=[0.95, None])
-    assert ending.decide(7, seconds=7 * round_s, bytes_sent=0, accuracies=[0.95, 0.9])
+    assert not ending.decide(5, seconds=5 * round_s, bytes_sent=0, scores=[0.95, 0.89])
+    assert not ending.decide(6, seconds=6 * round_s, bytes_sent=0, scores=[0.95, None])
+    assert ending.decide(7, seconds=7 * round_s, bytes_sent=0, scores=[0.95, 0.9])
     assert ending.named is not None
     assert (ending.named - 7) * round_s >= LEAD_S - 1e-9
     assert ending.named - 7 >= LEAD_ROUNDS_MIN
-    assert not ending.decide(8, seconds=8 * round_s, bytes_sent=0, accuracies=[0.99])  # it names one only once
+    assert not ending.decide(8, seconds=8 * round_s, bytes_sent=0, scores=[0.99])  # it names one only once
 
 
 def test_what_does_not_get_better_ends() -> None:
@@ -56,7 +56,7 @@ def test_what_does_not_get_better_ends() -> None:
     better = Ending(Budget(rounds=1000), Stop(no_better=2))
     for step in range(10):
         better.evaluated([step / 10, None])
-        assert not better.decide(step + 1, seconds=step, bytes_sent=0, accuracies=[])
+        assert not better.decide(step + 1, seconds=step, bytes_sent=0, scores=[])
 
 
 def test_nobody_can_end_a_task_that_has_no_such_rule() -> None:
@@ -72,7 +72,7 @@ def test_nodes_that_hear_of_each_other_in_time_end_in_the_same_round(
     """They run in step, as exchanges make them; each counts its own seconds, and hears the others' ends late."""
     nodes = [Ending(Budget(rounds=500, seconds=100.0 + seconds), Stop()) for _ in speeds]
     for node in nodes:
-        node.decide(0, seconds=0.0, bytes_sent=0, accuracies=[])
+        node.decide(0, seconds=0.0, bytes_sent=0, scores=[])
     heard: list[list[int | None]] = []
     ends: dict[int, int] = {}
     for rounds in range(1, 501):
@@ -80,7 +80,7 @@ def test_nodes_that_hear_of_each_other_in_time_end_in_the_same_round(
         for index, (node, round_s) in enumerate(zip(nodes, speeds, strict=True)):
             if index in ends:
                 continue
-            node.decide(rounds, seconds=rounds * round_s, bytes_sent=0, accuracies=[])
+            node.decide(rounds, seconds=rounds * round_s, bytes_sent=0, scores=[])
             late = heard[max(0, len(heard) - 1 - delay)]
             node.follow(late, rounds)
             if rounds >= node.rounds:
