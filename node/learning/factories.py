@@ -3,10 +3,9 @@
 A task's record comes from another node, and to import a module is to run it. So a record's name is never imported: it
 is looked up among the names that the owner wrote down, and those were imported when the node started.
 
-A factory takes nothing and returns a `torch.nn.Module` that takes float32 (B, *inputs) and gives logits (B, classes), or as
-many values.
-Nodes average numbers by their place: `structure` says what a vector's numbers mean, so that two factories of one name
-that make different models are told apart.
+A factory takes nothing and returns a `torch.nn.Module` that takes float32 (B, *inputs) and gives (B, classes): logits,
+or values. Nodes average numbers by their place: `structure` says what a vector's numbers mean, so that two factories of
+one name that make different models are told apart.
 """
 
 import hashlib
