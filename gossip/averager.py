@@ -13,9 +13,11 @@ from .codecs import Floats, codec
 from .config import Config
 from .errors import BadSetup
 from .events import Behind, Expired, Finished, PeerDown, Ready, Received, Report, Send
+from .forming import Formed
 from .gate import Gate
-from .groups import GROUP_SIZE, group_of
+from .groups import GROUP_SIZE
 from .hashing import digest
+from .meeting import Meeting
 from .messages import Message, Status
 from .part import Reference
 from .patience import Patience
@@ -85,8 +87,8 @@ class Averager:
         self._gate = Gate(self._config)
         self._opening_patience, self._exchange_patience = Patience(self._config), Patience(self._config)
         self._reference: Reference | None = None
-        self._running: Round | None = None
-        self._past: dict[int, Round] = {}
+        self._running: Meeting | None = None
+        self._past: dict[int, Meeting] = {}
         self._early: dict[tuple[int, str], Status] = {}  # by round and peer, in the order of arrival
         self._told_behind: set[str] = set()
 
@@ -141,7 +143,7 @@ class Averager:
         if self._running or ready.round < self.round:
             state = "is running" if self._running else "comes next"
             raise BadSetup(f"round {ready.round} of task {self._task!r} cannot begin: round {self.round} {state}")
-        self._running = self._new_round(ready)
+        self._running = self._new_meeting(ready)
         self._enter(ready.round)
         early = self._early_events()
         effects = self._after(self._running.start(now)) + self._forward(early, now)
@@ -149,17 +151,31 @@ class Averager:
             effects += self._wait_no_more(peer, now)
         return effects
 
-    def _new_round(self, ready: Ready) -> Round:
-        members = group_of(self._mesh, self._task, ready.round, self._me, ready.members, self._group_size)
-        terms = Terms(
-            mesh=self._mesh,
-            task=self._task,
-            round=ready.round,
-            members=members,
-            dimension=self._dimension,
-            codec=self._codec.name,
-            chunk_bytes=self._chunk_bytes,
+    def _new_meeting(self, ready: Ready) -> Meeting:
+        def terms(formed: Formed) -> Terms:
+            return Terms(
+                mesh=self._mesh,
+                task=self._task,
+                round=ready.round,
+                members=formed.members,
+                dimension=self._dimension,
+                codec=self._codec.name,
+                chunk_bytes=self._chunk_bytes,
+                leader=formed.leader,
+            )
+
+        return Meeting(
+            self._me,
+            ready,
+            size=self._group_size,
+            terms=terms,
+            new_round=lambda terms: self._new_round(ready, terms),
+            wait_s=self._opening_patience.wait_s,
+            nudge_s=self._config.nudge_s,
+            instance=self._instance,
         )
+
+    def _new_round(self, ready: Ready, terms: Terms) -> Round:
         return Round(
             self._me,
             terms,

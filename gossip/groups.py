@@ -28,8 +28,7 @@ def groups(
     """
     if size < GROUP_SIZE_MIN:
         raise BadSetup(f"a group of {size} exchanges nothing; choose a group size of {GROUP_SIZE_MIN} or more")
-    seed = (mesh, task.encode(), round_.to_bytes(8, "big"))
-    ranked = sorted(set(members), key=lambda peer: (digest("lepton-group", *seed, peer.encode()), peer))
+    ranked = sorted(set(members), key=lambda peer: rank(mesh, task, round_, peer))
     if not ranked:
         return ()
     count = min(-(-len(ranked) // size), max(1, len(ranked) // GROUP_SIZE_MIN))
@@ -48,6 +47,11 @@ def group_of(
         if peer in group:
             return group
     raise BadSetup(f"{peer} is not among the members of round {round_} of task {task!r}: add it to the view")
+
+
+def rank(mesh: bytes, task: str, round_: int, peer: str) -> tuple[bytes, str]:
+    """Return what orders the members of a round: another order in each, and the same for everybody."""
+    return digest("lepton-group", mesh, task.encode(), round_.to_bytes(8, "big"), peer.encode()), peer
 
 
 def balanced(length: int, count: int) -> tuple[slice, ...]:

@@ -29,6 +29,8 @@ Mask = Annotated[bytes, msgspec.Meta(max_length=MASK_BYTES_MAX)]
 Masks = Annotated[tuple[Mask, ...], msgspec.Meta(max_length=CONTRIBUTORS_MAX)]
 Instances = Annotated[tuple[Instance, ...], msgspec.Meta(max_length=CONTRIBUTORS_MAX)]
 Contributors = Annotated[tuple[tuple[Name, float], ...], msgspec.Meta(max_length=CONTRIBUTORS_MAX)]
+Hears = Annotated[bytes, msgspec.Meta(max_length=8 * CONTRIBUTORS_MAX)]
+Members = Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=CONTRIBUTORS_MAX)]
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,7 +120,24 @@ class Proposal(Header, frozen=True, kw_only=True, tag="proposal"):
     outcome: Outcome
 
 
-Message = Status | Contribution | Mean | Want | Proposal
+class View(Header, frozen=True, kw_only=True, tag="view"):
+    """Members see different groups: here is whom the sender `hears`, as digests of names (`forming.py`).
+
+    `free`: it is looking for a group; else `context` is that of the group that it is in. `asks`: for the same.
+    """
+
+    hears: Hears
+    free: bool
+    asks: bool = False
+
+
+class Invite(Header, frozen=True, kw_only=True, tag="invite"):
+    """The sender has gathered these, itself and the receiver among them; `context` is that of their group."""
+
+    members: Members
+
+
+Message = Status | Contribution | Mean | Want | Proposal | View | Invite
 
 _wire: Wire[Message] = Wire(Message, "a round")
 pack, unpack = _wire.pack, _wire.unpack

@@ -38,6 +38,7 @@ from .messages import (
     Outcome,
     Proposal,
     Status,
+    View,
     Want,
     payload_size_bytes,
 )
@@ -143,7 +144,7 @@ class Round:
         self._refused: list[Refusal] = []
         self._ignored = self._bytes_sent = self._bytes_received = 0
         self._effects: list[Effect] = []
-        self._released = False
+        self._released = self._held_open = False
 
     @property
     def finish_s_max(self) -> float:
@@ -185,6 +186,16 @@ class Round:
             self._members[peer].leave("the peer is in a later round", for_good=True)
         return self._advance(now)
 
+    @property
+    def opening(self) -> bool:
+        """Whether no values have been exchanged yet."""
+        return self.phase in {Phase.NEW, Phase.OPENING}
+
+    def hold_open(self, now: float, *, held: bool) -> list[Effect]:
+        """Exchange nothing while members look for a group (`forming.py`), or no longer so."""
+        self._held_open = held
+        return self._advance(now)
+
     def is_late(self, peer: str, message: Message) -> bool:
         """Whether a member opens the round for which nobody waits with that any more."""
         known = isinstance(message, Status) and message.context == self.context and peer in self._members
@@ -203,7 +214,9 @@ class Round:
         same_round = (message.task, message.round) == (self.terms.task, self.terms.round)
         if member is None or not same_round or message.context != self.context:
             self._ignored += 1
-            if member is not None and same_round and not member.opened:
+            if member is not None and same_round and isinstance(message, View) and not message.free:
+                member.leave("the peer is in another group", for_good=True)
+            elif member is not None and same_round and not member.opened:
                 member.leave("the peer sees another group")
             return
         if not isinstance(message, Mean) and not self._is_of_life(member.number, message.instance):
@@ -358,7 +371,7 @@ class Round:
     # What is due
 
     def _advance(self, now: float) -> list[Effect]:
-        if self.phase is Phase.OPENING and (self._has_opened() or now >= self.started_s + self._opening_wait_s):
+        if self.phase is Phase.OPENING and not self._held_open and self._is_opened(now):
             self._begin_exchange(now)
         if self.phase in {Phase.EXCHANGE, Phase.AGREEMENT}:
             self._give_up_on_the_silent(now)
@@ -376,8 +389,9 @@ class Round:
         effects, self._effects = self._effects, []
         return effects
 
-    def _has_opened(self) -> bool:
-        return all(member.opened or member.gone for member in self._members.values())
+    def _is_opened(self, now: float) -> bool:
+        come = all(member.opened or member.gone for member in self._members.values())
+        return come or now >= self.started_s + self._opening_wait_s
 
     def _begin_exchange(self, now: float) -> None:
         self.phase, self.opened_s = Phase.EXCHANGE, now
@@ -642,7 +656,7 @@ class Round:
         if self.phase in {Phase.NEW, Phase.FINISHED}:
             return math.inf
         times = [self._moved_s + self._config.nudge_s]
-        if self.phase is Phase.OPENING:
+        if self.phase is Phase.OPENING and not self._held_open:
             times.append(self.started_s + self._opening_wait_s)
         if self.phase is Phase.EXCHANGE:
             times.append(self.opened_s + EXCHANGE_STALLS * self._stall_s)

@@ -13,7 +13,7 @@ class Terms:
     """The terms of one exchange. Part j of the vector, a contiguous slice, is averaged by member j, its owner.
 
     `mesh` names the mesh, `members` is the sorted group, `dimension` the number of parameters, `codec` a codec's name;
-    `chunk_bytes` is about what travels at once.
+    `chunk_bytes` is about what travels at once. `leader` is who gathered the members, where their views differed.
     """
 
     mesh: bytes
@@ -23,6 +23,7 @@ class Terms:
     dimension: int
     codec: str
     chunk_bytes: int = CHUNK_BYTES
+    leader: str = ""
 
     def __post_init__(self) -> None:
         """Check what a caller may have got wrong.
@@ -39,7 +40,12 @@ class Terms:
     def context(self) -> bytes:
         """A digest of all terms: messages with another context come from another view and are not for this round."""
         numbers = (n.to_bytes(8, "big") for n in (self.round, self.dimension, self.chunk_bytes))
-        names = (self.task.encode(), self.codec.encode(), *(member.encode() for member in self.members))
+        names = (
+            self.task.encode(),
+            self.codec.encode(),
+            self.leader.encode(),
+            *(member.encode() for member in self.members),
+        )
         return digest("lepton-round", self.mesh, *numbers, *names)
 
     @property

@@ -8,11 +8,13 @@ from lepton.gossip.errors import BadContribution
 from lepton.gossip.messages import (
     Accepted,
     Contribution,
+    Invite,
     Mean,
     Message,
     Outcome,
     Proposal,
     Status,
+    View,
     Want,
     pack,
     payload_size_bytes,
@@ -32,9 +34,11 @@ STATUS = Status(
 )  # fmt: skip
 PROPOSAL = Proposal(task="t", round=3, context=C, instance=7, ballot=2, outcome=OUTCOME)
 WANT = Want(task="t", round=3, context=C, instance=7, part=1, chunks=b"\5")
+VIEW = View(task="t", round=3, context=C, instance=7, hears=b"12345678", free=True, asks=True)
+INVITE = Invite(task="t", round=3, context=C, instance=7, members=("a", "b"))
 
 
-@pytest.mark.parametrize("message", [STATUS, PROPOSAL, WANT])
+@pytest.mark.parametrize("message", [STATUS, PROPOSAL, WANT, VIEW, INVITE])
 def test_a_message_without_a_payload_comes_back(message: Message) -> None:
     header, payload = pack(message)
     assert payload == b""
