@@ -34,7 +34,7 @@ from .records import Record, RecordStore, SignedRecord
 from .renewing import Renewing
 from .revocations import Revocation
 from .revoking import Revoking
-from .transport import Connection, Transport, open_transport
+from .transport import Connection, Stream, StreamHandler, Transport, open_transport
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -144,6 +144,7 @@ class Mesh:
             present=lambda: self._members.present,
             changed=lambda: self.changed,
         )
+        self._needed: list[Callable[[PeerId], bool]] = []  # whether streams of others' protocols need a connection
         self._awaited: dict[PeerId, trio.Event] = {}  # dials that calls wait for
         self._running = trio.Event()
         self._closing = False
@@ -226,6 +227,28 @@ class Mesh:
     def changed(self) -> trio.Event:
         """Set at the next change of the picture or of who is present. Take it *before* looking, then wait for it."""
         return self._picture.changed
+
+    # -- streams ----------------------------------------------------------------------------------------------------
+
+    def serve_streams(self, protocol: str, handler: StreamHandler, in_use: Callable[[PeerId], bool]) -> None:
+        """Serve members' streams of a protocol of one's own, for what calls are too slow for.
+
+        The handler learns what its peer may do from ``admission``; PeerError out of it costs the peer its connection.
+        ``in_use`` says whether the connection to a peer is needed, for those streams never end.
+        """
+
+        async def serve(stream: Stream) -> None:
+            try:
+                await handler(stream)
+            except PeerError as error:
+                self._offended(stream.peer_id, str(error))
+
+        self._transport.serve(protocol, serve)
+        self._needed.append(in_use)
+
+    async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
+        """Open a stream to a member, dialling it if need be. The caller bounds the wait. Raises LinkError, Busy."""
+        return await (await self._reach(peer)).open_stream(protocol)
 
     # -- admission --------------------------------------------------------------------------------------------------
 
@@ -337,6 +360,8 @@ class Mesh:
         """Give up a connection that nothing was called over for a while, and tell the peer that it is not for good."""
         connection = self._transport.connections.get(peer)
         if connection is None or self.calls.in_use(connection, since=trio.current_time() - self._config.pace.linger_s):
+            return
+        if any(needed(peer) for needed in self._needed):
             return
         with suppress(LeptonError):
             await self.calls.call(peer, "mesh.part", Part(reason=reason), Empty, timeout_s=limits.PROBE_TIMEOUT_S)

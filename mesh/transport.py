@@ -264,6 +264,10 @@ class Transport:
         """The open connections that ``on_connection`` let in."""
         return MappingProxyType(self._ready)
 
+    def serve(self, protocol: str, handler: StreamHandler) -> None:
+        """Serve the streams of this protocol too, from now on."""
+        self._handlers[protocol] = handler
+
     async def dial(self, peer_id: PeerId, addresses: Sequence[str], *, timeout_s: float) -> Connection:
         """Connect to a peer at any of its addresses, or return the connection that there is.
 

@@ -1,0 +1,638 @@
+"""One loaded run of layers and the sessions on it: a machine that forms batches, keeps to its memory and moves caches.
+
+A session goes along its route as follows. Its asker opens it at the first stage, which passes the opening on; the last
+says from which position on it needs input, and so does each stage before it, back to the asker. A stage that is asked
+for more than it kept of its outputs forgets its cache from there on and needs input itself. So whatever was lost, on
+however many stages, one pass there and one back settle what has to be computed again, and the least of it is.
+
+Invariants: a cache holds exactly the positions in ``ids``, run in order; a session computes only for its latest epoch;
+what sessions and prefixes were promised never exceeds the budget; each session is in one place: open or waiting.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from ...mesh.identity import PeerId, short
+from .kept import Kept
+from .messages import (
+    BLOCK,
+    Ack,
+    Alive,
+    Broke,
+    Close,
+    Data,
+    Declined,
+    Need,
+    Open,
+    Probe,
+    Said,
+    Token,
+    Why,
+)
+from .prefixes import Prefix, Prefixes, block_hashes
+from .steps import CacheOp, Draw, Drop, Fork, New, Result, Step, Truncate, Work
+
+_MIB = 1024 * 1024
+_CLOSED_MAX = 4096  # sessions that are over and whose late openings are known for what they are
+_DEFERRED_MAX = 16  # messages for a session whose step is under way; an asker sends two or three
+_SMOOTHING = 0.2  # of the step time: the last five or so steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageConfig:
+    """How much one stage takes on, and for how long."""
+
+    cache_bytes_max: int
+    kept_bytes_max: int = 64 * _MIB  # of outputs for replays: 20,000 positions of a model of 125 M parameters
+    chunk: int = 128  # positions of a prompt that run as one piece: on a laptop as long as some steps of decoding
+    window: int = 512  # positions that may be ahead of what the next stage has run
+    batch_max: int = 64
+    waiting_max: int = 64
+    wait_s: float = 30.0  # for memory; then its asker is told that this stage is busy
+    lease_s: float = 30.0  # a session of which nothing is heard; an asker that waits says so every few seconds
+    prefixes_max: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """A peer said something."""
+
+    peer: PeerId
+    said: Said
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A peer is gone, or cannot be reached from here."""
+
+    peer: PeerId
+    reason: str
+    left: bool = True  # the mesh, and not only this node's sight
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The step is done."""
+
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The deadline has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Say this to a peer, which may be this node."""
+
+    peer: PeerId
+    said: Said
+
+
+Event = Came | Lost | Ran | Expired
+Effect = Send | Step
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    opened: Open
+    key: int
+    used_at: float
+    kept: Kept
+    ids: list[int] = field(default_factory=list)  # of the positions in the cache
+    inbox: deque[Data] = field(default_factory=deque)
+    end: int = 0  # of what was run, runs or waits in the inbox
+    running: Data | None = None
+    deferred: list[Came] = field(default_factory=list)
+    asked: bool = False  # the next stage has said what it needs
+    sent: int = 0  # the positions before this were sent to the next stage, or it has them
+    acked: int = 0  # and these it has run
+    shared: bool = False  # its prompt's blocks were kept for others
+
+    @property
+    def index(self) -> int:
+        return self.opened.index
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == len(self.opened.route) - 1
+
+    @property
+    def before(self) -> PeerId:
+        return self.opened.route[self.index - 1] if self.index else self.opened.asker
+
+    @property
+    def behind(self) -> PeerId:
+        return self.opened.route[self.index + 1]
+
+    def takes_from(self, peer: PeerId) -> bool:
+        """Whether steps may come from this peer: the stage before, or the asker and whoever draws the tokens."""
+        return peer == self.before or (self.index == 0 and peer == self.opened.route[-1])
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a stage has done."""
+
+    steps: int = 0
+    positions: int = 0
+    largest_batch: int = 0
+    shared_positions: int = 0  # that were not computed, because another prompt began alike
+    resent_positions: int = 0  # of replays
+    declined: int = 0
+    expired: int = 0
+
+
+class Stage:
+    """One run of layers, ``first`` up to ``end`` of ``layers``. ``deadline`` says when ``Expired`` is due."""
+
+    def __init__(self, me: PeerId, config: StageConfig, *, position_bytes: int, input_bytes: int | None) -> None:
+        """``position_bytes`` are those of a cache; ``input_bytes`` travel for each position, None on the first."""
+        self.counts = Counts()
+        self.deadline = math.inf
+        self.step_s = 0.0  # of late
+        self.draining: str = ""  # why no new session is taken
+        self._me = me
+        self._config = config
+        self._position_bytes = position_bytes
+        self._input_bytes = input_bytes
+        self._sessions: dict[bytes, _Session] = {}
+        self._waiting: dict[bytes, tuple[Open, float]] = {}
+        self._closed: dict[bytes, int] = {}  # the last epoch of those that are over
+        self._prefixes = Prefixes(config.prefixes_max)
+        self._ready: dict[_Session, None] = {}
+        self._ops: list[CacheOp] = []
+        self._batch: list[_Session] | None = None  # under way
+        self._step_began = 0.0
+        self._promised = 0  # positions, of sessions
+        self._next_key = 0
+        self._now = 0.0
+        self._effects: list[Effect] = []
+
+    # -- what others ask ----------------------------------------------------------------------------------------------
+
+    @property
+    def sessions(self) -> int:
+        """How many are open."""
+        return len(self._sessions)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for memory."""
+        return len(self._waiting)
+
+    @property
+    def promised_bytes(self) -> int:
+        """Of caches, to sessions and kept prefixes."""
+        return (self._promised + self._prefixes.positions) * self._position_bytes
+
+    @property
+    def load_s(self) -> float:
+        """How long a step takes now, with the wait for the one under way."""
+        return self.step_s * (1.5 if self._batch else 1.0)
+
+    def holds(self, session: bytes) -> bool:
+        """Whether a session is open or waits here."""
+        return session in self._sessions or session in self._waiting
+
+    @property
+    def peers(self) -> set[PeerId]:
+        """Whom its sessions have to do with."""
+        return {peer for session in self._sessions.values() for peer in (*session.opened.route, session.opened.asker)}
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take one event; ``now`` in monotonic seconds."""
+        self._now = now
+        match event:
+            case Came(peer, said):
+                self._receive(peer, said)
+            case Ran(results):
+                self._ran(results)
+            case Lost(peer, reason, left):
+                self._lose(peer, reason, left=left)
+            case Expired():
+                self._expire()
+        self._start_step()
+        effects, self._effects = self._effects, []
+        return effects
+
+    def close_all(self, now: float, reason: str) -> list[Effect]:
+        """End every session here, and tell their askers."""
+        self._now = now
+        for session in list(self._sessions.values()):
+            self._decline(session.opened, "gone", reason)
+            self._end(session)
+        for opened, _ in self._waiting.values():
+            self._decline(opened, "gone", reason)
+        self._waiting.clear()
+        for prefix in iter(self._prefixes.oldest, None):
+            self._drop_prefix(prefix)
+        self._start_step()
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _receive(self, peer: PeerId, said: Said) -> None:
+        session = self._sessions.get(said.session)
+        if isinstance(said, Data) and session is not None:
+            self._take(session, peer, said)
+            return
+        if isinstance(said, Probe):
+            self._answer(peer, said, session)
+            return
+        if session is not None and session.running is not None and len(session.deferred) < _DEFERRED_MAX:
+            session.deferred.append(Came(peer, said))
+            return
+        match said:
+            case Open():
+                self._open(peer, said, session)
+            case Close():
+                self._close(peer, said, session)
+            case Need() if session is not None and not session.is_last and peer == session.behind:
+                self._needed(session, said)
+            case Ack() if session is not None and not session.is_last and peer == session.behind:
+                self._acked(session, said)
+
+    def _lose(self, peer: PeerId, reason: str, *, left: bool) -> None:
+        for session in list(self._sessions.values()):
+            opened = session.opened
+            if peer == opened.asker and left:
+                self._end(session)
+            elif peer in opened.route and peer != self._me:
+                near = {session.before} if session.is_last else {session.before, session.behind}
+                near |= {opened.route[0]} if session.is_last else set()
+                if peer in near:
+                    broke = Broke(session=opened.session, epoch=opened.epoch, peer=peer, reason=reason[:500])
+                    self._send(opened.asker, broke)
+        for opened, _ in list(self._waiting.values()):
+            if peer == opened.asker and left:
+                del self._waiting[opened.session]
+
+    def _expire(self) -> None:
+        for opened, until in list(self._waiting.values()):
+            if until <= self._now:
+                del self._waiting[opened.session]
+                self._decline(opened, "busy", self._full(opened))
+        for session in list(self._sessions.values()):
+            if session.used_at + self._config.lease_s <= self._now and session.running is None:
+                self.counts.expired += 1
+                self._end(session)
+        lease_s = self._config.lease_s
+        self.deadline = min(
+            (
+                *(until for _, until in self._waiting.values()),
+                *(max(session.used_at + lease_s, self._now + 0.1) for session in self._sessions.values()),
+            ),
+            default=math.inf,
+        )
+
+    # -- sessions come and go -----------------------------------------------------------------------------------------
+
+    def _open(self, peer: PeerId, opened: Open, session: _Session | None) -> None:
+        sender = opened.route[opened.index - 1] if opened.index else opened.asker
+        waits = self._waiting.get(opened.session)
+        known = session.opened if session is not None else waits[0] if waits is not None else None
+        if peer != sender or opened.route[opened.index] != self._me:
+            return
+        if opened.epoch <= self._closed.get(opened.session, -1) or not _continues(opened, known):
+            return
+        if session is not None:
+            self._begin(session, opened)
+        elif waits is not None:
+            self._waiting[opened.session] = (opened, waits[1])
+        else:
+            self._open_new(opened)
+
+    def _open_new(self, opened: Open) -> None:
+        if self.draining:
+            self._decline(opened, "gone", self.draining)
+        elif opened.positions * self._position_bytes > self._config.cache_bytes_max:
+            self._decline(opened, "usage", self._too_large(opened))
+        elif not self._waiting and self._make_room(opened.positions):
+            self._admit(opened)
+        elif len(self._waiting) < self._config.waiting_max:
+            until = self._now + self._config.wait_s
+            self._waiting[opened.session] = (opened, until)
+            self.deadline = min(self.deadline, until)
+        else:
+            self._decline(opened, "busy", self._full(opened))
+
+    def _make_room(self, positions: int) -> bool:
+        """Set memory aside, for which kept prefixes go if need be."""
+        free = self._config.cache_bytes_max // max(self._position_bytes, 1) - self._promised - positions
+        if free < 0:
+            return False
+        while self._prefixes.positions > free and (prefix := self._prefixes.oldest()) is not None:
+            self._drop_prefix(prefix)
+        return True
+
+    def _admit(self, opened: Open) -> None:
+        key = self._new_key()
+        found = self._prefixes.find(opened.blocks, opened.known - 1)
+        length = 0 if found is None else found[1]
+        session = _Session(opened, key, self._now, Kept(length))
+        if found is None:
+            self._ops.append(New(key))
+        else:
+            prefix, length = found
+            self._ops.append(Fork(key, prefix.key, length))
+            session.ids = list(prefix.ids[:length])
+            self.counts.shared_positions += length
+        self._sessions[opened.session] = session
+        self._promised += opened.positions
+        self.deadline = min(self.deadline, self._now + self._config.lease_s)
+        self._begin(session, opened)
+
+    def _begin(self, session: _Session, opened: Open) -> None:
+        """Enter an epoch: forget what the asker does not know of, and pass it on."""
+        session.opened, session.asked, session.used_at = opened, False, self._now
+        session.sent = session.acked = 0
+        self._truncate(session, opened.known - session.is_last)
+        if session.is_last:
+            self._need(session, ())
+        else:
+            self._send(session.behind, _passed_on(opened))
+
+    def _close(self, peer: PeerId, said: Close, session: _Session | None) -> None:
+        waits = self._waiting.get(said.session)
+        opened = session.opened if session is not None else waits[0] if waits is not None else None
+        if opened is not None and peer != opened.asker:
+            return
+        if opened is None or said.epoch >= opened.epoch:
+            self._closed[said.session] = max(said.epoch, self._closed.pop(said.session, 0))
+            while len(self._closed) > _CLOSED_MAX:
+                del self._closed[next(iter(self._closed))]
+            self._waiting.pop(said.session, None)
+            if session is not None:
+                self._share(session, len(session.ids))
+                self._end(session)
+            self._admit_waiting()
+
+    def _end(self, session: _Session) -> None:
+        """Drop a session whose step is not under way, or mark it so that its result is dropped."""
+        if self._sessions.pop(session.opened.session, None) is None:
+            return
+        self._ops.append(Drop(session.key))
+        self._ready.pop(session, None)
+        session.inbox.clear()
+        session.deferred.clear()
+        self._promised -= session.opened.positions
+        self._admit_waiting()
+
+    def _admit_waiting(self) -> None:
+        while self._waiting:
+            opened, _ = next(iter(self._waiting.values()))
+            if not self._make_room(opened.positions):
+                return
+            del self._waiting[opened.session]
+            self._admit(opened)
+
+    # -- who has what -------------------------------------------------------------------------------------------------
+
+    def _needed(self, session: _Session, need: Need) -> None:
+        if need.epoch != session.opened.epoch or session.asked:
+            return
+        session.asked, session.used_at = True, self._now
+        if need.position < min(session.kept.first, len(session.ids)):
+            self._truncate(session, need.position)
+        session.sent = session.acked = need.position
+        self.counts.resent_positions += max(len(session.ids) - need.position, 0)
+        self._need(session, need.loads)
+        self._pump(session)
+
+    def _need(self, session: _Session, loads: tuple[float, ...]) -> None:
+        session.end = len(session.ids)
+        opened = session.opened
+        need = Need(
+            session=opened.session, epoch=opened.epoch, position=session.end, loads=(round(self.load_s, 6), *loads[:63])
+        )
+        self._send(session.before, need)
+
+    def _acked(self, session: _Session, ack: Ack) -> None:
+        if ack.epoch == session.opened.epoch:
+            self._ran_behind(session, ack.position)
+
+    def _ran_behind(self, session: _Session, position: int) -> None:
+        if position > session.acked:
+            session.acked = position
+            self._pump(session)
+            self._see_whether_ready(session)
+
+    def _truncate(self, session: _Session, length: int) -> None:
+        session.inbox.clear()
+        self._ready.pop(session, None)
+        if length < len(session.ids):
+            del session.ids[length:]
+            session.kept.truncate(length)
+            self._ops.append(Truncate(session.key, length))
+        session.end = len(session.ids)
+
+    def _pump(self, session: _Session) -> None:
+        """Send the next stage what it lacks, as far as the window reaches."""
+        length, window = len(session.ids), self._config.window
+        while session.asked and session.sent < length and session.sent < session.acked + window:
+            data = session.kept.read(session.sent, self._config.chunk, session.opened.epoch)
+            self._send(session.behind, data)
+            session.sent = data.end
+
+    def _keep_within_bounds(self) -> None:
+        """When outputs for replays grow over their bound, those go that the most is kept of; tokens remain."""
+        total = sum(session.kept.size_bytes for session in self._sessions.values())
+        most = sorted(self._sessions.values(), key=lambda session: -session.kept.size_bytes)
+        for session in most:
+            if total <= self._config.kept_bytes_max:
+                return
+            total -= session.kept.forget_before(min(session.sent, len(session.ids)) if session.asked else 0)
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def _take(self, session: _Session, peer: PeerId, data: Data) -> None:
+        opened, end = session.opened, session.end
+        wrong = data.epoch != opened.epoch or not session.takes_from(peer) or data.end > opened.positions
+        if wrong or (session.index > 0) != (data.x is not None) or not (session.is_last or session.asked):
+            return
+        if data.position > end or data.end <= end:
+            return  # something before it was lost, and the asker will notice; or it was here before
+        if data.x is not None and (
+            data.x.shape[1] != self._input_bytes or end - len(session.ids) > 2 * self._config.window
+        ):
+            return  # nobody who means well sends so
+        session.used_at = self._now
+        data = data.part(end, data.end)
+        session.inbox.append(data)
+        session.end = data.end
+        if data.position >= opened.known and not session.is_last:
+            self._ran_behind(session, data.position)  # or nobody could have drawn this token
+        self._see_whether_ready(session)
+
+    def _see_whether_ready(self, session: _Session) -> None:
+        """A session runs when something is here for it, and the next stage is not too far behind."""
+        if session.inbox and session.running is None:
+            ahead = 0 if session.is_last else len(session.ids) - session.acked
+            if ahead < self._config.window:
+                self._ready.setdefault(session)
+
+    def _start_step(self) -> None:
+        if self._batch is not None or not (self._ready or self._ops):
+            return
+        batch, prefilling = list[_Session](), False
+        for session in list(self._ready):
+            head = session.inbox[0]
+            if len(batch) >= self._config.batch_max or (len(head.ids) > 1 and prefilling):
+                continue
+            prefilling = prefilling or len(head.ids) > 1
+            del self._ready[session]
+            self._pull(session)
+            batch.append(session)
+        ops, self._ops = tuple(self._ops), []
+        self._batch, self._step_began = batch, self._now
+        self._effects.append(Step(ops, tuple(map(self._work, batch))))
+        self.counts.steps += 1
+        self.counts.largest_batch = max(self.counts.largest_batch, len(batch))
+
+    def _pull(self, session: _Session) -> None:
+        """Take what runs next out of the inbox: a step of decoding, or a chunk of a prompt."""
+        head = session.inbox.popleft()
+        cut = head.position + self._config.chunk
+        if head.end > cut:
+            session.inbox.appendleft(head.part(cut, head.end))
+            head = head.part(head.position, cut)
+        session.running = head
+
+    def _work(self, session: _Session) -> Work:
+        data, opened = session.running, session.opened
+        assert data is not None
+        draw = None
+        if session.is_last and data.end >= opened.known:
+            penalised = opened.sampling.repetition_penalty != 1.0
+            draw = Draw(opened.sampling, (*session.ids, *data.ids) if penalised else (), data.end)
+        return Work(session.key, data.ids, data.x, draw)
+
+    def _ran(self, results: tuple[Result, ...]) -> None:
+        batch, self._batch = self._batch or [], None
+        if batch:
+            took = self._now - self._step_began
+            self.step_s = took if not self.step_s else self.step_s + _SMOOTHING * (took - self.step_s)
+        for session, result in zip(batch, results, strict=True):
+            data, session.running = session.running, None
+            assert data is not None
+            if self._sessions.get(data.session) is session:
+                self._ran_one(session, data, result)
+        self._keep_within_bounds()
+
+    def _ran_one(self, session: _Session, data: Data, result: Result) -> None:
+        self.counts.positions += len(data.ids)
+        if result.error:
+            self._decline(session.opened, "failed", result.error)
+            self._end(session)
+            return
+        session.ids += data.ids
+        session.used_at = self._now
+        opened = session.opened
+        if session.is_last:
+            if result.token is not None:
+                self._drawn(session, result.token)
+        else:
+            session.kept.add(data._replace(x=result.x))
+            self._pump(session)
+        if len(data.ids) > 1 and session.index > 0:
+            ack = Ack(session=opened.session, epoch=opened.epoch, position=len(session.ids))
+            self._send(session.before, ack)
+        if not session.shared and len(session.ids) >= opened.known - 1:
+            self._share(session, opened.known - 1)
+        deferred, session.deferred = session.deferred, []
+        for came in deferred:
+            self._receive(came.peer, came.said)
+        self._see_whether_ready(session)
+
+    def _drawn(self, session: _Session, token: int) -> None:
+        opened, position = session.opened, len(session.ids)
+        self._send(opened.asker, Token(opened.session, opened.epoch, position, token))
+        if position + 1 < opened.positions and token not in opened.stop_ids:
+            self._send(opened.route[0], Data(opened.session, opened.epoch, position, (token,)))
+
+    # -- prompts that begin alike -------------------------------------------------------------------------------------
+
+    def _share(self, session: _Session, length: int) -> None:
+        """Keep the whole blocks of a session for others, where there is room without pushing anybody out."""
+        session.shared = True
+        hashes = block_hashes(session.ids[:length])
+        length = len(hashes) * BLOCK
+        found = self._prefixes.find(hashes, length)
+        free = self._config.cache_bytes_max - self.promised_bytes
+        if not hashes or (found is not None and found[1] == length) or length * self._position_bytes > free:
+            return
+        prefix = Prefix(self._new_key(), tuple(session.ids[:length]), hashes)
+        self._ops.append(Fork(prefix.key, session.key, length))
+        self._ops.extend(Drop(gone.key) for gone in self._prefixes.keep(prefix))
+
+    def _drop_prefix(self, prefix: Prefix) -> None:
+        self._prefixes.drop(prefix)
+        self._ops.append(Drop(prefix.key))
+
+    # -- words --------------------------------------------------------------------------------------------------------
+
+    def _answer(self, peer: PeerId, probe: Probe, session: _Session | None) -> None:
+        waits = self._waiting.get(probe.session)
+        alive = Alive(session=probe.session, epoch=probe.epoch, state="waiting" if waits else "unknown")
+        if session is not None and peer == session.opened.asker:
+            session.used_at = self._now
+            busy = session.running is not None or session in self._ready
+            alive = Alive(
+                session=probe.session,
+                epoch=session.opened.epoch,
+                state="working" if busy else "idle",
+                length=len(session.ids),
+                load_s=round(self.load_s, 6),
+            )
+        self._send(peer, alive)
+
+    def _decline(self, opened: Open, why: Why, reason: str) -> None:
+        self.counts.declined += 1
+        declined = Declined(session=opened.session, epoch=opened.epoch, why=why, reason=reason[:1000])
+        self._send(opened.asker, declined)
+
+    def _full(self, opened: Open) -> str:
+        asked, most = opened.positions * self._position_bytes / _MIB, self._config.cache_bytes_max / _MIB
+        return (
+            f"{short(self._me)} has no memory for {asked:.1f} MiB of caches of layers "
+            f"{_layers(opened)}: {len(self._sessions)} sessions have {self.promised_bytes / _MIB:.1f} of {most:.1f} MiB"
+        )
+
+    def _too_large(self, opened: Open) -> str:
+        asked, most = opened.positions * self._position_bytes / _MIB, self._config.cache_bytes_max / _MIB
+        return (
+            f"{opened.positions} positions take {asked:.1f} MiB of caches of layers {_layers(opened)} on "
+            f"{short(self._me)}, which has {most:.1f} MiB for all sessions; ask for fewer tokens"
+        )
+
+    def _send(self, peer: PeerId, said: Said) -> None:
+        self._effects.append(Send(peer, said))
+
+    def _new_key(self) -> int:
+        self._next_key += 1
+        return self._next_key
+
+
+def _continues(opened: Open, known: Open | None) -> bool:
+    """Whether this is a later epoch of the session that is known, or none is."""
+    if known is None:
+        return True
+    same = (opened.asker, opened.positions) == (known.asker, known.positions)
+    return same and opened.epoch > known.epoch
+
+
+def _passed_on(opened: Open) -> Open:
+    return Open(
+        session=opened.session, epoch=opened.epoch, name=opened.name, version=opened.version, asker=opened.asker,
+        route=opened.route, runs=opened.runs, index=opened.index + 1, known=opened.known, positions=opened.positions,
+        blocks=opened.blocks, stop_ids=opened.stop_ids, sampling=opened.sampling,
+    )  # fmt: skip
+
+
+def _layers(opened: Open) -> str:
+    first, end = opened.runs[opened.index]
+    return f"{first} to {end - 1}"
