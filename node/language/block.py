@@ -12,7 +12,8 @@ from ..deployments import Precision
 from .arithmetic import attend, cut, gated, rms_norm, rotate, store
 from .cache import PagedCache
 from .config import LanguageConfig
-from .linear import Linear, pack
+from .layout import TOGETHER
+from .linear import Linear
 
 Float = npt.NDArray[np.float32]
 
@@ -32,7 +33,7 @@ class Projection:
 
     def __init__(self, tensors: Mapping[str, Tensor], part: str, names: Sequence[str], precision: Precision) -> None:
         weights = [tensors[f"{part}.{name}.weight"] for name in names]
-        self._linear: Linear = pack(weights[0] if len(weights) == 1 else torch.cat(weights), precision)
+        self._linear = Linear(weights[0] if len(weights) == 1 else torch.cat(weights), precision)
         self._bias = _joined_bias(tensors, part, names)
         self.size_bytes = self._linear.size_bytes + (0 if self._bias is None else self._bias.nbytes)
 
@@ -59,10 +60,10 @@ class Block:
         self._head_norms = [
             vector(tensors[f"self_attn.{name}.weight"]) for name in ("q_norm", "k_norm") if config.head_norms
         ]
-        self._qkv = Projection(tensors, "self_attn", ("q_proj", "k_proj", "v_proj"), precision)
-        self._out = Projection(tensors, "self_attn", ("o_proj",), precision)
-        self._gate_up = Projection(tensors, "mlp", ("gate_proj", "up_proj"), precision)
-        self._down = Projection(tensors, "mlp", ("down_proj",), precision)
+        self._qkv, self._out, self._gate_up, self._down = (
+            Projection(tensors, part, names, precision)
+            for part, names in zip(("self_attn", "self_attn", "mlp", "mlp"), TOGETHER, strict=True)
+        )
 
     @property
     def size_bytes(self) -> int:

@@ -16,7 +16,7 @@ from .block import Batch, Block, vector
 from .cache import PAGE_POSITIONS, PagedCache
 from .config import LanguageConfig
 from .layout import EMBEDDING, HEAD, NORM, layer_shapes, layers
-from .linear import Embedding, Linear, pack
+from .linear import Linear, vocabulary_precision
 from .rope import Rotations
 
 Float = npt.NDArray[np.float32]
@@ -34,7 +34,7 @@ class LanguageEngine:
         self.vocabulary = config.vocabulary
         self.positions_max = config.positions_max
         self._config = config
-        self._embedding: Embedding | None = None
+        self._embedding: Linear | None = None
         self._blocks: list[Block] = []
         self._norm: Float | None = None
         self._head: Linear | None = None
@@ -45,8 +45,8 @@ class LanguageEngine:
     @property
     def weights_bytes(self) -> int:
         """What the weights take in memory, as loaded."""
-        parts = (self._embedding, self._head, *self._blocks)
-        return sum(part.size_bytes for part in parts if part) + (0 if self._norm is None else self._norm.nbytes)
+        parts = {id(part): part for part in (self._embedding, self._head, *self._blocks) if part}  # tied: one matrix
+        return sum(part.size_bytes for part in parts.values()) + (0 if self._norm is None else self._norm.nbytes)
 
     @property
     def cache_bytes_per_position(self) -> int:
@@ -79,10 +79,13 @@ class LanguageEngine:
         """Take one layer's weights in; the tensors may be dropped behind. Raises UsageError when they do not fit."""
         _check_tensors(layer, tensors, layer_shapes(self._config, layer))
         if layer == 0:
-            self._embedding = Embedding(tensors[EMBEDDING], precision)
+            self._embedding = Linear(tensors[EMBEDDING], vocabulary_precision(precision))
         elif layer == self.layers - 1:
             self._norm = vector(tensors[NORM])
-            self._head = pack(tensors[EMBEDDING if self._config.tied else HEAD], precision)
+            if not self._config.tied:
+                self._head = Linear(tensors[HEAD], vocabulary_precision(precision))
+            else:
+                self._head = self._embedding or Linear(tensors[EMBEDDING], vocabulary_precision(precision))
         else:
             window = self._config.windows[layer - 1]
             named = {name.split(".", 3)[3]: tensor for name, tensor in tensors.items()}

@@ -10,13 +10,15 @@ from typing import Final
 from ...mesh.errors import UsageError
 from ..deployments import Precision
 from .config import LanguageConfig
-from .linear import embedding_bytes, packed_bytes
+from .linear import packed_bytes, vocabulary_precision
 
 Shape = tuple[int, ...]
 EMBEDDING: Final = "model.embed_tokens.weight"
 NORM: Final = "model.norm.weight"
 HEAD: Final = "lm_head.weight"
 _BLOCK: Final = re.compile(r"model\.layers\.(\d{1,4})\.(.+)")
+# Matrices of a block that take the same input are packed as one.
+TOGETHER: Final = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 # Older checkpoints carry what follows from the configuration.
 _NOT_NEEDED: Final = re.compile(r"(model\.layers\.\d{1,4}\.self_attn|model)\.rotary_emb\.inv_freq")
 
@@ -89,7 +91,10 @@ def block_shapes(config: LanguageConfig) -> dict[str, Shape]:
 
 
 def sizes(config: LanguageConfig, precision: Precision) -> Sizes:
-    """Work out what each layer takes in memory at ``precision``; nothing is loaded for it."""
+    """Work out what each layer takes in memory at ``precision``; nothing is loaded for it.
+
+    A tied matrix counts in both layers that need it, although a stage with both holds it once.
+    """
     position = 2 * 4 * config.key_value_heads * config.head_width  # a key and a value, float32
     return Sizes(
         weights_bytes=tuple(_layer_bytes(config, layer, precision) for layer in range(layers(config))),
@@ -99,7 +104,12 @@ def sizes(config: LanguageConfig, precision: Precision) -> Sizes:
 
 
 def _layer_bytes(config: LanguageConfig, layer: int, precision: Precision) -> int:
-    shapes = layer_shapes(config, layer).values()
-    if layer == 0:
-        return embedding_bytes(config.vocabulary, config.width, precision)
-    return sum(packed_bytes(*shape, precision) if len(shape) == 2 else 4 * shape[0] for shape in shapes)
+    shapes = layer_shapes(config, layer)
+    size = sum(4 * shape[0] for shape in shapes.values() if len(shape) == 1)
+    if layer in {0, layers(config) - 1}:
+        return size + packed_bytes(config.vocabulary, config.width, vocabulary_precision(precision))
+    matrices = {name.split(".")[-2]: shape for name, shape in shapes.items() if len(shape) == 2}
+    for names in TOGETHER:
+        outputs = sum(matrices[name][0] for name in names)
+        size += packed_bytes(outputs, matrices[names[0]][1], precision)
+    return size

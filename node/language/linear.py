@@ -1,4 +1,4 @@
-"""Matrices as a stage holds them: packed at a precision, and a product whose every row is worked out by itself."""
+"""Matrices as a stage holds them, packed at a precision by `kernels`: products, rows, and their sizes."""
 
 from typing import Final
 
@@ -8,55 +8,41 @@ import torch
 from torch import Tensor
 
 from ..deployments import Precision
+from ..kernels import Packed, pack
 
 Float = npt.NDArray[np.float32]
-_BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
+_NUMBER_BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
+# As `kernels` packs: rows are padded to panels of 16, columns to groups of 32, which share a bfloat16 scale.
+_ROWS: Final = 16
+_COLUMNS: Final = 32
+_SCALE_BYTES: Final = 2
 
 
 class Linear:
-    """y = x W^T, row by row: no row's bits follow from who else is in the batch."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight.detach().to(torch.float32).contiguous()  # (outputs, inputs)
-        self._row = torch.empty(self._weight.shape[1])  # every row starts at the same alignment
-        self.size_bytes = self._weight.nbytes
-
-    def product(self, x: Float) -> Float:
-        """Float32 (T, inputs) to (T, outputs)."""
-        y = torch.empty(len(x), self._weight.shape[0])
-        row = torch.empty(self._weight.shape[0])
-        for index, given in enumerate(torch.from_numpy(x)):
-            self._row.copy_(given)
-            torch.mv(self._weight, self._row, out=row)
-            y[index] = row
-        return y.numpy()
-
-
-class Embedding:
-    """The rows of a matrix by token: float32, or bfloat16 where the precision is lower (nothing is multiplied)."""
+    """A matrix W (outputs, inputs). A row's product has the same bits whatever other rows are in the batch."""
 
     def __init__(self, weight: Tensor, precision: Precision) -> None:
-        kept = torch.float32 if precision == "float32" else torch.bfloat16
-        self._weight = weight.detach().to(kept, copy=True).contiguous()  # (vocabulary, width)
-        self.size_bytes = self._weight.nbytes
+        self._packed: Packed = pack(weight.detach(), precision)
+        self.size_bytes = self._packed.size_bytes
+
+    def product(self, x: Float) -> Float:
+        """x W^T: float32 (T, inputs) to (T, outputs)."""
+        y: Float = self._packed.product(torch.from_numpy(x), threads=torch.get_num_threads()).numpy()
+        return y
 
     def rows(self, tokens: npt.NDArray[np.int32]) -> Float:
-        """int32 (T,) to float32 (T, width)."""
-        rows: Float = self._weight[torch.from_numpy(tokens.astype(np.int64))].to(torch.float32).numpy()
+        """Look rows of W up: int32 (T,) to float32 (T, inputs)."""
+        rows: Float = self._packed.rows(torch.from_numpy(tokens)).numpy()
         return rows
 
 
-def pack(weight: Tensor, precision: Precision) -> Linear:
-    """Bring a matrix (outputs, inputs) of any float type to the form that its products are made from."""
-    assert precision == "float32", "only float32 is packed here as yet"
-    return Linear(weight)
+def vocabulary_precision(precision: Precision) -> Precision:
+    """Return the precision of the embedding and the head: 4 bits there cost more than they save."""
+    return "int8" if precision == "int4" else precision
 
 
 def packed_bytes(outputs: int, inputs: int, precision: Precision) -> int:
-    """How much a matrix takes in memory, packed."""
-    return int(outputs * inputs * _BYTES[precision])
-
-
-def embedding_bytes(vocabulary: int, width: int, precision: Precision) -> int:
-    """How much the embedding takes in memory."""
-    return vocabulary * width * (4 if precision == "float32" else 2)
+    """Return what a matrix takes in memory, packed."""
+    rows, columns = -(-outputs // _ROWS) * _ROWS, -(-inputs // _COLUMNS) * _COLUMNS
+    scales = _SCALE_BYTES * rows * (columns // _COLUMNS) if precision in {"int8", "int4"} else 0
+    return int(rows * columns * _NUMBER_BYTES[precision]) + scales

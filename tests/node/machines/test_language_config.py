@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 from lepton.mesh.errors import UsageError
+from lepton.node.deployments import Precision
 from lepton.node.language.config import LanguageConfig, parse_config
+from lepton.node.language.engine import load_engine
 from lepton.node.language.folder import read_config, read_layers
 from lepton.node.language.layout import EMBEDDING, HEAD, NORM, layer_of, layer_shapes, layers, sizes
 
@@ -86,12 +89,18 @@ def test_a_tensor_of_no_layer_is_refused(name: str) -> None:
         layer_of(name, config())
 
 
-def test_sizes_are_those_of_the_weights() -> None:
-    model = config(num_key_value_heads=2)
-    block = 4 * (2 * 16 + 16 * 16 * 2 + 2 * 8 * 16 + 3 * 16 * 24)
-    assert sizes(model, "float32").weights_bytes == (4 * 32 * 16, block, block, block, 4 * (16 + 32 * 16))
-    assert sizes(model, "float32").cache_bytes == (0, 64, 64, 64, 0)
-    assert sizes(model, "int4").weights_bytes[1] < sizes(model, "int8").weights_bytes[1] < block / 2
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_sizes_are_those_of_the_weights_as_loaded(precision: Precision) -> None:
+    model = config(num_key_value_heads=2, hidden_size=64, intermediate_size=160, attention_bias=True)
+    said = sizes(model, precision)
+    assert said.cache_bytes == (0, 256, 256, 256, 0)
+    for layer in range(layers(model)):
+        tensors = {name: torch.ones(shape) for name, shape in layer_shapes(model, layer).items()}
+        engine = load_engine(model, layer, layer + 1, lambda _: tensors, precision)  # noqa: B023 - used at once
+        assert (engine.weights_bytes, engine.cache_bytes_per_position) == (
+            said.weights_bytes[layer],
+            said.cache_bytes[layer],
+        )
 
 
 def test_a_folder_without_a_model_says_what_is_missing(tmp_path: Path) -> None:
