@@ -14,7 +14,7 @@ from ..mesh.limits import CALL_TIMEOUT_S
 from ..node.inference.messages import StageBroke, StageResult, StageWork
 from ..node.inference.session import Absent, Arrived, Ask, Broke, Config, Done, Event, Expired, Failed, Picture, Session
 from ..node.placement import Device as Offer
-from ..node.placement import Plan, Run, place
+from ..node.placement import Job, Plan, Run, place
 from .calls import Answer, Empty, Incoming, Method
 from .calls import Done as Finish
 from .device import Device
@@ -87,7 +87,8 @@ class Serving:
         )
         if self._planned_from != (model, offers):  # most news is not about what plans are made of
             self._planned_from = (model, offers)
-            self._planned = place(model.layer_bytes, offers, copies=model.copies)
+            job = Job(weights_bytes=tuple(model.layer_bytes), copies=model.copies, spare=True)
+            self._planned = place(job, offers)
         return self._planned
 
     def _look(self) -> None:

@@ -100,6 +100,8 @@ class Serving:
         for name in set(self._stages) - set(models):
             self._unload(name)
         for name, plan in plans.items():
+            if name not in models:
+                continue  # a deployment
             self.trouble.pop(name, None)
             if plan.missing_bytes:
                 self.trouble[name] = (

@@ -6,9 +6,11 @@ from ...mesh.errors import UsageError
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
 from ..config import did_you_mean
+from ..deployments import DEPLOYMENT, DeploymentRecord
 from ..models import check_spec, layer_count, layer_sizes_bytes
 from ..picture import MODEL, PROFILE, STAGE, ModelRecord, Profile, StageRecord, newest
-from ..placement import Device, Plan, Run, place
+from ..placement import Links, Plan, Run
+from ..planning import SPEED, Offer, Small, SpeedRecord, plans
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +20,8 @@ class View:
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
+        self._planned_from: object = None
+        self._planned: dict[str, Plan] = {}
 
     def models(self) -> dict[str, ModelRecord]:
         """Return the models that ought to be served, by name; a description out of bounds is passed over."""
@@ -38,6 +42,16 @@ class View:
             raise UsageError(f"No model {name!r} is served in this mesh.{did_you_mean(name, sorted(models))}")
         return models[name]
 
+    def deployments(self) -> dict[str, DeploymentRecord]:
+        """Return the deployments that ought to be served, by name; what makes no sense is passed over."""
+        found = {}
+        for name, (record, deployment) in newest(self._mesh.live(DEPLOYMENT, DeploymentRecord)).items():
+            if len(deployment.cache_bytes) in {0, len(deployment.weights_bytes)}:
+                found[name] = deployment
+            else:
+                log.warning("%s deployed %r with caches for other layers than it has", short(record.owner), name)
+        return found
+
     def serving(self, name: str, version: int) -> dict[Run, list[str]]:
         """Return which peers have which run of a model's layers loaded now."""
         found: dict[Run, list[str]] = {}
@@ -47,23 +61,43 @@ class View:
         return found
 
     def plans(self) -> dict[str, Plan]:
-        """Compute who should load what, for all models in the order of their names, from the picture alone."""
-        offers = {record.owner: profile.memory_bytes for record, profile in self._mesh.live(PROFILE, Profile)}
-        stages = {(record.name, record.owner): stage for record, stage in self._mesh.live(STAGE, StageRecord)}
-        plans = {}
-        for name, model in sorted(self.models().items()):
-            sizes = layer_sizes_bytes(model.spec)
-            devices = []
-            for peer, memory_bytes in offers.items():
-                if not self._mesh.authority(peer).allows(f"infer:{name}"):
-                    continue  # it could neither fetch the weights nor pass its results on
-                held = stages.get((name, peer))
-                holds = (held.first, held.end) if held else None
-                devices.append(Device(peer=peer, memory_bytes=memory_bytes, holds=holds))
-            plans[name] = plan = place(sizes, devices, copies=model.copies)
-            for owner, (first, end) in plan.assigned.items():
-                offers[PeerId(owner)] -= sum(sizes[first:end])
-        return plans
+        """Compute who should load what, for all models and deployments together, from the picture alone."""
+        models, deployments = self.models(), self.deployments()
+        smalls = {
+            name: Small(weights_bytes=tuple(layer_sizes_bytes(model.spec)), copies=model.copies)
+            for name, model in models.items()
+        }
+        offers, links = self.offers({*models, *deployments}), self.links()
+        asked = (smalls, deployments, offers, links)
+        if asked != self._planned_from:  # most news is not about what plans are made of
+            self._planned_from, self._planned = asked, plans(*asked)
+        return dict(self._planned)
+
+    def offers(self, names: set[str]) -> list[Offer]:
+        """Return what the devices that are here offer to models of these names, in the order of their ids."""
+        speeds = {record.owner: said.speeds for record, said in self._mesh.live(SPEED, SpeedRecord)}
+        holds: dict[PeerId, dict[str, Run]] = {}
+        for record, stage in self._mesh.live(STAGE, StageRecord):
+            holds.setdefault(record.owner, {})[record.name] = (stage.first, stage.end)
+        found = []
+        for record, profile in self._mesh.live(PROFILE, Profile):
+            authority = self._mesh.authority(record.owner)
+            # Another could neither fetch the weights nor pass its results on.
+            may = frozenset(name for name in names if authority.allows(f"infer:{name}"))
+            found.append(
+                Offer(
+                    peer=record.owner,
+                    memory_bytes=profile.memory_bytes,
+                    speeds=speeds.get(record.owner, {}),
+                    holds=holds.get(record.owner, {}),
+                    may=may,
+                )
+            )
+        return sorted(found, key=lambda offer: offer.peer)
+
+    def links(self) -> Links:
+        """Return what lies between the devices."""
+        return Links()
 
 
 def _check_layers(model: ModelRecord) -> None:

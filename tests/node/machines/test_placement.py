@@ -2,16 +2,23 @@
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lepton.node.placement import Device, Plan, Run, place
+from lepton.node.placement import Device, Job, Plan, Run
+from lepton.node.placement import place as place_job
 
 PEERS = "abcdef"
 Sizes = list[int]
 Held = Mapping[str, Run | None]
+
+
+def place(sizes: Sequence[int], devices: Iterable[Device], *, copies: int) -> Plan:
+    """Place a model that nobody has measured: every device holds something of it if it can."""
+    return place_job(Job(weights_bytes=tuple(sizes), copies=copies, spare=True), devices)
 
 
 @st.composite
@@ -96,7 +103,7 @@ def following(devices: Sequence[Device], held: Held) -> list[Device]:
 def test_a_plan_that_was_followed_stays_the_plan(mesh: tuple[Sizes, list[Device], int]) -> None:
     sizes, devices, copies = mesh
     plan = place(sizes, devices, copies=copies)
-    assert place(sizes, following(devices, plan.assigned), copies=copies) == plan
+    assert place(sizes, following(devices, plan.assigned), copies=copies) == replace(plan, moved_bytes=0)
 
 
 @given(meshes(layers_max=5, devices_max=6))
@@ -111,7 +118,7 @@ def test_a_death_that_leaves_a_copy_of_all_moves_nothing(mesh: tuple[Sizes, list
             assert after.assigned == kept
 
 
-@settings(max_examples=200)
+@settings(max_examples=50)
 @given(meshes(layers_max=5, devices_max=5), st.randoms(use_true_random=False))
 def test_nodes_that_load_in_any_order_with_old_news_come_to_rest(
     mesh: tuple[Sizes, list[Device], int], rng: random.Random
@@ -127,7 +134,7 @@ def test_nodes_that_load_in_any_order_with_old_news_come_to_rest(
         before, held[peer] = held[peer], wanted
         return wanted != before
 
-    for _ in range(40):  # while news travel slowly and get lost
+    for _ in range(20):  # while news travel slowly and get lost
         for peer in rng.sample(sorted(held), rng.randint(1, len(held))):
             views[peer].update({other: held[other] for other in held if rng.random() < 0.4})
             load(peer)
@@ -172,4 +179,5 @@ def test_more_layers_than_boundaries_that_are_tried() -> None:
 def test_a_model_that_fits_one_device_is_not_cut() -> None:
     devices = [Device(peer=peer, memory_bytes=20) for peer in PEERS[:4]]
     plan = place([5, 5, 5], devices, copies=2)
-    assert plan == Plan(stages=((0, 3),), assigned=dict.fromkeys(PEERS[:4], (0, 3)))
+    assert plan.stages == ((0, 3),)
+    assert plan.assigned == dict.fromkeys(PEERS[:4], (0, 3))
