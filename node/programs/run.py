@@ -1,0 +1,234 @@
+"""A run of a program's layers, with its weights, ready to work: a stage of a model that was traced.
+
+What comes in is checked against what the program says of it. What a program may take is tried first on tensors
+without numbers (torch's meta device): a few operations of a stranger's can unfold into terabytes.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ...mesh.errors import PeerError, UsageError
+from ..models import ACTIVATIONS_MAX
+from .operations import MAKERS, function_of
+from .program import (
+    BATCH,
+    Argument,
+    Infinite,
+    Kind,
+    Layout,
+    Node,
+    Program,
+    Ref,
+    Section,
+    Several,
+    Value,
+    Weight,
+    section,
+    used,
+    values,
+)  # fmt: skip
+
+# What one operation may make, in numbers: 16 of a trained model's largest layer outputs, 256 MiB of float32.
+RESULT_MAX: Final = 16 * ACTIVATIONS_MAX
+BATCH_MAX: Final = 256  # samples of one request that travel together
+
+
+class Stage:
+    """The layers ``first`` up to, not including, ``end`` of a program, loaded."""
+
+    def __init__(self, program: Program, first: int, end: int, tensors: Mapping[str, Tensor]) -> None:
+        """``tensors`` are its weights by their names in the weights' file: at least those of its layers.
+
+        Raises UsageError for a weight that is not there, and for an operation that this node does not run.
+        """
+        self.program = program
+        self.first = first
+        self.end = end
+        self._section: Section = section(program, first, end)
+        self._steps = [_Step(node) for node in self._section.nodes]
+        self._values = values(program)
+        self._drop = _last_uses(self._section)
+        self._weights = {name: _weight(program.tensors[name], tensors) for name in self._section.tensors}
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of what comes in, in order."""
+        return self._section.needs
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """Names of what goes out, in order."""
+        return self._section.gives
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._weights.values())
+
+    def run(self, arrays: Sequence[Tensor]) -> list[Tensor]:
+        """Compute what goes out of what comes in, without gradients.
+
+        Whole numbers that travel are int64 tensors without dimensions. Raises PeerError when ``arrays`` are not what
+        the program says: their number, dtypes, dimensions, or sizes that disagree.
+        """
+        self._check(arrays)
+        with torch.inference_mode():
+            given = dict(zip(self.needs, arrays, strict=True))
+            found = {name: self._enter(name, value) for name, value in given.items()} | self._weights
+            for _ in _results(self._steps, self._drop, found):
+                pass
+            return [torch.as_tensor(found[name]).contiguous() for name in self.gives]
+
+    def _enter(self, name: str, value: Tensor) -> Tensor | int:
+        known = self._values[name]
+        return int(value) if known is not None and known.shape is None else value
+
+    def _check(self, arrays: Sequence[Tensor]) -> None:
+        if len(arrays) != len(self.needs):
+            raise PeerError(f"Layer {self.first} takes {len(self.needs)} tensors; {len(arrays)} came.")
+        symbols: dict[str, int] = {}
+        for name, array in zip(self.needs, arrays, strict=True):
+            known = self._values[name]
+            assert known is not None  # the program was checked: what is alive at a cut can travel
+            if not _fits(array, known, symbols, self.program.symbols):
+                raise PeerError(
+                    f"Layer {self.first} takes {known.dtype} {list(known.shape or ())} as {name!r}; "
+                    f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)} came."
+                )
+            if array.is_floating_point() and not torch.isfinite(array).all():
+                raise PeerError(f"{name!r} holds NaN or infinity.")
+
+
+def _fits(array: Tensor, known: Value, symbols: dict[str, int], bounds: Mapping[str, tuple[int, int]]) -> bool:
+    if array.dtype != getattr(torch, known.dtype):
+        return False
+    if len(array.shape) != len(known.shape or ()):
+        return False
+    for size, dim in zip(array.shape, known.shape or (), strict=True):
+        if isinstance(dim, int) and size != dim:
+            return False
+        if isinstance(dim, str) and dim in bounds:
+            least, largest = bounds[dim]
+            if not least <= size <= largest or symbols.setdefault(dim, size) != size:
+                return False
+    return True
+
+
+def batch_max(program: Program, symbols: Mapping[str, int] | None = None) -> int:
+    """Return how many samples may come at once, at these values of the other symbols (their largest, if None).
+
+    Raises UsageError when not even one sample keeps the bound, for an operation that this node does not run, and when
+    the program's sizes do not fit each other.
+    """
+    sizes = {name: largest for name, (_, largest) in program.symbols.items()} | dict(symbols or {})
+    one, two = largest_result(program, sizes | {BATCH: 1}), largest_result(program, sizes | {BATCH: 2})
+    if one > RESULT_MAX:
+        raise UsageError(
+            f"One sample of this model unfolds into {one:,} numbers in one step; {RESULT_MAX:,} are allowed."
+        )
+    return max(1, min(BATCH_MAX, program.symbols[BATCH][1], 1 + (RESULT_MAX - one) // max(two - one, 1)))
+
+
+def largest_result(program: Program, symbols: Mapping[str, int]) -> int:
+    """Return the size, in numbers, of the largest result on the way at these sizes, without computing it.
+
+    Raises UsageError when an operation does not take what it would be given.
+    """
+    whole = section(program, 0, program.layers)
+    found: dict[str, Any] = {
+        name: _without_numbers(
+            value.dtype, [symbols[dim] if isinstance(dim, str) else dim for dim in value.shape or ()]
+        )
+        for name, value in program.inputs.items()
+    } | {name: _without_numbers(weight.dtype, weight.shape) for name, weight in program.tensors.items()}
+    largest = 0
+    try:
+        with torch.inference_mode():
+            for result in _results([_Step(node) for node in whole.nodes], _last_uses(whole), found, device="meta"):
+                parts = result if isinstance(result, tuple | list) else (result,)
+                largest = max(largest, *(part.numel() for part in parts if isinstance(part, Tensor)), 0)
+                if largest > RESULT_MAX and symbols[BATCH] == 1:
+                    break  # what follows may be larger than torch can count
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, OverflowError) as error:
+        raise UsageError(f"This model does not take inputs of these sizes: {_first_line(error)}.") from error
+    return largest
+
+
+def weight_bytes(weight: Weight) -> int:
+    """Return what a weight takes in memory."""
+    return math.prod(weight.shape) * torch.empty((), dtype=getattr(torch, weight.dtype)).element_size()
+
+
+def _without_numbers(dtype: str, shape: Sequence[int | None]) -> Tensor:
+    return torch.empty([size or 0 for size in shape], dtype=getattr(torch, dtype), device="meta")
+
+
+def _weight(weight: Weight, tensors: Mapping[str, Tensor]) -> Tensor:
+    tensor = tensors.get(weight.stored)
+    if tensor is None:
+        raise UsageError(f"The weight {weight.stored!r} of a program is not there.")
+    if tensor.dtype != getattr(torch, weight.dtype) or tuple(tensor.shape) != weight.shape:
+        raise UsageError(
+            f"The weight {weight.stored!r} of a program is {tensor.dtype} {list(tensor.shape)}; "
+            f"it says {weight.dtype} {list(weight.shape)}."
+        )
+    return tensor.detach()
+
+
+class _Step:
+    """One operation, ready to run."""
+
+    def __init__(self, node: Node) -> None:
+        self.name = node.name
+        self.makes = node.op.partition(".")[0] in MAKERS
+        self._function = function_of(node.op)
+        self._args, self._kwargs = node.args, node.kwargs
+
+    def __call__(self, found: Mapping[str, Any], device: str) -> Any:  # noqa: ANN401 - whatever it gives
+        args = [_resolve(argument, found) for argument in self._args]
+        kwargs = {key: _resolve(argument, found) for key, argument in self._kwargs.items()}
+        return self._function(*args, **kwargs, **({"device": device} if self.makes else {}))
+
+
+def _results(
+    steps: Sequence[_Step], drop: Sequence[Sequence[str]], found: dict[str, Any], device: str = "cpu"
+) -> Iterator[Any]:
+    """Run the steps in order, put each one's result into ``found``, and show it; what is over goes out of it."""
+    for step, over in zip(steps, drop, strict=True):
+        found[step.name] = result = step(found, device)
+        yield result
+        for name in over:
+            found.pop(name, None)
+
+
+def _last_uses(part: Section) -> list[tuple[str, ...]]:
+    """For each node the values that nothing behind it uses any more, so that their memory goes back."""
+    keep, over = set(part.gives) | set(part.tensors), []
+    for node in reversed(part.nodes):
+        mine = {node.name, *used(node)} - keep
+        over.append(tuple(sorted(mine)))
+        keep |= mine
+    return over[::-1]
+
+
+def _resolve(argument: Argument, found: Mapping[str, Any]) -> Any:  # noqa: ANN401 - whatever an operation takes
+    match argument:
+        case Ref(name=name):
+            return found[name]
+        case Several(items=items):
+            return [_resolve(item, found) for item in items]
+        case Kind(dtype=dtype):
+            return getattr(torch, dtype)
+        case Layout(format=layout):
+            return getattr(torch, layout)
+        case Infinite(negative=negative):
+            return float("-inf") if negative else float("inf")
+        case _:
+            return argument
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
