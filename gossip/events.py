@@ -112,6 +112,12 @@ class Report:
     agreement_s: float
     complete: bool
 
+    @property
+    def contributors(self) -> frozenset[str]:
+        """Whose values are in the result, in any part of it; this node's own among them."""
+        runs = (run for part in self.parts for run in part)
+        return frozenset(peer for run in runs for peer, weight in run.contributors if weight)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finished:

@@ -33,10 +33,10 @@ from .inference.view import View
 from .inference.weights import Weights
 from .learning.data import Dataset, DataSource, data_source
 from .learning.factories import Factories
-from .learning.learner import Progress
 from .learning.settings import Policy, TrainSettings, as_said
 from .learning.task import Task, task_from
 from .learning.tasks import Tasks, TrainResult
+from .learning.telling import Progress
 from .models import ModelSpec
 from .objective import Objective
 from .picture import PROFILE, TASK, ModelRecord, Profile, TaskRecord, TrainerRecord, newest

@@ -4,8 +4,7 @@ Nobody coordinates: who takes part follows from the records, who exchanges with 
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 import trio
@@ -15,65 +14,37 @@ from ...gossip.averager import Averager, name_of
 from ...gossip.events import Behind, Ready, Report
 from ...gossip.part import Reference
 from ...gossip.private.averager import TOO_FEW
-from ...mesh import limits
 from ...mesh.calls import Answer, Empty, Incoming
-from ...mesh.errors import LeptonError, PeerError, UsageError
+from ...mesh.errors import LeptonError, UsageError
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
 from ..models import ModelSpec, Vector, build, check_sizes
-from ..picture import TRAINER, TaskRecord, TrainerRecord
+from ..picture import TaskRecord
 from .begun import Begun
 from .checkpoint import Checkpoint, CheckpointStore
 from .data import Dataset
-from .donors import Donation, ask, judge
+from .donors import Donation
 from .ending import Ending
 from .exchange import Exchange
+from .joining import Joining
 from .ledger import Ledger
 from .losses import Metrics, accuracy_of
 from .messages import State, StateWanted
 from .policies import WIRES, Machine, check_policy, is_whole, machine_for, why_nothing
 from .settings import require_no_baseline
+from .telling import ROUNDS_AHEAD_MAX, Progress, Telling
 from .trainer import Trainer, train_alone
 
-_PROGRESS_INTERVAL_S = 0.5  # records travel to everyone: two a second are enough for a live table
 _EVALUATE_INTERVAL_S = 0.5
 _CHECKPOINT_INTERVAL_S = 2.0
 _PASSED_S = 1.0  # a message of a round that its sender has long finished arrives within this, or never
-_ROUNDS_AHEAD_MAX = 2  # as the averaging machine has it: further on, others do not wait for this node
-_SECOND_DONOR_S = 2.0  # with one model at hand, so long for the second: meanwhile the others go on
-_SHUNNED_ROUNDS = 10  # who gave a bad model is not asked again so soon: it may have been in trouble itself
 _LEAVE_S = 1.0  # the last round's messages get this long to arrive before the task is called done
 
+_LAST_MODEL_S = (
+    5.0  # whose last round failed waits so long for others to be done: they are in that round too, or past it
+)
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Progress:
-    """Where this node stands in a task, for its owner to see."""
-
-    task: str
-    state: str = "preparing"
-    round: int = 0
-    rounds: int = 0
-    members: int = 1
-    samples: int = 0
-    accuracy: float | None = None
-    accuracy_alone: float | None = None
-    r2: float | None = None
-    r2_alone: float | None = None
-    loss: float | None = None
-    epsilon: float | None = None
-    delta: float | None = None
-    bytes_sent: int = 0
-    deadline_misses: int = 0
-    refusals: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    reason: str = ""
-
-    @property
-    def score(self) -> float | None:
-        """What is the better the higher: accuracy, or R2 where values are predicted."""
-        return self.accuracy if self.r2 is None else self.r2
 
 
 class Learner:
@@ -127,6 +98,8 @@ class Learner:
                 "other names or shapes; have the same version of it on all nodes"
             )
         check_policy(task, self._trainer.dimension)
+        self._telling = Telling(mesh, name, task.version, self.progress)
+        self._joining = Joining(mesh, name, task, self._trainer, self._telling)
         self._begun = begun
         self._ending = Ending(task.budget, task.stop)
         self._began_s = 0.0
@@ -134,8 +107,10 @@ class Learner:
         self._shared: Vector | None = None  # what a joiner may take: the model as of the last finished round
         self._name = b""  # what that is called, where a round agreed on it
         self._exchange: Exchange | None = None
-        self._told_at = self._evaluated_at = self._saved_at = -np.inf
-        self._bad_donors: dict[PeerId, int] = {}  # in which round each was refused
+        self._with: set[str] = set()  # whose values have come into this node's model, its own among them
+        self._alone_why = ""  # why nothing but its own did in the last round
+        self._shares_last = True  # whether the model of the last round is one that others have too
+        self._evaluated_at = self._saved_at = -np.inf
         self._evaluated_round = self._saved_round = -1
 
     # -- what peers ask -----------------------------------------------------------------------------------------------
@@ -173,7 +148,7 @@ class Learner:
             if self._shared is None:
                 vector = self._trainer.vector()  # every node begins with this one
                 self._refer_to(Reference(name_of(vector), vector))
-            if not self._ahead():
+            if not self._joining.ahead(self._round):
                 self._tell("ready", force=True)
                 await self._gather()
             else:  # nobody waits for this node yet
@@ -219,10 +194,10 @@ class Learner:
         """Wait until as many are ready as the task asks for, or for as long as it says; nobody waits for a late one."""
         with trio.move_on_after(self.task.start_wait_s):
             while True:
-                changed = self._mesh.changed
-                records = self._records()
+                changed = self._telling.changed
+                records = self._telling.records()
                 begun = any(record.state == "training" for record in records.values())
-                if begun or self._round > 0 or len(self._members(records)) >= self.task.members_min:
+                if begun or self._round > 0 or len(self._telling.members(self._round)) >= self.task.members_min:
                     return
                 await changed.wait()
 
@@ -230,72 +205,17 @@ class Learner:
         """Take the model of whoever is furthest as soon as there is one: a random one would pull the mean down."""
         with trio.move_on_after(self.task.start_wait_s):
             while True:
-                changed = self._mesh.changed
-                ahead = self._ahead()
-                if await self._adopt_from(ahead):
+                changed = self._telling.changed
+                ahead = self._joining.ahead(self._round)
+                given = await self._joining.take(ahead, round_=self._round)
+                if given is not None:
+                    self._adopt(given)
                     # The round that it is in has begun without this node, and what was sent in it is lost to it.
                     self._round = self._first_round = min(self._round + 1, self.task.rounds)
                     return
                 if not ahead:
                     return
                 await changed.wait()
-
-    def _ahead(self) -> list[PeerId]:
-        """Return who is under way and not behind this node, the furthest first; nobody who just gave a bad model."""
-        found = [
-            (record.round, peer)
-            for peer, record in self._records().items()
-            if peer != self._mesh.me
-            and self._round >= self._bad_donors.get(peer, -_SHUNNED_ROUNDS) + _SHUNNED_ROUNDS
-            and record.state in {"training", "done"}
-            and self._round <= record.round <= self.task.rounds
-            and self._mesh.authority(peer).allows(f"train:{self.name}")
-        ]
-        return [peer for _, peer in sorted(found, reverse=True)]
-
-    async def _adopt_from(self, peers: Sequence[PeerId]) -> bool:
-        """Take the better model of the first two that have one, and part in the round that its giver is in.
-
-        In a later round, two who adopt from each other would leapfrog for ever.
-        """
-        for first in range(0, len(peers), 2):
-            pair = peers[first : first + 2]
-            found = [donation for donation in await self._ask(pair) if donation.round > self._round]
-            best, refused = await trio.to_thread.run_sync(judge, self._trainer, found) if found else (None, {})
-            for peer, why in refused.items():
-                self._refuse_model(peer, why)
-            if best is not None:
-                self._adopt(best)
-                return True
-        return False
-
-    async def _ask(self, peers: Sequence[PeerId]) -> list[Donation]:
-        """Ask peers for their models, at once; those of them that answer with one."""
-        found: list[Donation] = []
-
-        async def ask_one(peer: PeerId) -> None:
-            try:
-                found.append(await ask(
-                    self._mesh.calls, peer, scope=self.name, version=self.task.version,
-                    dimension=self._trainer.dimension, rounds=self.task.rounds,
-                ))  # fmt: skip
-            except PeerError as error:
-                self._refuse_model(peer, str(error))
-            except LeptonError as error:
-                log.info("task %s: no model from %s: %s", self.name, short(peer), error)
-            if found:
-                nursery.cancel_scope.deadline = trio.current_time() + _SECOND_DONOR_S
-
-        async with trio.open_nursery() as nursery:
-            for peer in peers:
-                nursery.start_soon(ask_one, peer)
-        return found
-
-    def _refuse_model(self, peer: PeerId, why: str) -> None:
-        self._bad_donors[peer] = self._round
-        text = f"the model of {short(peer)} was refused: {why}"
-        log.warning("task %s: %s", self.name, text)
-        self.progress.notes = [*self.progress.notes[-19:], text]
 
     def _adopt(self, given: Donation) -> None:
         self._trainer.adopt(given.vector)
@@ -326,34 +246,24 @@ class Learner:
         if self._ledger is not None:
             self.progress.epsilon = self._ledger.epsilon
         self._tell("training")
-        members = tuple(sorted(self._members(self._records())))
+        members = tuple(sorted(self._telling.members(self._round)))
         self.progress.members = len(members)
         if self._begun is not None:
             await trio.to_thread.run_sync(self._begun.mark, self._round)
         exchange.begin(Ready(self._round, self._trainer.vector(), float(self._trainer.samples), members))
         while isinstance(came := await exchange.outcome(), Behind):
-            if await self._adopt_from(self._really_ahead(PeerId(came.peer))):
+            ahead = self._joining.really_ahead(PeerId(came.peer), self._round)
+            if (given := await self._joining.take(ahead, round_=self._round)) is not None:
+                self._adopt(given)
                 self._tell("training", force=True)
                 exchange.machine.skip_to(self._round)
                 return
         self.progress.bytes_sent = exchange.bytes_sent
         await self._finished(came.round, came.vector, came.report)
 
-    def _really_ahead(self, claims: PeerId) -> list[PeerId]:
-        """Return who is ahead as the picture has it, whoever claims it first; nobody if that one's record denies it.
-
-        A record may be some rounds old. A claim that is true stands in it soon, and then `_notice_passed` sees it.
-        """
-        ahead = self._ahead()
-        record = self._records().get(claims)
-        if claims not in ahead or record is None or record.round <= self._round:
-            log.info("task %s: %s claims to be far ahead; its record does not say so", self.name, short(claims))
-            return []
-        return [claims, *(peer for peer in ahead if peer != claims)]
-
     def _is_over(self) -> bool:
         """Whether that was the last round, as the budget, the rules and what the others have named say."""
-        records, ending = self._records(), self._ending
+        records, ending = self._telling.records(), self._ending
         if self.task.policy != "robust":  # there, one that lies could end it for all
             ending.follow([record.last for record in records.values()], self._round)
         scores = [record.score for peer, record in records.items() if peer != self._mesh.me]
@@ -389,43 +299,41 @@ class Learner:
         before: set[tuple[int, PeerId]] = set()
         while True:
             await trio.sleep(_PASSED_S)
-            passed = {
-                (self._round, peer)
-                for peer, record in self._records().items()
-                if record.state == "done" or record.round > self._round + _ROUNDS_AHEAD_MAX
-            }
+            passed = {(self._round, peer) for peer in self._telling.passed(self._round)}
             both = passed & before
-            others = len(self._records()) - (self._mesh.me in self._records())
-            if self.task.policy == "robust" and 2 * len(both) <= others:
+            if self.task.policy == "robust" and 2 * len(both) <= len(self._telling.others()):
                 both = set()  # what a few say of themselves moves nobody
             for _, peer in sorted(both):
-                exchange.notice_passed(peer, by=_ROUNDS_AHEAD_MAX + 1)
+                exchange.notice_passed(peer, by=ROUNDS_AHEAD_MAX + 1)
             before = passed
 
     async def _finished(self, round_: int, vector: Vector, report: Report) -> None:
         self._trainer.adopt(vector, averaged=True)
         if self._begun is None or is_whole(report):  # what is not a sum is this node's own, and not for others
             self._shared, self._name = vector, report.reference
+        self._shares_last = report.agreed and len(report.contributors) > 1
         self._round = round_ + 1
         self.progress.round = self._round
         self.progress.deadline_misses += len({absence.peer for absence in report.missing} - {self._mesh.me})
         self._say_what_came_of_it(report)
         for refusal in report.refused:
-            text = f"round {round_}: {short(refusal.peer)}'s {refusal.what} was refused: {refusal.why}"
-            log.warning("task %s, %s", self.name, text)
-            self.progress.refusals = [*self.progress.refusals[-19:], text]
+            text = f"{short(refusal.peer)}'s {refusal.what} was refused: {refusal.why}"
+            self._telling.refusal(f"round {round_}: {text}")
         now, last = trio.current_time(), self._round >= self._ending.rounds
         if last or now - self._evaluated_at >= _EVALUATE_INTERVAL_S:
             self._evaluated_at = now
             self._note(await trio.to_thread.run_sync(self._trainer.evaluate))
-            others = [record.score for peer, record in self._records().items() if peer != self._mesh.me]
+            others = [record.score for record in self._telling.others().values()]
             self._ending.evaluated([*others, self.progress.score])
-        self._log_round(round_)
+        self._telling.log_round(round_)
         # Steps that a crash undoes are paid for twice where privacy is counted: there each round is kept.
         if last or self._ledger is not None or now - self._saved_at >= _CHECKPOINT_INTERVAL_S:
             await self._save(vector)
 
     def _say_what_came_of_it(self, report: Report) -> None:
+        self._with |= report.contributors | {self._mesh.me}
+        whys = sorted({absence.why for absence in report.missing})
+        self._alone_why = "; ".join(whys) or "nobody else took part"
         why = why_nothing(self.task.policy, self._mesh.me, report)
         if why and why != self.progress.reason:
             log.warning("task %s, round %d: nothing was averaged: %s", self.name, report.round, why)
@@ -436,78 +344,46 @@ class Learner:
         checkpoint = Checkpoint(round=self._round - 1, vector=vector, trainer_state=self._trainer.state())
         await trio.to_thread.run_sync(self._checkpoints.save, checkpoint)
 
-    def _log_round(self, round_: int) -> None:
-        said = self.progress
-        score = "accuracy not yet known"
-        if said.score is not None:
-            score = f"accuracy {said.accuracy:.1%}" if said.r2 is None else f"R2 {said.r2:.3f}"
-        loss = f"{said.loss:.4f}" if said.loss is not None else "not told"
-        log.info(
-            "task %s, round %d of %d: loss %s, %s, %d members, %d bytes sent, %d misses",
-            self.name, round_ + 1, said.rounds, loss, score, said.members, said.bytes_sent,
-            said.deadline_misses,
-        )  # fmt: skip
-
     async def _finish(self) -> None:
         if self._begun is not None:
             if self._shared is None:
                 raise LeptonError(f"no private round came to a sum here, so there is no model to show: {TOO_FEW}")
             self._trainer.adopt(self._shared)  # what came after the last sum is this node's own
+        elif self.task.policy == "trusted" and not self._shares_last:
+            await self._take_last()
         if self._evaluated_round != self._round:
             self._note(await trio.to_thread.run_sync(self._trainer.evaluate))
         if self._saved_round != self._round and self._round > 0:  # nobody knew that this would be the last
             await self._save(self._trainer.vector())
         await self._on_trained(self._trainer)
+        if self._with == {self._mesh.me}:
+            why = f"it averaged with nobody: {self.progress.reason or self._alone_why}"
+            log.warning("task %s is done, but %s", self.name, why)
+            self.progress.reason = why
         self._tell("done", force=True)
+
+    async def _take_last(self) -> None:
+        """Take the model of someone who is done and whose last round was agreed: what is here is this node's own."""
+        asked: set[PeerId] = set()
+        with trio.move_on_after(_LAST_MODEL_S):
+            while True:
+                changed = self._telling.changed
+                peers = [peer for peer in self._telling.done() if peer not in asked]
+                if (given := await self._joining.take_last(peers, round_=self._round)) is not None:
+                    self._adopt(given)
+                    self._saved_round = self._evaluated_round = -1
+                    self._telling.note(f"the last round was not agreed here: took the model of {short(given.peer)}")
+                    return
+                asked.update(peers)
+                if not peers and not self._telling.anyone_under_way():
+                    return
+                await changed.wait()
 
     def _note(self, metrics: Metrics) -> None:
         self._evaluated_round = self._round
         self.progress.accuracy, self.progress.r2 = accuracy_of(metrics), metrics.r2
 
-    # -- the picture --------------------------------------------------------------------------------------------------
-
-    def _records(self) -> dict[PeerId, TrainerRecord]:
-        return {
-            record.owner: trainer
-            for record, trainer in self._mesh.live(TRAINER, TrainerRecord)
-            if record.name == self.name and trainer.version == self.task.version
-        }
-
-    def _members(self, records: dict[PeerId, TrainerRecord]) -> set[PeerId]:
-        """Return who takes part in this round: oneself, and whoever is here, permitted, not too late and not done."""
-        return {self._mesh.me} | {
-            peer
-            for peer, record in records.items()
-            if record.state in {"ready", "training"}
-            and record.first_round <= self._round
-            and self._mesh.authority(peer).allows(f"train:{self.name}")
-        }
-
     def _tell(self, state: str, *, force: bool = False) -> None:
-        now = trio.current_time()
-        force = force or state != self.progress.state
-        self.progress.state = state
-        self.progress.round = self._round
-        if not force and now - self._told_at < _PROGRESS_INTERVAL_S:
-            return
-        self._told_at = now
-        said = self.progress
-        record = TrainerRecord(
-            state=said.state,  # type: ignore[arg-type]
-            version=self.task.version,
-            round=self._round,
-            first_round=self._first_round,
-            last=self._ending.named,
-            samples=said.samples,
-            accuracy=said.accuracy,
-            accuracy_alone=said.accuracy_alone,
-            r2=said.r2,
-            r2_alone=said.r2_alone,
-            loss=said.loss,
-            epsilon=said.epsilon,
-            delta=said.delta,
-            bytes_sent=said.bytes_sent,
-            deadline_misses=said.deadline_misses,
-            reason=said.reason[: limits.KIB],
+        self._telling.tell(
+            state, round_=self._round, first_round=self._first_round, last=self._ending.named, force=force
         )
-        self._mesh.publish(TRAINER, self.name, record)

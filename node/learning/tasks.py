@@ -36,12 +36,13 @@ from .circle import Circle
 from .circles import Circles
 from .data import TEST_SEED, TEST_SHARE, Dataset, DataSource, hold_out, outputs_of
 from .factories import Factories, structure
-from .learner import Learner, Progress
+from .learner import Learner
 from .ledger import Ledger
 from .messages import RoundMessage, State, StateWanted
 from .policies import CODEC, WORDS, check_policy
 from .shared import Shared
 from .task import Task, task_from
+from .telling import Progress
 from .trainer import Trainer, settings_for
 
 WHOLE: Final = "model.safetensors"  # beside the checkpoints: a trained model that is not served from layers
