@@ -14,8 +14,6 @@
 #include <immintrin.h>
 #endif
 
-#include "pool.h"
-
 #define LANES 16 /* rows of W in a panel: what the widest registers hold */
 #define GROUP 32 /* columns that share a scale: as in llama.cpp's formats */
 #ifdef __clang__
@@ -34,6 +32,33 @@ typedef struct {
     int precision;
     int width; /* floats per register: which of the instruction sets below */
 } Product;
+
+/* A decoder's layer; the vectors may be NULL where a family has none of them. */
+typedef struct {
+    const uint8_t *qkv, *out, *gate_up, *down; /* packed; queries, keys and values in one, gate and up in one */
+    const float *norm, *second_norm, *query_norm, *key_norm;
+    const float *qkv_bias, *out_bias, *gate_up_bias, *down_bias;
+    long width, inner, heads, shared, head_width; /* `shared` heads of keys and values */
+    long window;                                  /* positions that a query sees, 0: all */
+    long page_offset;                             /* in floats, from a page's beginning to this layer's part */
+    float epsilon;
+    int precision;
+} Block;
+
+/* Positions of several sessions, piece after piece, and where their keys and values are. */
+typedef struct {
+    const long *counts, *starts, *first_pages; /* of each piece: positions, those before them, index into `pages` */
+    float *const *pages;                       /* a layer's part of a page: (2, shared, page_positions, head_width) */
+    const float *cos, *sin;                    /* (rows, head_width / 2) */
+    long rows, pieces, page_positions;
+} Batch;
+
+static inline long padded(long count) { return (count + GROUP - 1) / GROUP * GROUP; }
+
+typedef void Work(const void *what, long begin, long end);
+static void in_parallel(Work *work, const void *what, long count, long grain, int threads);
+static void multiply(const uint8_t *weights, int precision, int width, const float *x, long inputs, float *y, long outputs,
+                     long rows, int threads);
 
 static inline __attribute__((always_inline)) long group_bytes_of(int precision) {
     switch (precision) {
@@ -57,6 +82,7 @@ static inline __attribute__((always_inline)) long group_bytes_of(int precision) 
 #define TILE_PANELS 2
 #define TILE_ROWS 8
 #include "products.h"
+#include "block.h"
 
 #define NAME(word) word##_8
 #define TARGET __attribute__((target("avx2,fma")))
@@ -66,6 +92,7 @@ static inline __attribute__((always_inline)) long group_bytes_of(int precision) 
 #define TILE_PANELS 1
 #define TILE_ROWS 4
 #include "products.h"
+#include "block.h"
 
 #define TARGET_4 __attribute__((target("avx2,fma"))) /* for tests: the code that other processors run */
 #else
@@ -80,6 +107,7 @@ static inline __attribute__((always_inline)) long group_bytes_of(int precision) 
 #define TILE_PANELS 1
 #define TILE_ROWS 4
 #include "products.h"
+#include "block.h"
 
 /* Whether this processor runs the code for registers of `width` floats, and with an fma that rounds once. */
 int lepton_runs(int width) {
@@ -96,6 +124,8 @@ int lepton_runs(int width) {
 #endif
 }
 
+#include "pool.h"
+
 static void work(const void *what, long begin, long end) {
     const Product *job = what;
     switch (job->width) {
@@ -110,6 +140,24 @@ static void work(const void *what, long begin, long end) {
 /* Tiles of an odd size at the end of a thread's part cost nothing but time. */
 void lepton_product(const Product *job, int threads) {
     in_parallel(work, job, (job->outputs + LANES - 1) / LANES, 4, threads);
+}
+
+static void multiply(const uint8_t *weights, int precision, int width, const float *x, long inputs, float *y, long outputs,
+                     long rows, int threads) {
+    long groups = (inputs + GROUP - 1) / GROUP;
+    Product job = {x, weights, y, groups * GROUP, rows, groups, outputs, precision, width};
+    lepton_product(&job, threads);
+}
+
+/* Run a layer on the rows of x, (rows, width), in place. Returns 0, or -1 where there is no memory. */
+int lepton_block(const Block *block, const Batch *batch, float *x, int width, int threads) {
+    switch (width) {
+#if defined(__x86_64__)
+    case 16: return block_16(block, batch, x, threads);
+    case 8: return block_8(block, batch, x, threads);
+#endif
+    default: return block_4(block, batch, x, threads);
+    }
 }
 
 static float from_bfloat16(const uint8_t *at) {

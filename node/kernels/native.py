@@ -66,6 +66,7 @@ def library() -> ctypes.CDLL:
     loaded.lepton_product.restype = None
     loaded.lepton_rows.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long)
     loaded.lepton_rows.restype = None
+    loaded.lepton_block.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
     return loaded
 
 
@@ -92,7 +93,7 @@ class NativePacked(Packed):
         super().__init__(weight, precision)
         if not (here := available()).native:
             raise UsageError(f"{here.reason}; pack with native=False")
-        self._width = width or here.width
+        self.width = width or here.width
         self._groups = -(-self.inputs // GROUP)
         panels = [self._panels(piece) for piece in weight.detach().split(PANELS_AT_ONCE * LANES)]
         self._weights = torch.cat(panels)
@@ -117,8 +118,13 @@ class NativePacked(Packed):
     def size_bytes(self) -> int:
         return self._weights.nbytes
 
+    @property
+    def address(self) -> int:
+        """Where the panels lie, as long as this object lives."""
+        return self._weights.data_ptr()
+
     def _job(self, x: int, y: torch.Tensor) -> _Product:
-        precision, width = NUMBERS[self.precision], self._width
+        precision, width = NUMBERS[self.precision], self.width
         columns = self._groups * GROUP
         weights = self._weights.data_ptr()
         return _Product(x, weights, y.data_ptr(), columns, len(y), self._groups, self.outputs, precision, width)

@@ -2,8 +2,6 @@
 
 #define THREADS_MAX 64
 
-typedef void Work(const void *what, long begin, long end);
-
 static struct {
     pthread_mutex_t caller, lock;
     pthread_cond_t begun, ended;

@@ -50,7 +50,7 @@ INLINE void NAME(decode)(int precision, const uint8_t *at, NAME(floats) column[2
 }
 
 /* `rows` rows of x times `panels` panels; both are constants where this is called, so that all sums stay in registers. */
-INLINE void NAME(block)(const int precision, const int rows, const int panels, const Product *job, long row, long panel) {
+INLINE void NAME(tile)(const int precision, const int rows, const int panels, const Product *job, long row, long panel) {
     const int together = precision == INT4 ? 2 : 1, scales_bytes = precision >= INT8 ? 2 * LANES : 0;
     const long group_bytes = group_bytes_of(precision);
     const int step_bytes = (int)((group_bytes - scales_bytes) / GROUP) * together;
@@ -92,9 +92,9 @@ INLINE void NAME(block)(const int precision, const int rows, const int panels, c
 /* All rows of x with the panels from `panel` on, as many at once as `panels` says. */
 INLINE void NAME(strip)(const int precision, const int panels, const int rows, const Product *job, long panel) {
     long row = 0;
-    for (; row + rows <= job->rows; row += rows) NAME(block)(precision, rows, panels, job, row, panel);
-    for (; row + 2 <= job->rows; row += 2) NAME(block)(precision, 2, panels, job, row, panel);
-    for (; row < job->rows; row++) NAME(block)(precision, 1, panels, job, row, panel);
+    for (; row + rows <= job->rows; row += rows) NAME(tile)(precision, rows, panels, job, row, panel);
+    for (; row + 2 <= job->rows; row += 2) NAME(tile)(precision, 2, panels, job, row, panel);
+    for (; row < job->rows; row++) NAME(tile)(precision, 1, panels, job, row, panel);
 }
 
 INLINE void NAME(strips)(const int precision, const Product *job, long panel, long end) {
@@ -113,14 +113,3 @@ static TARGET void NAME(panels)(const Product *job, long begin, long end) {
     case INT4: NAME(strips)(INT4, job, begin, end); break;
     }
 }
-
-#undef PIECES
-#undef INLINE
-#undef NAME
-#undef TARGET
-#undef WIDTH
-#undef WIDEN
-#undef NIBBLES
-#undef STRIP_PANELS
-#undef TILE_PANELS
-#undef TILE_ROWS
