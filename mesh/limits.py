@@ -25,6 +25,9 @@ INLINE_BYTES_MAX: Final = 64 * KIB
 BULK_BYTES_MAX: Final = 64 * 1024 * MIB  # one transfer, when neither side names less: what fits on an edge node's disk
 # One blob: a layer of the largest models in float32 (Llama 405B: 13 GB). Its list of chunks takes 128 KiB.
 BLOB_BYTES_MAX: Final = 16 * 1024 * MIB
+CHUNKS_SERVED_MAX: Final = (
+    16  # of 4 MiB, read for all peers together and not yet sent: what two of them ask for at once
+)
 MANIFEST_BYTES_MAX: Final = 2 * MIB  # 256 layers of a few blobs at 100 B each, and a configuration
 # What describes the tensors of one layer: 384 experts of three matrices at 130 B each take 150 KiB.
 LAYER_HEADER_BYTES_MAX: Final = MIB

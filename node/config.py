@@ -35,6 +35,12 @@ class ModelsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     allow: tuple[Annotated[str, msgspec.Meta(pattern=FACTORY_PATTERN)], ...] = ()  # package.module:factory
 
 
+class BlobsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What this device gives to keeping models' weights and tokenizers."""
+
+    disk: str = ""  # at most so much of the disk, as in "20GB"; empty: what is free
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The file `node.toml` in a node's folder. Every key is optional."""
 
@@ -44,12 +50,18 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     bootstrap: tuple[str, ...] = ()  # nodes to look for where mDNS does not reach: host:port or multiaddrs
     serve: ServeConfig = ServeConfig()
     models: ModelsConfig = ModelsConfig()
+    blobs: BlobsConfig = BlobsConfig()
     data: dict[DataName, str] = {}  # data set name to file, relative to the folder
 
     @property
     def memory_bytes(self) -> int:
         """Weights that may be held for serving, in bytes. Raises UsageError when the size does not read as one."""
         return parse_size(self.serve.memory) if self.serve.memory else _half_of_memory()
+
+    @property
+    def blobs_bytes(self) -> int | None:
+        """Disk that blobs may take, in bytes; None: all that is free. Raises UsageError like `memory_bytes`."""
+        return parse_size(self.blobs.disk) if self.blobs.disk else None
 
 
 def parse_size(text: str) -> int:

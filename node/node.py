@@ -24,6 +24,8 @@ from ..mesh.mesh import Mesh, MeshConfig, open_mesh
 from ..mesh.records import RecordStore
 from .authority import current_credentials, known_members, revoke_running, show_running
 from .background import call, in_background
+from .blobs.naming import Naming
+from .blobs.sharing import Blobs
 from .blobs.store import BlobStore
 from .config import Config, load_config, require_name
 from .home import Home
@@ -81,6 +83,7 @@ class Node:
         self._stack = AsyncExitStack()
         self.mesh: Mesh
         self.view: View
+        self.blobs: Blobs
         self.weights: Weights
         self.serving: Serving
         self.requests: Requests
@@ -168,7 +171,9 @@ class Node:
                 mesh.door.on_invites_changed = lambda: self.home.save_invites(invites)
                 self.mesh, self._nursery, self._mesh_name = mesh, nursery, credentials.mesh_name
                 self.view = View(mesh)
-                self.weights = Weights(mesh, self.view, BlobStore(self.home.folder("blobs")))
+                blob_store = BlobStore(self.home.folder("blobs"), disk_bytes_max=self.config.blobs_bytes)
+                self.blobs = Blobs(mesh, blob_store, Naming(mesh, self.view, blob_store))
+                self.weights = Weights(mesh, self.view, self.blobs)
                 self.serving = Serving(mesh, self.view, self.weights, memory_bytes)
                 self.requests = Requests(mesh, self.view)
                 self.tasks = Tasks(mesh, self.view, self.weights, self.home, self._datasets, nursery, self._factories)

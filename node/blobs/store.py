@@ -47,7 +47,7 @@ class BlobStore:
         self._folder = Path(path)
         self._in_memory_bytes_max = in_memory_bytes_max
         self._room = Room(self._folder, disk_bytes_max)
-        self._in_use = in_use
+        self.in_use = in_use  # what must not be removed; None: everything
         self._chunks: dict[str, Chunks] = {}
         self._parts: dict[str, Part] = {}
         self._virtual: dict[str, Registered] = {}
@@ -173,6 +173,8 @@ class BlobStore:
     def leave(self, part: Part) -> None:
         """Stop adding to a part; it stays on disk for the next time."""
         part.close()
+        if not part.have:
+            self._file(part.chunks.ref.digest, ".part").unlink(missing_ok=True)
         if self._parts.get(part.chunks.ref.digest) is part:
             del self._parts[part.chunks.ref.digest]
 
@@ -199,6 +201,11 @@ class BlobStore:
         """What a blob is put together from, if it is not a file of its own."""
         registered = self._virtual.get(ref.digest)
         return None if registered is None else registered.virtual
+
+    def forget_virtual(self, ref: BlobRef) -> None:
+        """Take a blob out of an owner's files no longer for one: they were changed."""
+        if self._virtual.pop(ref.digest, None) is not None:
+            self._file(ref.digest, ".virtual").unlink(missing_ok=True)
 
     def path(self, ref: BlobRef) -> Path:
         """The file of a blob that is one. Raises LeptonError when it is not here."""
@@ -231,7 +238,7 @@ class BlobStore:
 
     def make_room(self, size_bytes: int, *, besides: str = "") -> None:
         """Remove what nobody needs, least recently used first, until so much fits. Raises LeptonError if it cannot."""
-        needed = None if self._in_use is None else {*self._in_use(), *self._parts, besides}
+        needed = None if self.in_use is None else {*self.in_use(), *self._parts, besides}
         for digest in self._room.make(size_bytes, needed):
             log.info("removed blob %s, which no model names any more, to make room", digest[:8])
             self.remove(digest)

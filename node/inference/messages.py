@@ -6,7 +6,6 @@ import msgspec
 
 from ...mesh.identity import PeerId
 from ...mesh.messages import Message, Natural, Text
-from ..deployments import BlobRef
 
 _STAGES_MAX = 64
 BATCH_MAX = 256  # samples of one request that travel together
@@ -40,9 +39,3 @@ class StageBroke(Message, frozen=True, kw_only=True):
     attempt: Natural
     peer: PeerId
     reason: Text
-
-
-class BlobWanted(Message, frozen=True, kw_only=True):
-    """Send me this blob."""
-
-    ref: BlobRef

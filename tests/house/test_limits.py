@@ -24,6 +24,7 @@ PASSED = {
     "INLINE_BYTES_MAX": "mesh/calls/test_calls.py::test_tensors_arrive_as_they_were",
     "BULK_BYTES_MAX": f"{CALLS}::test_a_transfer_larger_than_any_disk_is_refused",
     "BLOB_BYTES_MAX": "node/local/test_blobs.py::test_a_blob_larger_than_any_layer_has_no_name",
+    "CHUNKS_SERVED_MAX": "node/together/test_sharing.py::test_who_may_fetch_and_what",
     "MANIFEST_BYTES_MAX": "node/local/test_publishing.py::test_a_manifest_out_of_bounds_is_refused",
     "LAYER_HEADER_BYTES_MAX": "node/local/test_publishing.py::test_a_header_larger_than_a_layers_is_refused",
     "REASON_CHARACTERS_MAX": f"{CALLS}::test_a_reason_is_cut_to_its_length",

@@ -9,8 +9,9 @@ import trio
 from lepton.mesh.calls import Answer, Empty, Incoming, Method
 from lepton.mesh.errors import LinkError, UsageError
 from lepton.node import Node
-from lepton.node.inference import weights
-from lepton.node.inference.messages import BlobWanted, StageWork
+from lepton.node.blobs import fetching
+from lepton.node.blobs.sharing import BlobHeld, Blobs, BlobWanted, ChunkWanted
+from lepton.node.inference.messages import StageWork
 from lepton.node.inference.session import Config
 
 from .fakes import MLP, random_model, running, samples, unsharded, until
@@ -66,17 +67,17 @@ async def test_a_model_that_no_node_can_hold_is_answered_by_all(tmp_path: Path) 
         np.testing.assert_allclose(await a.predict("net", samples(3)), expected, atol=1e-6)
 
 
-async def test_weights_come_from_whoever_has_them_and_from_nobody_who_lies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(weights, "_FETCH_TIMEOUT_S", 0.5)
+async def test_weights_come_from_whoever_has_them_and_from_nobody_who_lies(tmp_path: Path) -> None:
     asked: list[tuple[str, str]] = []  # by whom, whom
 
-    async def lie(call: Incoming[BlobWanted]) -> Answer[Empty]:
-        asked.append((call.caller, "liar"))
-        return Answer(Empty(), [np.zeros(17_000, dtype=np.uint8)])
+    async def claim(call: Incoming[BlobWanted]) -> Answer[BlobHeld]:
+        return Answer(BlobHeld(whole=True))
 
-    async def keep_silent(call: Incoming[BlobWanted]) -> Answer[Empty]:
+    async def lie(call: Incoming[ChunkWanted]) -> Answer[Empty]:
+        asked.append((call.caller, "liar"))
+        return Answer(Empty(), (), bytes(call.message.ref.size_bytes))
+
+    async def keep_silent(call: Incoming[ChunkWanted]) -> Answer[Empty]:
         asked.append((call.caller, "mute"))
         await trio.sleep_forever()
         raise AssertionError
@@ -84,19 +85,31 @@ async def test_weights_come_from_whoever_has_them_and_from_nobody_who_lies(
     async with running(tmp_path, "owner", "liar", "mute", "reader", memory="100kB") as world:
         owner, liar, mute, reader = world.nodes.values()
         await until(lambda: len(reader.mesh.present) == 3)
-        replace(liar, "blob.get", BlobWanted, lie)
-        replace(mute, "blob.get", BlobWanted, keep_silent)
-        order = [liar.mesh.me, mute.mesh.me, owner.mesh.me]
-        monkeypatch.setattr(reader.weights._rng, "sample", lambda peers, _: sorted(peers, key=order.index))
+        replace(liar, "blob.have", BlobWanted, claim)
+        replace(liar, "blob.read", ChunkWanted, lie)
+        replace(mute, "blob.have", BlobWanted, claim)
+        replace(mute, "blob.read", ChunkWanted, keep_silent)
+        reader.blobs.config = fetching.Config(late_s=0.1, give_up_s=0.3, strikes=1)
+        replace(owner, "blob.have", BlobWanted, claim_late(owner.blobs))
         publish(owner, copies=4)
         await until(lambda: reader.serving.stages().get("net") == (0, 2))
-        assert [whom for who, whom in asked if who == reader.mesh.me] == ["liar", "mute"] * 2  # for each layer
+        assert {whom for who, whom in asked if who == reader.mesh.me} == {"liar", "mute"}
         spec, layers = await reader.weights.whole("net")
         assert spec == MLP
         assert layers == (await owner.weights.whole("net"))[1]
         blob = tmp_path / "reader" / "blobs" / reader.view.models()["net"].layers[0].digest
         blob.write_bytes(b"damaged")  # found out when it is needed, and fetched again
         assert (await reader.weights.whole("net"))[1] == layers
+
+
+def claim_late(blobs: Blobs) -> Any:
+    """Say what is here only when the others were asked."""
+
+    async def say(call: Incoming[BlobWanted]) -> Answer[BlobHeld]:
+        await trio.sleep(0.2)
+        return await blobs._say_what_is_here(call)
+
+    return say
 
 
 async def test_a_stage_that_accepts_work_and_never_answers_is_left(
