@@ -151,7 +151,7 @@ class Asker:
         self._hopeless_at = now + self._config.trouble_s  # unless more was computed by then
         self._computed = 0  # positions on all stages since the last token, at most
         self._trouble = ""
-        self._busy: Failed | None = None
+        self._last_word: Failed | None = None  # of stages that are there and will not do it
         self._effects: list[AskerEffect] = []
 
     @property
@@ -217,7 +217,7 @@ class Asker:
         if not self.tally.tokens:
             self.tally.first_token_s = now - self._began
         self.tally.tokens += 1
-        self._heard_at, self._trouble_since, self._busy = now, None, None
+        self._heard_at, self._trouble_since, self._last_word = now, None, None
         self._hopeless_at, self._computed = now + self._config.trouble_s, 0
         self._avoid.clear()
         self._effects.append(Emit(len(self._tokens), id_))
@@ -239,8 +239,8 @@ class Asker:
         if said.why in {"usage", "refused"}:
             self._fail(Failed(said.why, said.reason))
             return
-        if said.why == "busy":
-            self._busy = Failed("busy", said.reason, said.retry_after_s)
+        if said.why != "gone":
+            self._last_word = Failed(said.why, said.reason, said.retry_after_s)
         self._holders.discard(peer)
         self._give_up({peer}, reason, now)
 
@@ -294,7 +294,7 @@ class Asker:
     def _give_up(self, peers: set[PeerId], reason: str, now: float) -> None:
         """Leave this route, and these peers as long as there are others."""
         self._avoid |= peers
-        self._trouble = reason
+        self._trouble = reason.rstrip(".")
         self._effects.append(Paused(reason))
         if self._trouble_since is None:
             self._trouble_since = now
@@ -309,8 +309,8 @@ class Asker:
             self._fail(Failed("link", self._diagnosis()))
             return
         found = self._choose(self._serving, self._avoid, self._holders)
-        if found is None and self._busy is not None:
-            self._fail(self._busy)
+        if found is None and self._last_word is not None:
+            self._fail(self._last_word)
             return
         if found is None:
             self._avoid.clear()  # after a pause anybody may be asked again: who was stopped may go on

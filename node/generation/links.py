@@ -70,8 +70,12 @@ class Links:
 
     async def run(self) -> None:
         """Carry what is said, for ever."""
-        async with trio.open_nursery() as self._nursery:
-            await trio.sleep_forever()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
 
     def send(self, peer: PeerId, said: Said) -> None:
         """Say something to a peer, or to this node itself. Never waits; ``lost`` tells when it cannot arrive."""
@@ -173,7 +177,15 @@ class _Inlet:
     async def run(self) -> None:
         """Raises PeerError."""
         self._stream.watch(self._read, _nothing)
-        await self._over.wait()
+        begun: object = None
+        while not self._over.is_set():
+            with trio.move_on_after(limits.FRAME_TIMEOUT_S) as waiting:
+                await self._over.wait()
+            if waiting.cancelled_caught and begun is not None and self._decoder.begun is begun:
+                self._stream.reset()
+                most = limits.FRAME_TIMEOUT_S
+                raise PeerError(f"It began a frame of a session and did not complete it within {most:g} s.")
+            begun = self._decoder.begun
         if self._offence is not None:
             self._stream.reset()
             raise self._offence

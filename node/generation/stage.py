@@ -526,7 +526,7 @@ class Stage:
     def _ran_one(self, session: _Session, data: Data, result: Result) -> None:
         self.counts.positions += len(data.ids)
         if result.error:
-            self._decline(session.opened, "failed", result.error)
+            self._decline(session.opened, "usage" if result.asked_wrongly else "failed", result.error)
             self._end(session)
             return
         session.ids += data.ids

@@ -71,3 +71,4 @@ class Result:
     x: Array | None = None
     token: int | None = None
     error: str = ""
+    asked_wrongly: bool = False  # so that it would fail on any replica

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ...mesh.errors import LeptonError
+from ...mesh.errors import LeptonError, UsageError
 from ...mesh.tensors import Array
 from .engine import Cache, Engine, Piece
 from .sampling import Sampling, sample
@@ -98,4 +98,4 @@ class Worker:
 def _failed(error: Exception) -> Result:
     if not isinstance(error, LeptonError):
         log.error("A step of a stage failed", exc_info=error)
-    return Result(error=str(error) or type(error).__name__)
+    return Result(error=str(error) or type(error).__name__, asked_wrongly=isinstance(error, UsageError))

@@ -52,9 +52,9 @@ class View:
                 log.warning("%s deployed %r with caches for other layers than it has", short(record.owner), name)
         return found
 
-    def serving(self, name: str, version: int) -> dict[Run, list[str]]:
+    def serving(self, name: str, version: int) -> dict[Run, list[PeerId]]:
         """Return which peers have which run of a model's layers loaded now."""
-        found: dict[Run, list[str]] = {}
+        found: dict[Run, list[PeerId]] = {}
         for record, stage in self._mesh.live(STAGE, StageRecord):
             if record.name == name and stage.version == version:
                 found.setdefault((stage.first, stage.end), []).append(record.owner)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 from lepton.mesh.errors import UsageError
 from lepton.mesh.identity import PeerId
 from lepton.mesh.tensors import Array
@@ -21,7 +22,7 @@ from lepton.node.generation.route import Route, Run, Serving, choose
 from lepton.node.generation.sampling import Sampling
 from lepton.node.generation.stage import Came, Lost, Ran, Stage, StageConfig
 from lepton.node.generation.steps import Step
-from lepton.node.generation.worker import Worker
+from lepton.node.generation.worker import Drawer, Worker
 
 LAYERS, WIDTH, VOCABULARY = 6, 4, 97
 
@@ -102,7 +103,7 @@ class ToyEngine:
         return np.random.default_rng(list(cache.hashes[-1])).random(VOCABULARY, dtype=np.float32)
 
 
-def draw(logits: Array, history: Sequence[int], sampling: Sampling, position: int) -> int:
+def draw(logits: npt.NDArray[np.float32], history: Sequence[int], sampling: Sampling, position: int) -> int:
     """A draw that looks at everything it may look at."""
     scores = np.array(logits, dtype=np.float64)
     for id_ in history:
@@ -112,7 +113,9 @@ def draw(logits: Array, history: Sequence[int], sampling: Sampling, position: in
     return int(np.argmax(scores))
 
 
-def undisturbed(prompt: Sequence[int], count: int, sampling: Sampling, runs: Sequence[Run]) -> list[int]:
+def undisturbed(
+    prompt: Sequence[int], count: int, sampling: Sampling, runs: Sequence[Run], draw: Drawer = draw
+) -> list[int]:
     """What must come out, computed token by token with nobody else there."""
     engines = [ToyEngine(*run) for run in runs]
     caches = [engine.new_cache() for engine in engines]
@@ -130,7 +133,7 @@ def undisturbed(prompt: Sequence[int], count: int, sampling: Sampling, runs: Seq
             return tokens[len(prompt) :]
         assert logits is not None
         penalised = sampling.repetition_penalty != 1.0
-        tokens.append(draw(logits, tokens if penalised else (), sampling, len(tokens)))
+        tokens.append(draw(logits.astype(np.float32), tokens if penalised else (), sampling, len(tokens)))
         waiting = tokens[-1:]
 
 
