@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..deployments import Precision
-from .arithmetic import attend, cut, gated, rms_norm, rotate, store
+from .arithmetic import cut, rms_norm, rotate
 from .cache import PagedCache
 from .config import LanguageConfig
 from .layout import TOGETHER
 from .linear import Linear
+from .steps import attend, gated
 
 Float = npt.NDArray[np.float32]
 
@@ -24,7 +25,7 @@ class Batch:
 
     caches: Sequence[PagedCache]
     counts: Sequence[int]  # positions of each
-    cos: Float  # (T, head width // 2)
+    cos: Float  # (T, 1, head width // 2)
     sin: Float
 
 
@@ -80,18 +81,20 @@ class Block:
         config = self._config
         shared = config.key_value_heads
         heads = self._qkv(x).reshape(len(x), config.heads + 2 * shared, config.head_width)
-        queries, keys, values = np.split(heads, (config.heads, config.heads + shared), axis=1)
+        turned, values = heads[:, : config.heads + shared], heads[:, config.heads + shared :]
         if self._head_norms:
-            queries = rms_norm(queries, self._head_norms[0], config.epsilon)
-            keys = rms_norm(keys, self._head_norms[1], config.epsilon)
-        queries, keys = rotate(queries, batch.cos, batch.sin), rotate(keys, batch.cos, batch.sin)
+            queries = rms_norm(turned[:, : config.heads], self._head_norms[0], config.epsilon)
+            keys = rms_norm(turned[:, config.heads :], self._head_norms[1], config.epsilon)
+            turned = np.concatenate([queries, keys], axis=1)
+        turned = rotate(turned, batch.cos, batch.sin)
+        queries, keys = turned[:, : config.heads], turned[:, config.heads :]
         out: list[Float] = []
         for cache, q, k, v in zip(
             batch.caches, cut(queries, batch.counts), cut(keys, batch.counts), cut(values, batch.counts), strict=True
         ):
-            store(cache, self._index, k, v)
+            cache.store(self._index, k, v)
             out.append(attend(q, cache, self._index, self._window))
-        return np.concatenate(out).reshape(len(x), -1)
+        return (out[0] if len(out) == 1 else np.concatenate(out)).reshape(len(x), -1)
 
 
 def vector(tensor: Tensor) -> Float:

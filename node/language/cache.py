@@ -1,9 +1,11 @@
 """Keys and values of one session, in pages that sessions with the same beginning share.
 
-A page holds 64 positions of all blocks of a stage: float32 (blocks, 2, key/value heads, 64, head width). A shared
-page is never written: who appends into one takes a copy first. Memory goes back when the last holder lets go.
+A page holds 64 positions of all blocks of a stage, its keys with the position last: so the scores of a page's
+positions are worked out side by side. A shared page is never written: who appends into one takes a copy first. Memory
+goes back when the last holder lets go.
 """
 
+import math
 from typing import Final
 
 import numpy as np
@@ -18,10 +20,14 @@ PAGE_POSITIONS: Final = 64  # the last page is half empty on average: 32 positio
 class Page:
     """64 positions, and the caches that hold them; the first of those is charged for it."""
 
-    __slots__ = ("holders", "numbers")
+    __slots__ = ("address", "holders", "keys", "numbers", "values")
 
     def __init__(self, numbers: Float, holder: "PagedCache") -> None:
-        self.numbers = numbers  # (blocks, 2, key/value heads, 64, head width)
+        blocks, _, heads, width, positions = numbers.shape
+        self.numbers = numbers  # (blocks, 2, key/value heads, head width, 64): keys, then values as below
+        self.keys = numbers[:, 0]  # (blocks, key/value heads, head width, 64)
+        self.values = numbers[:, 1].reshape(blocks, heads, positions, width)  # a view: of each block it is contiguous
+        self.address = numbers.ctypes.data
         self.holders = [holder]
 
 
@@ -33,7 +39,7 @@ class PagedCache:
         self.length = 0
         self.pages: list[Page] = []
         self.closed = False
-        self._page_shape = page_shape
+        self.page_shape = page_shape
 
     @property
     def size_bytes(self) -> int:
@@ -49,7 +55,7 @@ class PagedCache:
     def fork(self, length: int) -> "PagedCache":
         """Make a cache that begins with the first ``length`` positions of this one; whole pages are shared."""
         self._check(length)
-        child = PagedCache(self.owner, self._page_shape)
+        child = PagedCache(self.owner, self.page_shape)
         whole, rest = divmod(length, PAGE_POSITIONS)
         for page in self.pages[:whole]:
             page.holders.append(child)
@@ -69,10 +75,25 @@ class PagedCache:
         """Make room for ``count`` more positions, in pages that nobody shares. The length stays."""
         for index in range(self.length // PAGE_POSITIONS, -(-(self.length + count) // PAGE_POSITIONS)):
             if index == len(self.pages):
-                self.pages.append(Page(np.zeros(self._page_shape, dtype=np.float32), self))
+                self.pages.append(Page(np.zeros(self.page_shape, dtype=np.float32), self))
             elif len((page := self.pages[index]).holders) > 1:
                 page.holders.remove(self)
                 self.pages[index] = Page(page.numbers.copy(), self)
+
+    def store(self, block: int, keys: Float, values: Float) -> None:
+        """Write (T, key/value heads, head width) each behind the length, where room is reserved."""
+        first, end = self.length, self.length + len(keys)
+        for index in range(first // PAGE_POSITIONS, -(-end // PAGE_POSITIONS)):
+            start = index * PAGE_POSITIONS
+            low, high = max(first, start), min(end, start + PAGE_POSITIONS)
+            page = self.pages[index]
+            page.keys[block, ..., low - start : high - start] = keys[low - first : high - first].transpose(1, 2, 0)
+            page.values[block, :, low - start : high - start] = values[low - first : high - first].transpose(1, 0, 2)
+
+    def addresses(self, block: int) -> npt.NDArray[np.uintp]:
+        """Return where each page's part of a block begins in memory."""
+        begins = [page.address for page in self.pages]
+        return np.array(begins, dtype=np.uintp) + np.uintp(4 * math.prod(self.page_shape[1:]) * block)
 
     def _drop_pages(self, keep: int) -> None:
         for page in self.pages[keep:]:

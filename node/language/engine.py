@@ -40,7 +40,7 @@ class LanguageEngine:
         self._head: Linear | None = None
         self._rotations = Rotations(config.rope, config.head_width)
         blocks = len(range(max(first, 1), min(end, self.layers - 1)))
-        self._page_shape = (blocks, 2, config.key_value_heads, PAGE_POSITIONS, config.head_width)
+        self._page_shape = (blocks, 2, config.key_value_heads, config.head_width, PAGE_POSITIONS)
 
     @property
     def weights_bytes(self) -> int:
@@ -50,7 +50,7 @@ class LanguageEngine:
 
     @property
     def cache_bytes_per_position(self) -> int:
-        blocks, pair, heads, _, width = self._page_shape
+        blocks, pair, heads, width, _ = self._page_shape
         return 4 * blocks * pair * heads * width
 
     def new_cache(self) -> Cache:
@@ -100,7 +100,7 @@ class LanguageEngine:
         spans = [np.arange(cache.length, cache.length + count) for cache, count in zip(caches, counts, strict=True)]
         cos, sin = self._rotations.up_to(max(int(span[-1]) for span in spans) + 1)
         positions = np.concatenate(spans)
-        return Batch(caches, counts, cos[positions], sin[positions])
+        return Batch(caches, counts, cos[positions, None], sin[positions, None])
 
     def _leave(self, x: Float, pieces: Sequence[Piece], counts: Sequence[int]) -> list[Array | None]:
         if self._head is None or self._norm is None:
