@@ -2,7 +2,7 @@
 
    As in products.h a row's bits follow from that row (and its session's keys and values) alone, in an order that is
    the same for every instruction set. Sums along a vector go into 16 lanes, lane i taking elements i, i + 16, ..., and
-   the lanes are added in halves; softmax adds position after position. What could be contracted in two ways is written
+   the lanes are added in halves; attention adds number after number, position after position. What could be contracted in two ways is written
    with fma. exp is our own: libraries differ in the last bit. */
 
 #define FLOATS NAME(floats)
@@ -19,6 +19,14 @@ INLINE void NAME(save)(float *at, FLOATS value, long left) {
     memcpy(at, &value, (size_t)(left < WIDTH ? left : WIDTH) * sizeof(float));
 }
 
+INLINE float NAME(total)(const FLOATS lanes[PIECES]) {
+    float sums[LANES];
+    memcpy(sums, lanes, sizeof sums);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
+    return sums[0];
+}
+
 INLINE float NAME(dot)(const float *a, const float *b, long count) {
     FLOATS lanes[PIECES] = {0};
     for (long i = 0; i < count; i += LANES)
@@ -26,11 +34,7 @@ INLINE float NAME(dot)(const float *a, const float *b, long count) {
             long at = i + p * WIDTH;
             if (at < count) lanes[p] += NAME(load)(a + at, count - at) * NAME(load)(b + at, count - at);
         }
-    float sums[LANES];
-    memcpy(sums, lanes, sizeof sums);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
-    return sums[0];
+    return NAME(total)(lanes);
 }
 
 /* e^x within 2 units in the last place (Cephes' polynomial); below -87 and above 88 as at these. */
@@ -88,53 +92,79 @@ typedef struct {
     long attended_stride;
 } NAME(Attention);
 
-/* The part of piece `piece`'s page that holds `position`, behind the `part` (0 keys, 1 values) of one shared head. */
-INLINE float *NAME(slot)(const Block *block, const Batch *batch, long piece, long position, int part, long head) {
-    long page = position / batch->page_positions, place = position % batch->page_positions;
+/* Where this layer's keys (part 0) or values (part 1) of one shared head begin in page `page` of piece `piece`. */
+INLINE float *NAME(part_of_page)(const Block *block, const Batch *batch, long piece, long page, int part, long head) {
     float *numbers = batch->pages[batch->first_pages[piece] + page] + block->page_offset;
-    return numbers + ((part * block->shared + head) * batch->page_positions + place) * block->head_width;
+    return numbers + (part * block->shared + head) * batch->page_positions * block->head_width;
+}
+
+/* sum += factors[0] * rows[0] + factors[1] * rows[1] + ..., of up to 4 registers of each row; a register's numbers are
+   added one after another, whatever stands beside them. */
+INLINE void NAME(weigh)(FLOATS sum[4], const float *rows, long stride, long left, const float *factors, long count) {
+    if (left >= 4 * WIDTH)
+        for (long k = 0; k < count; k++)
+            UNROLL for (int p = 0; p < 4; p++) sum[p] += NAME(load)(rows + k * stride + p * WIDTH, WIDTH) * factors[k];
+    else
+        for (long k = 0; k < count; k++)
+            UNROLL for (int p = 0; p < 4; p++)
+                sum[p] += NAME(load)(rows + k * stride + p * WIDTH, left - p * WIDTH) * factors[k];
+}
+
+INLINE void NAME(save_up_to_4)(float *at, const FLOATS sum[4], FLOATS factor, long left) {
+    for (int p = 0; p < 4 && p * WIDTH < left; p++) NAME(save)(at + p * WIDTH, sum[p] * factor, left - p * WIDTH);
+}
+
+/* e^(score - highest) in place of the scores; returns their sum. */
+FUNCTION float NAME(soften)(float *scores, long count) {
+    float highest = -__builtin_inff();
+    for (long i = 0; i < count; i++) highest = scores[i] > highest ? scores[i] : highest;
+    FLOATS lanes[PIECES] = {0};
+    for (long i = 0; i < count; i += LANES)
+        UNROLL for (int p = 0; p < PIECES; p++) {
+            long at = i + p * WIDTH, left = count - at;
+            if (left <= 0) continue;
+            NAME(save)(scores + at, NAME(exponential)(NAME(load)(scores + at, left) - highest), left);
+            lanes[p] += NAME(load)(scores + at, left);
+        }
+    return NAME(total)(lanes);
 }
 
 /* One query head at one position: softmax(q k^T / sqrt(head width)) v over the positions that it sees. */
 FUNCTION void NAME(attend)(const NAME(Attention) *what, long row, long head, float *scores) {
     const Block *block = what->block;
+    const Batch *batch = what->batch;
     const long width = block->head_width, shared = head / (block->heads / block->shared), piece = what->piece_of[row];
     const long end = what->position_of[row] + 1, first = block->window && end > block->window ? end - block->window : 0;
+    const long size = batch->page_positions, first_page = first / size, start = first_page * size;
     const float *query = what->qkv + (row * (block->heads + 2 * block->shared) + head) * width;
-    const float scale = 1.0f / __builtin_sqrtf((float)width);
-    float highest = -__builtin_inff();
-    for (long position = first; position < end; position++) {
-        const float *key = NAME(slot)(block, what->batch, piece, position, 0, shared);
-        float score = NAME(dot)(query, key, width) * scale;
-        scores[position - first] = score;
-        if (score > highest) highest = score;
-    }
-    float total = 0;
-    for (long i = 0; i < end - first; i += WIDTH) {
-        long left = end - first - i;
-        NAME(save)(scores + i, NAME(exponential)(NAME(load)(scores + i, left) - highest), left);
-        for (long j = i; j < i + (left < WIDTH ? left : WIDTH); j++) total += scores[j];
-    }
-    float *y = what->attended + row * what->attended_stride + head * width;
-    for (long i = 0; i < width; i += 4 * WIDTH) { /* so many numbers of a value at once, position after position */
-        FLOATS sum[4] = {0};
-        for (long position = first; position < end; position++) {
-            const float *value = NAME(slot)(block, what->batch, piece, position, 1, shared) + i;
-            UNROLL for (int p = 0; p < 4; p++)
-                if (i + p * WIDTH < width)
-                    sum[p] += NAME(load)(value + p * WIDTH, width - i - p * WIDTH) * scores[position - first];
+    const FLOATS zero = {0};
+    for (long page = first_page; page * size < end; page++) { /* of whole pages: what is not seen is not read again */
+        const float *keys = NAME(part_of_page)(block, batch, piece, page, 0, shared);
+        for (long i = 0; i < size; i += 4 * WIDTH) {
+            FLOATS sum[4] = {0};
+            NAME(weigh)(sum, keys + i, size, size - i, query, width);
+            NAME(save_up_to_4)(scores + page * size - start + i, sum, zero + 1.0f / __builtin_sqrtf((float)width), size - i);
         }
-        for (int p = 0; p < 4 && i + p * WIDTH < width; p++)
-            NAME(save)(y + i + p * WIDTH, sum[p] / total, width - i - p * WIDTH);
+    }
+    float total = NAME(soften)(scores + first - start, end - first);
+    float *y = what->attended + row * what->attended_stride + head * width;
+    for (long i = 0; i < width; i += 4 * WIDTH) {
+        FLOATS sum[4] = {0};
+        for (long page = first_page; page * size < end; page++) {
+            long from = page == first_page ? first - start : 0, to = end - page * size < size ? end - page * size : size;
+            const float *values = NAME(part_of_page)(block, batch, piece, page, 1, shared) + from * width + i;
+            NAME(weigh)(sum, values, width, width - i, scores + page * size - start + from, to - from);
+        }
+        NAME(save_up_to_4)(y + i, sum, zero + 1.0f / total, width - i);
     }
 }
 
 FUNCTION void NAME(attend_some)(const void *job, long begin, long end) {
     const NAME(Attention) *what = job;
-    long longest = 1, heads = what->block->heads;
+    long longest = 0, heads = what->block->heads;
     for (long i = begin; i < end; i++)
-        if (what->position_of[i / heads] + 1 > longest) longest = what->position_of[i / heads] + 1;
-    float *scores = malloc((size_t)longest * sizeof(float));
+        if (what->position_of[i / heads] > longest) longest = what->position_of[i / heads];
+    float *scores = malloc((size_t)(longest + what->batch->page_positions) * sizeof(float));
     if (!scores) abort(); /* some thousand bytes: a machine without them is past help */
     for (long i = begin; i < end; i++) NAME(attend)(what, i / heads, i % heads, scores);
     free(scores);
@@ -153,10 +183,14 @@ FUNCTION void NAME(prepare)(const NAME(Attention) *what) {
             if (norm) NAME(rms_norm)(numbers, norm, width, block->epsilon, numbers);
             NAME(rotate)(numbers, what->batch->cos + row * half, what->batch->sin + row * half, half);
         }
-        for (int part = 0; part < 2; part++)
-            for (long head = 0; head < shared; head++)
-                memcpy(NAME(slot)(block, what->batch, what->piece_of[row], what->position_of[row], part, head),
-                       qkv + (heads + part * shared + head) * width, (size_t)width * sizeof(float));
+        const long size = what->batch->page_positions, piece = what->piece_of[row];
+        const long page = what->position_of[row] / size, place = what->position_of[row] % size;
+        for (long head = 0; head < shared; head++) {
+            float *keys = NAME(part_of_page)(block, what->batch, piece, page, 0, head) + place;
+            float *values = NAME(part_of_page)(block, what->batch, piece, page, 1, head) + place * width;
+            for (long i = 0; i < width; i++) keys[i * size] = qkv[(heads + head) * width + i];
+            memcpy(values, qkv + (heads + shared + head) * width, (size_t)width * sizeof(float));
+        }
     }
 }
 

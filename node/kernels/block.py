@@ -81,9 +81,11 @@ class BlockBatch:
     ) -> None:
         """Note ``counts[i]`` positions behind the ``starts[i]`` that the pages of piece i hold already.
 
-        A page is float32 (layers, 2, shared, positions of a page, head width), keys then values, C-contiguous and
-        writable, and those of one piece have room for all its positions. ``cos`` and ``sin`` are float32 (T, head
-        width / 2), T the sum of ``counts``. Raises UsageError for what does not fit.
+        A page is float32 (layers, 2, shared, head width, positions of a page), C-contiguous and writable, and those of
+        one piece have room for all its positions. Keys (0) lie as this shape says, so that the scores of positions are
+        worked out side by side; values (1) lie as (shared, positions of a page, head width) in the same bytes.
+        ``cos`` and ``sin`` are float32 (T, head width / 2), T the sum of ``counts``. Raises UsageError for what does
+        not fit.
         """
         every = [page for piece in pages for page in piece]
         if not len(counts) == len(starts) == len(pages) or not every:
@@ -91,12 +93,12 @@ class BlockBatch:
         self.page_shape = every[0].shape
         for page in every:
             if page.dtype != np.float32 or page.ndim != 5 or page.shape != self.page_shape or not _plain(page):
-                raise UsageError("pages are writable float32 (layers, 2, shared, positions, head width), all alike")
+                raise UsageError("pages are writable float32 (layers, 2, shared, head width, positions), all alike")
         for count, start, own in zip(counts, starts, pages, strict=True):
-            if count < 1 or start < 0 or start + count > len(own) * self.page_shape[3]:
+            if count < 1 or start < 0 or start + count > len(own) * self.page_shape[4]:
                 raise UsageError(f"{len(own)} pages have no room for {count} positions behind {start}")
         self.rows = sum(counts)
-        self._angles = [_vector(each, (self.rows, self.page_shape[4] // 2), "cos and sin") for each in (cos, sin)]
+        self._angles = [_vector(each, (self.rows, self.page_shape[3] // 2), "cos and sin") for each in (cos, sin)]
         long = np.dtype(ctypes.c_long)
         firsts = np.cumsum([0, *map(len, pages)])[:-1]
         self._lists = [np.array(each, dtype=long) for each in (counts, starts, firsts)]
@@ -104,7 +106,7 @@ class BlockBatch:
         self._pages = every  # so that they live as long as their addresses
         arrays: list[npt.NDArray[Any]] = [*self._lists, self._addresses, *self._angles]
         places = (each.ctypes.data for each in arrays)
-        self.native = _Batch(*places, self.rows, len(counts), self.page_shape[3])
+        self.native = _Batch(*places, self.rows, len(counts), self.page_shape[4])
 
 
 class FusedBlock:
@@ -147,7 +149,7 @@ class FusedBlock:
         if x.dtype != np.float32 or x.shape != (batch.rows, shape.width) or not _plain(x):
             raise UsageError(f"this layer takes writable float32 {(batch.rows, shape.width)}, not {x.dtype} {x.shape}")
         layers, *rest = batch.page_shape
-        if self._index >= layers or rest != [2, shape.shared, rest[2], shape.head_width]:
+        if self._index >= layers or rest[:3] != [2, shape.shared, shape.head_width]:
             raise UsageError(f"pages of {batch.page_shape} have no place for layer {self._index} of this shape")
         self._native.page_offset = self._index * int(np.prod(rest))
         block, rows = ctypes.byref(self._native), ctypes.byref(batch.native)

@@ -48,7 +48,8 @@ typedef struct {
 /* Positions of several sessions, piece after piece, and where their keys and values are. */
 typedef struct {
     const long *counts, *starts, *first_pages; /* of each piece: positions, those before them, index into `pages` */
-    float *const *pages;                       /* a layer's part of a page: (2, shared, page_positions, head_width) */
+    float *const *pages;                       /* a layer's part: keys (shared, head_width, page_positions),
+                                                  values (shared, page_positions, head_width) */
     const float *cos, *sin;                    /* (rows, head_width / 2) */
     long rows, pieces, page_positions;
 } Batch;
