@@ -5,6 +5,7 @@ A probe is one small call; the answer to it is the answer of the call. Whoever i
 
 import logging
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,6 +22,8 @@ from .membership import Heard as HeardOf
 from .rumours import Ack, Probe, ProbeFor, SignedWords, Tell
 
 _METHODS: Final[dict[type[Message], str]] = {Probe: "mesh.probe", ProbeFor: "mesh.probe_for", Tell: "mesh.tell"}
+
+_ROUND_TRIPS: Final = 8  # probes of one neighbour that are remembered: half a minute's in a small mesh
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ class Probing:
         self._received, self._tell_membership, self._drop = received, note, drop
         self._spawn, self._offend = spawn, offend
         self._asked: dict[tuple[PeerId, int], _Asked] = {}
+        self._took_s: dict[PeerId, deque[float]] = {}  # the last direct probes of each neighbour
         self._moved = trio.Event()  # the deadline is another
         calls.serve(
             Method(name="mesh.probe", needs="mesh", takes=Probe, handler=self._answer),
@@ -80,6 +84,12 @@ class Probing:
                 await moved.wait()
                 continue
             self.note(Expired())
+
+    @property
+    def round_trips_s(self) -> dict[PeerId, float]:
+        """The shortest of the last probes' round trips to each neighbour: what the link takes when nobody is busy."""
+        self._took_s = {peer: took for peer, took in self._took_s.items() if peer in self.machine.neighbours}
+        return {peer: min(took) for peer, took in self._took_s.items()}
 
     def note(self, event: liveness.Event) -> None:
         """Hand the machine an event at once. Raises PeerError when it holds a forged statement."""
@@ -117,11 +127,14 @@ class Probing:
     # -- asking -------------------------------------------------------------------------------------------------------
 
     async def _ask(self, peer: PeerId, message: Message) -> None:
-        before = self._received(peer)
+        before, began = self._received(peer), trio.current_time()
         answers: type[Empty | Ack] = Empty if isinstance(message, Tell) else Ack
         timeout_s = self.machine.config.period_s * self.machine.health.slowness
         try:
             answer = await self._calls.call(peer, _METHODS[type(message)], message, answers, timeout_s=timeout_s)
+            if isinstance(message, Probe):
+                took = self._took_s.setdefault(peer, deque(maxlen=_ROUND_TRIPS))
+                took.append(trio.current_time() - began)
             self._take(peer, answer.message)
         except LeptonError as error:  # Busy, say, and then it lives
             log.debug("%s to %s: %s", _METHODS[type(message)], short(peer), error)

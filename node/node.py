@@ -39,11 +39,15 @@ from .learning.settings import Policy, TrainSettings, as_said
 from .learning.task import Task, task_from
 from .learning.tasks import Tasks, TrainResult
 from .learning.telling import Progress
+from .links import LINKS, LinksRecord, coarse_links
 from .models import ModelSpec
 from .objective import Objective
 from .picture import PROFILE, TASK, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
+from .planning import SPEED
+from .speed import cache_file, load_or_measure
 
 _MEMBERS_INTERVAL_S: Final = 10.0  # what devices are called changes seldom; it is also saved at the end
+_LINKS_INTERVAL_S: Final = 30.0  # each neighbour of a small mesh has been probed some times by then
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 
 P = ParamSpec("P")
@@ -191,6 +195,8 @@ class Node:
                 nursery.start_soon(self.requests.run)
                 nursery.start_soon(self.tasks.follow)
                 nursery.start_soon(self._keep_members)
+                nursery.start_soon(self._tell_speed)
+                nursery.start_soon(self._tell_links)
                 try:
                     yield
                 finally:
@@ -376,6 +382,21 @@ class Node:
         counts any more that it revoked; that takes the root key.
         """
         revoke_running(self.mesh, PeerId(subject), reason=reason, keep_invited=keep_invited, disown=disown)
+
+    async def _tell_speed(self) -> None:
+        """Say how fast this device is: at once if that is known, else when it has been measured."""
+        record = await trio.to_thread.run_sync(load_or_measure, cache_file())
+        self.mesh.publish(SPEED, "self", record)
+
+    async def _tell_links(self) -> None:
+        """Say which neighbours are far away, whenever that has changed."""
+        said = LinksRecord()
+        while True:
+            await trio.sleep(_LINKS_INTERVAL_S)
+            seen = coarse_links(self.mesh.probing.round_trips_s, said.far)
+            if seen != said:
+                said = seen
+                self.mesh.publish(LINKS, "self", seen)
 
     async def _keep_members(self) -> None:
         """Save what members are called, for when they are away."""

@@ -15,15 +15,17 @@ SPEED: Final = "speed"
 BATCH: Final = 8  # sessions in one step, when many fill a pipeline
 PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16", "int8", "int4")
 
-# What one number takes in memory, in bits, with the scales of its group.
-BITS: Final[Mapping[Precision, int]] = {"float32": 32, "bfloat16": 16, "int8": 9, "int4": 5}
+# What two weights take in memory, in bits, with their part of the scales (one of 16 bits for 32 weights).
+BITS: Final[Mapping[Precision, int]] = {"float32": 64, "bfloat16": 32, "int8": 17, "int4": 9}
 
 # Records may say anything up to 2^53; sums and products of plans have to stay within 63 bits.
-_LAYER_BYTES_MAX: Final = 2**50
+_LAYER_BYTES_MAX: Final = 2**53
 _LAYER_KIB_MAX: Final = 2**24
 _WIDTH_BYTES_MAX: Final = 2**30
 _NS_MAX: Final = 2**30
 _MIB_KIB: Final = 1024
+# What a precision has to gain over the next better one to be taken of itself: less could be the benchmark's error.
+_GAIN: Final = 1.15
 
 
 class Speed(Message, frozen=True, kw_only=True):
@@ -75,7 +77,7 @@ def plans(
         if name in smalls:
             small = smalls[name]
             job = Job(weights_bytes=small.weights_bytes, copies=small.copies, spare=True)
-            plan = place(job, [_device(offer, name, None) for offer in able], links)
+            plan = place(job, [_device(offer, name, None) for offer in able])  # nobody measured it: all links alike
         else:
             job = job_of(deployments[name])
             plan = plan_deployment(name, deployments[name], able, links)
@@ -100,6 +102,22 @@ def plan_deployment(name: str, deployment: DeploymentRecord, offers: Iterable[Of
         if not place(job_of(smaller), [_device(offer, name, smaller) for offer in known], links).missing_bytes:
             return replace(plan, fits_at=precision)
     return plan
+
+
+def choose_precision(name: str, deployment: DeploymentRecord, offers: Iterable[Offer], links: Links) -> Precision:
+    """Say at which precision a model is served best, given as it is stored. Asked once, by whoever deploys it.
+
+    The quickest that fits is taken, for a less exact one only if it gains enough; int4, which changes what a model
+    says, only when nothing else fits. When nothing fits at all, int4 lacks least.
+    """
+    known, best = list(offers), None
+    for precision in PRECISIONS[PRECISIONS.index(deployment.precision) :]:
+        if best is not None and precision == "int4":
+            break
+        plan = plan_deployment(name, at_precision(deployment, precision), known, links)
+        if not plan.missing_bytes and (best is None or plan.tokens_per_s > best[0] * _GAIN):
+            best = (plan.tokens_per_s, precision)
+    return best[1] if best is not None else "int4"
 
 
 def at_precision(deployment: DeploymentRecord, precision: Precision) -> DeploymentRecord:

@@ -6,11 +6,12 @@ from ...mesh.errors import UsageError
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
 from ..config import did_you_mean
-from ..deployments import DEPLOYMENT, DeploymentRecord
+from ..deployments import DEPLOYMENT, DeploymentRecord, Precision
+from ..links import LINKS, LinksRecord, links_of
 from ..models import check_spec, layer_count, layer_sizes_bytes
 from ..picture import MODEL, PROFILE, STAGE, ModelRecord, Profile, StageRecord, newest
 from ..placement import Links, Plan, Run
-from ..planning import SPEED, Offer, Small, SpeedRecord, plans
+from ..planning import SPEED, Offer, Small, SpeedRecord, choose_precision, plans
 
 log = logging.getLogger(__name__)
 
@@ -62,19 +63,30 @@ class View:
 
     def plans(self) -> dict[str, Plan]:
         """Compute who should load what, for all models and deployments together, from the picture alone."""
-        models, deployments = self.models(), self.deployments()
-        smalls = {
-            name: Small(weights_bytes=tuple(layer_sizes_bytes(model.spec)), copies=model.copies)
-            for name, model in models.items()
-        }
-        offers, links = self.offers({*models, *deployments}), self.links()
-        asked = (smalls, deployments, offers, links)
+        deployments = self.deployments()
+        asked = (self._smalls(), deployments, self.offers(set(deployments)), self.links())
         if asked != self._planned_from:  # most news is not about what plans are made of
             self._planned_from, self._planned = asked, plans(*asked)
         return dict(self._planned)
 
+    def forecast(self, name: str, deployment: DeploymentRecord) -> Plan:
+        """Return the plan that a deployment would have, to be shown before anything moves."""
+        asked = {**self.deployments(), name: deployment}
+        return plans(self._smalls(), asked, self.offers(set(asked)), self.links())[name]
+
+    def precision(self, name: str, deployment: DeploymentRecord) -> Precision:
+        """Say what `auto` means for a model that is about to be deployed, given at the precision it is stored in."""
+        return choose_precision(name, deployment, self.offers({name}), self.links())
+
+    def _smalls(self) -> dict[str, Small]:
+        return {
+            name: Small(weights_bytes=tuple(layer_sizes_bytes(model.spec)), copies=model.copies)
+            for name, model in self.models().items()
+        }
+
     def offers(self, names: set[str]) -> list[Offer]:
-        """Return what the devices that are here offer to models of these names, in the order of their ids."""
+        """Return what the devices that are here offer to deployments of these names and to all trained models."""
+        names = names | set(self.models())
         speeds = {record.owner: said.speeds for record, said in self._mesh.live(SPEED, SpeedRecord)}
         holds: dict[PeerId, dict[str, Run]] = {}
         for record, stage in self._mesh.live(STAGE, StageRecord):
@@ -97,7 +109,8 @@ class View:
 
     def links(self) -> Links:
         """Return what lies between the devices."""
-        return Links()
+        said = {record.owner: seen for record, seen in self._mesh.live(LINKS, LinksRecord)}
+        return links_of(said)
 
 
 def _check_layers(model: ModelRecord) -> None:
