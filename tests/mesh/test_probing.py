@@ -39,6 +39,10 @@ async def test_two_that_answer_know_that_each_other_lives_and_what_it_stated() -
         await until(alice, lambda: life.signature)
         assert life.incarnation == bob.probing.machine.incarnation > 0
         assert alice.probing.machine.alive == alice.present == {BOB.peer_id}
+        await until(alice, lambda: alice.probing.round_trips_s)
+        assert 0 < alice.probing.round_trips_s[BOB.peer_id] < 5
+        alice.probing.machine.neighbours.clear()
+        assert alice.probing.round_trips_s == {}
 
 
 async def test_who_is_too_busy_to_answer_a_probe_lives() -> None:
