@@ -14,8 +14,8 @@ import numpy as np
 from .blocks import Stages
 from .costs import NEVER, Costs, Ints
 
-_STARTS_MAX: Final = 8  # orders tried, from the devices that would bear the model best
-_TURNS_MAX: Final = 24  # orders tried after them: with 32 devices and 80 layers one takes 2 ms
+_STARTS_MAX: Final = 4  # orders tried, from the devices that would bear the model best
+_TURNS_MAX: Final = 12  # orders tried after them: with 32 devices and 80 layers one takes 2 ms
 
 
 def quickest(costs: Costs) -> tuple[int, Stages]:
