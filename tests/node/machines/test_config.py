@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lepton.mesh.errors import UsageError
-from lepton.node.config import Config, ServeConfig, did_you_mean, load_config, parse_size
+from lepton.node.config import BlobsConfig, Config, ServeConfig, did_you_mean, load_config, parse_size
 
 
 def write(folder: Path, text: str) -> Path:
@@ -23,14 +23,23 @@ def test_without_a_file_there_are_defaults(tmp_path: Path) -> None:
 
 
 def test_a_file_is_read_and_overrides_win_key_by_key(tmp_path: Path) -> None:
-    path = write(tmp_path, 'name = "a"\nlisten = ["127.0.0.1:0"]\n[serve]\nmemory = "18kB"\n[data]\nx = "x.npz"\n')
+    path = write(
+        tmp_path,
+        'name = "a"\nlisten = ["127.0.0.1:0"]\n[serve]\nmemory = "18kB"\n[blobs]\ndisk = "20GB"\n[data]\nx = "x.npz"\n',
+    )
     assert load_config(path) == Config(
-        name="a", listen=("127.0.0.1:0",), serve=ServeConfig(memory="18kB"), data={"x": "x.npz"}
+        name="a",
+        listen=("127.0.0.1:0",),
+        serve=ServeConfig(memory="18kB"),
+        blobs=BlobsConfig(disk="20GB"),
+        data={"x": "x.npz"},
     )
     config = load_config(path, {"name": "b", "data": {"y": "y.csv@last"}, "serve": {}})
     assert config.name == "b"
     assert config.data == {"x": "x.npz", "y": "y.csv@last"}
     assert config.memory_bytes == 18_000
+    assert config.blobs_bytes == 20_000_000_000
+    assert Config().blobs_bytes is None
 
 
 @pytest.mark.parametrize(
@@ -39,7 +48,10 @@ def test_a_file_is_read_and_overrides_win_key_by_key(tmp_path: Path) -> None:
         ('interface = ["127.0.0.1"]', "there is no key 'interface'. Did you mean 'interfaces'?"),
         ('[serve]\nmemroy = "1GB"', "there is no key 'serve.memroy'. Did you mean 'serve.memory'?"),
         ("[serv]", "there is no key 'serv'. Did you mean 'serve'?"),
-        ("zzz = 1", "there is no key 'zzz'. Valid here: name, listen, interfaces, bootstrap, serve, models, data."),
+        (
+            "zzz = 1",
+            "there is no key 'zzz'. Valid here: name, listen, interfaces, bootstrap, serve, models, blobs, data.",
+        ),
         ("name = 3", "Expected `str`, got `int` - at `$.name`"),
         ('serve = "1GB"', "Expected `object`, got `str` - at `$.serve`"),
         ('[data]\n"a b" = "x.npz"', "Expected `str` matching regex"),

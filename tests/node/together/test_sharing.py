@@ -13,6 +13,7 @@ from lepton.mesh.calls import Answer, Empty, Incoming, Method
 from lepton.mesh.errors import Busy, LeptonError, LinkError, Refused, UsageError
 from lepton.node import Node
 from lepton.node.blobs.hashing import CHUNK_BYTES
+from lepton.node.blobs.naming import refs_of
 from lepton.node.blobs.opening import open_layer
 from lepton.node.blobs.parts import Part
 from lepton.node.blobs.publishing import Published
@@ -63,6 +64,10 @@ async def test_one_folder_feeds_a_mesh_and_damage_is_mended(tmp_path: Path) -> N
         with file.open("r+b") as opened:
             opened.seek(CHUNK_BYTES)
             opened.write(b"damage")
+        for node in (owner, b, c):  # whatever is short of room, these stay
+            node.blobs.refresh()
+            assert node.blobs.store.in_use is not None
+            assert set(node.blobs.store.in_use()) == {published.ref.digest, *(ref.digest for ref in refs_of(manifest))}
         written: list[int] = []
         with pytest.MonkeyPatch.context() as patch:
             real = Part.write
