@@ -68,6 +68,7 @@ class Network:
         self._endpoints: dict[PeerId, Endpoint] = {}
         self._connections: dict[int, Connection] = {}
         self._islands: Mapping[PeerId, int] = {}
+        self._bridges: frozenset[PeerId] = frozenset()
         self._number = 0
 
     # -- who is there -------------------------------------------------------------------------------------------------
@@ -83,16 +84,20 @@ class Network:
             self._shut(connection, peer)
             self._tell_closed(connection, connection.other(peer), self._link.detection_s)
 
-    def part(self, islands: Mapping[PeerId, int]) -> None:
-        """Cut the links between islands; peers that are not named are on island 0. An empty mapping heals all."""
-        self._islands = islands
+    def part(self, islands: Mapping[PeerId, int], bridges: frozenset[PeerId] = frozenset()) -> None:
+        """Cut the links between islands; peers that are not named are on island 0. An empty mapping heals all.
+
+        Bridges are linked with everybody.
+        """
+        self._islands, self._bridges = islands, bridges
 
     def mend(self) -> None:
         """Lose and double nothing any more."""
         self._link = msgspec.structs.replace(self._link, loss=0.0, duplication=0.0)
 
     def reachable(self, one: PeerId, other: PeerId) -> bool:
-        return self._islands.get(one, 0) == self._islands.get(other, 0)
+        same = self._islands.get(one, 0) == self._islands.get(other, 0)
+        return same or one in self._bridges or other in self._bridges
 
     def heard_by(self, speaker: PeerId) -> list[Endpoint]:
         """Return who hears one multicast of a peer; some do not."""

@@ -276,8 +276,10 @@ class Run:
             self._identities[name].peer_id: island for island, group in enumerate(partition.groups) for name in group
         }
 
+        bridges = frozenset(self._identities[name].peer_id for name in partition.bridges)
+
         def cut() -> None:
-            self.network.part(islands)
+            self.network.part(islands, bridges)
             self.world.tell("network", "is cut: " + " | ".join(" ".join(group) for group in partition.groups))
 
         def heal() -> None:

@@ -90,11 +90,15 @@ class Freeze(Section, frozen=True, kw_only=True):
 
 
 class Partition(Section, frozen=True, kw_only=True):
-    """Links between groups of nodes are cut, then healed. Who is in no group is with the first."""
+    """Links between groups of nodes are cut, then healed. Who is in no group is with the first.
+
+    `bridges` keep their links to all: with one of them, two groups of one node each are a line of three.
+    """
 
     at_s: Seconds
     heal_s: Seconds
     groups: tuple[tuple[str, ...], ...]
+    bridges: tuple[str, ...] = ()
 
 
 class Scenario(Section, frozen=True, kw_only=True):
@@ -175,6 +179,7 @@ def _check_sense(scenario: Scenario, where: str) -> None:
     groups = [group for partition in scenario.partition for group in partition.groups]
     named = [name for group in groups for name in group] + [crash.node for crash in scenario.crash if crash.node]
     named += [freeze.node for freeze in scenario.freeze]
+    named += [name for partition in scenario.partition for name in partition.bridges]
     for name in named:
         if name not in scenario.names:
             raise UsageError(f"{where}: there is no node {name!r}; the nodes are n0 to n{scenario.nodes - 1}.")

@@ -10,7 +10,7 @@ from lepton.simulations import report, scenario
 from lepton.simulations.device import Machines
 from lepton.simulations.run import Run, simulate
 
-SEEDS = {"frozen": (2, 5), "quiet": (2, 3, 4), "partition": (2, 7), "lossy_crash": (2, 3)}
+SEEDS = {"frozen": (2, 5), "quiet": (2, 3, 4), "partition": (2, 7), "lossy_crash": (2, 3), "line": (2, 3)}
 
 
 def test_every_shipped_scenario_is_run() -> None:
@@ -46,6 +46,15 @@ def test_who_is_cut_off_goes_on_and_comes_back() -> None:
     assert "drops" not in before
     assert "members 3" in during, "each half trains on"
     assert "members 6" in after, "and both together again"
+
+
+def test_in_a_line_the_middle_one_averages_with_both_ends_and_nobody_is_always_alone() -> None:
+    told = report.transcript(simulate(scenario.load("line"), seed=2).transcript).partition("is whole again")[0]
+    ends = [line.split() for line in told.splitlines() if "finished round" in line]
+    pairs = {name: sum(words[1] == name and words[-1] == "2" for words in ends) for name in ("n0", "n1", "n2")}
+    assert len(ends) == 3 * 60
+    assert pairs["n1"] >= 55
+    assert min(pairs["n0"], pairs["n2"]) >= 15
 
 
 def play(tmp_path: Path, hash_seed: str) -> tuple[str, bytes]:
