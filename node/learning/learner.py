@@ -6,7 +6,6 @@ Nobody coordinates: who takes part follows from the records, who exchanges with 
 import logging
 from collections.abc import Awaitable, Callable
 
-import numpy as np
 import trio
 from torch import nn
 
@@ -21,22 +20,22 @@ from ...mesh.mesh import Mesh
 from ..models import ModelSpec, Vector, build, check_sizes
 from ..picture import TaskRecord
 from .begun import Begun
-from .checkpoint import Checkpoint, CheckpointStore
+from .checkpoint import CheckpointStore
 from .data import Dataset
 from .donors import Donation
 from .ending import Ending
 from .exchange import Exchange
 from .joining import Joining
+from .keeping import Keeping
 from .ledger import Ledger
-from .losses import Metrics, accuracy_of
+from .local import Steps
+from .losses import accuracy_of
 from .messages import State, StateWanted
 from .policies import WIRES, Machine, check_policy, is_whole, machine_for, why_nothing
 from .settings import require_no_baseline
 from .telling import ROUNDS_AHEAD_MAX, Progress, Telling
-from .trainer import Trainer, train_alone
+from .trainer import Trainer
 
-_EVALUATE_INTERVAL_S = 0.5
-_CHECKPOINT_INTERVAL_S = 2.0
 _PASSED_S = 1.0  # a message of a round that its sender has long finished arrives within this, or never
 _LEAVE_S = 1.0  # the last round's messages get this long to arrive before the task is called done
 
@@ -77,10 +76,8 @@ class Learner:
         self.progress = Progress(name, rounds=task.rounds, samples=len(dataset.y))
         self._mesh = mesh
         self._dataset = dataset
-        self._checkpoints = checkpoints
         self._on_trained = on_trained
         self._ledger = ledger
-        self._untrained = ""  # why this node takes no more steps
         if ledger is not None:
             self.progress.epsilon, self.progress.delta = ledger.epsilon, ledger.delta
         self._make_model = make_model
@@ -100,6 +97,8 @@ class Learner:
         check_policy(task, self._trainer.dimension)
         self._telling = Telling(mesh, name, task.version, self.progress)
         self._joining = Joining(mesh, name, task, self._trainer, self._telling)
+        self._steps = Steps(task, self._trainer, ledger, name=name)
+        self._keeping = Keeping(self._trainer, checkpoints, self.progress, always=ledger is not None)
         self._begun = begun
         self._ending = Ending(task.budget, task.stop)
         self._began_s = 0.0
@@ -110,8 +109,6 @@ class Learner:
         self._with: set[str] = set()  # whose values have come into this node's model, its own among them
         self._alone_why = ""  # why nothing but its own did in the last round
         self._shares_last = True  # whether the model of the last round is one that others have too
-        self._evaluated_at = self._saved_at = -np.inf
-        self._evaluated_round = self._saved_round = -1
 
     # -- what peers ask -----------------------------------------------------------------------------------------------
 
@@ -165,30 +162,20 @@ class Learner:
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint of this version of the task, if there is one."""
-        loaded = self._checkpoints.load_latest()
+        loaded = self._keeping.load()
         if loaded is None:
             return
-        for note in loaded.skipped:
-            log.warning("task %s: %s; using the one before it", self.name, note)
-            self.progress.notes.append(note)
-        self._trainer.restore(loaded.checkpoint.vector, loaded.checkpoint.trainer_state)
         if self._ledger is not None:
             self._ledger.require_steps(self._trainer.step)
-        self._round = self._first_round = self._saved_round = loaded.checkpoint.round + 1
+        self._round = self._first_round = loaded.checkpoint.round + 1
         if self._begun is None:
             self._shared = loaded.checkpoint.vector
         log.info("task %s goes on after round %d", self.name, loaded.checkpoint.round)
 
     async def _train_alone(self) -> None:
         if self.task.baseline and self._round == 0:
-            steps = self.task.rounds * self.task.settings.local_steps
-            alone = await trio.to_thread.run_sync(self._metrics_alone, steps)
+            alone = await trio.to_thread.run_sync(self._steps.alone, self._dataset, self._make_model)
             self.progress.accuracy_alone, self.progress.r2_alone = accuracy_of(alone), alone.r2
-
-    def _metrics_alone(self, steps: int) -> Metrics:
-        spec = self.task.spec
-        alone = train_alone(spec, self._dataset, self.task.settings, steps, model=self._make_model(spec))
-        return alone.evaluate()
 
     async def _gather(self) -> None:
         """Wait until as many are ready as the task asks for, or for as long as it says; nobody waits for a late one."""
@@ -221,6 +208,7 @@ class Learner:
         self._trainer.adopt(given.vector)
         self._shared, self._name = given.vector, given.reference
         self._refer_to(Reference(given.reference, given.vector) if given.reference else None)
+        self._shares_last = True
         self._round = self._first_round = given.round
         log.info("task %s: took the model of %s, round %d", self.name, short(given.peer), self._round)
 
@@ -242,7 +230,7 @@ class Learner:
     # -- one round ----------------------------------------------------------------------------------------------------
 
     async def _one_round(self, exchange: Exchange) -> None:
-        self.progress.loss = await trio.to_thread.run_sync(self._run_steps)
+        self.progress.loss = await trio.to_thread.run_sync(self._steps.run, self._round)
         if self._ledger is not None:
             self.progress.epsilon = self._ledger.epsilon
         self._tell("training")
@@ -278,22 +266,6 @@ class Learner:
         self.progress.rounds = ending.rounds
         return self._round >= ending.rounds
 
-    def _run_steps(self) -> float | None:
-        """Take a round's local steps; their mean loss, None where it tells of single records.
-
-        A node whose privacy budget is used up takes none and goes on averaging: what it sends is then made of what it
-        was given, and costs nothing more. If it left, a mesh that was killed and went on might end with nobody.
-        """
-        steps, private = self.task.settings.local_steps, self._trainer.private
-        if private is None or self._ledger is None:
-            return self._trainer.run_steps(steps)
-        if self._ledger.spend(noise=private.noise, rate=private.rate, steps=steps):
-            self._trainer.run_steps(steps)
-        elif not self._untrained:
-            self._untrained = "its privacy budget is used up; it averages on without training"
-            log.warning("task %s, round %d: %s", self.name, self._round, self._untrained)
-        return None
-
     async def _notice_passed(self, exchange: Exchange) -> None:
         """Read in the records that others have left this node behind: who does not count it in sends it nothing."""
         before: set[tuple[int, PeerId]] = set()
@@ -319,16 +291,12 @@ class Learner:
         for refusal in report.refused:
             text = f"{short(refusal.peer)}'s {refusal.what} was refused: {refusal.why}"
             self._telling.refusal(f"round {round_}: {text}")
-        now, last = trio.current_time(), self._round >= self._ending.rounds
-        if last or now - self._evaluated_at >= _EVALUATE_INTERVAL_S:
-            self._evaluated_at = now
-            self._note(await trio.to_thread.run_sync(self._trainer.evaluate))
+        last = self._round >= self._ending.rounds
+        if await self._keeping.evaluate(self._round, last=last):
             others = [record.score for record in self._telling.others().values()]
             self._ending.evaluated([*others, self.progress.score])
         self._telling.log_round(round_)
-        # Steps that a crash undoes are paid for twice where privacy is counted: there each round is kept.
-        if last or self._ledger is not None or now - self._saved_at >= _CHECKPOINT_INTERVAL_S:
-            await self._save(vector)
+        await self._keeping.save(self._round, vector, last=last)
 
     def _say_what_came_of_it(self, report: Report) -> None:
         self._with |= report.contributors | {self._mesh.me}
@@ -337,12 +305,7 @@ class Learner:
         why = why_nothing(self.task.policy, self._mesh.me, report)
         if why and why != self.progress.reason:
             log.warning("task %s, round %d: nothing was averaged: %s", self.name, report.round, why)
-        self.progress.reason = why or self._untrained
-
-    async def _save(self, vector: Vector) -> None:
-        self._saved_at, self._saved_round = trio.current_time(), self._round
-        checkpoint = Checkpoint(round=self._round - 1, vector=vector, trainer_state=self._trainer.state())
-        await trio.to_thread.run_sync(self._checkpoints.save, checkpoint)
+        self.progress.reason = why or self._steps.untrained
 
     async def _finish(self) -> None:
         if self._begun is not None:
@@ -351,10 +314,7 @@ class Learner:
             self._trainer.adopt(self._shared)  # what came after the last sum is this node's own
         elif self.task.policy == "trusted" and not self._shares_last:
             await self._take_last()
-        if self._evaluated_round != self._round:
-            self._note(await trio.to_thread.run_sync(self._trainer.evaluate))
-        if self._saved_round != self._round and self._round > 0:  # nobody knew that this would be the last
-            await self._save(self._trainer.vector())
+        await self._keeping.complete(self._round)
         await self._on_trained(self._trainer)
         if self._with == {self._mesh.me}:
             why = f"it averaged with nobody: {self.progress.reason or self._alone_why}"
@@ -371,17 +331,13 @@ class Learner:
                 peers = [peer for peer in self._telling.done() if peer not in asked]
                 if (given := await self._joining.take_last(peers, round_=self._round)) is not None:
                     self._adopt(given)
-                    self._saved_round = self._evaluated_round = -1
+                    self._keeping.forget()
                     self._telling.note(f"the last round was not agreed here: took the model of {short(given.peer)}")
                     return
                 asked.update(peers)
                 if not peers and not self._telling.anyone_under_way():
                     return
                 await changed.wait()
-
-    def _note(self, metrics: Metrics) -> None:
-        self._evaluated_round = self._round
-        self.progress.accuracy, self.progress.r2 = accuracy_of(metrics), metrics.r2
 
     def _tell(self, state: str, *, force: bool = False) -> None:
         self._telling.tell(

@@ -52,7 +52,7 @@ async def test_whose_last_round_was_not_agreed_ends_with_the_model_of_one_whose_
             assert np.array_equal(ended, ends["a"])
             assert np.array_equal(ended, learners["a"]._trainer.vector())
             assert "took the model of" in learners["b"].progress.notes[-1]
-            loaded = learners["b"]._checkpoints.load_latest()
+            loaded = learners["b"]._keeping._checkpoints.load_latest()
             assert loaded is not None
             assert np.array_equal(loaded.checkpoint.vector, ended)
         else:  # nobody has a model to give: each keeps its own

@@ -16,7 +16,7 @@ from lepton.mesh.errors import LeptonError, Refused, UsageError
 from lepton.mesh.identity import short
 from lepton.node import Dataset, Node
 from lepton.node.export import load_model, save_model
-from lepton.node.learning import learner
+from lepton.node.learning import keeping
 from lepton.node.learning.checkpoint import CheckpointStore
 from lepton.node.learning.exchange import METHOD
 from lepton.node.learning.messages import RoundMessage, State, StateWanted
@@ -185,7 +185,7 @@ def steps_of(node: Node) -> int:
 async def test_a_node_goes_on_from_its_checkpoint_and_from_the_one_before_a_damaged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(learner, "_CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(keeping, "_CHECKPOINT_INTERVAL_S", 0.0)
     world, data = World(tmp_path), {"digits": parts(1)[0]}
     async with world.node("a", data=data) as node, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: node.train("digits", data="digits", rounds=100_000, settings=QUICK))

@@ -11,7 +11,7 @@ import pytest
 import trio
 from lepton.mesh.errors import LeptonError, UsageError
 from lepton.node import Dataset
-from lepton.node.learning import learner
+from lepton.node.learning import keeping
 from lepton.node.learning.exchange import Exchange
 from lepton.node.learning.learner import Learner
 from lepton.node.learning.policies import check_policy
@@ -82,7 +82,7 @@ async def test_a_private_round_that_was_begun_is_never_begun_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The node is stopped in its third round, and its owner throws the checkpoints away and starts it again."""
-    monkeypatch.setattr(learner, "_CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(keeping, "_CHECKPOINT_INTERVAL_S", 0.0)
     world, data = World(tmp_path), datasets(3)["a"]
     begun: list[int] = []
     begin, held = Exchange.begin, trio.Event()
