@@ -95,8 +95,14 @@ class NativePacked(Packed):
             raise UsageError(f"{here.reason}; pack with native=False")
         self.width = width or here.width
         self._groups = -(-self.inputs // GROUP)
-        panels = [self._panels(piece) for piece in weight.detach().split(PANELS_AT_ONCE * LANES)]
-        self._weights = torch.cat(panels)
+        pieces = weight.detach().split(PANELS_AT_ONCE * LANES)
+        first = self._panels(pieces[0])
+        # Filled piece by piece: joined at the end, they would be in memory twice.
+        self._weights = torch.empty((-(-self.outputs // LANES), *first.shape[1:]), dtype=torch.uint8)
+        for at, piece in enumerate(pieces):
+            begin = at * PANELS_AT_ONCE
+            panels = self._panels(piece) if at else first
+            self._weights[begin : begin + len(panels)] = panels
 
     def _panels(self, weight: torch.Tensor) -> torch.Tensor:
         """Return bytes (panels, groups, bytes of a group) of some rows."""

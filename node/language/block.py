@@ -32,9 +32,12 @@ class Batch:
 class Projection:
     """Matrices that take the same input, packed as one, with their biases if they have any."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], part: str, names: Sequence[str], precision: Precision) -> None:
-        weights = [tensors[f"{part}.{name}.weight"] for name in names]
-        self._linear = Linear(weights[0] if len(weights) == 1 else torch.cat(weights), precision)
+    def __init__(self, tensors: dict[str, Tensor], part: str, names: Sequence[str], precision: Precision) -> None:
+        """Pack and take the matrices out of ``tensors``, so that none is in memory in two forms for long."""
+        weights = [tensors.pop(f"{part}.{name}.weight") for name in names]
+        joined = weights[0] if len(weights) == 1 else torch.cat(weights)
+        weights.clear()
+        self._linear = Linear(joined, precision)
         self._bias = _joined_bias(tensors, part, names)
         self.size_bytes = self._linear.size_bytes + (0 if self._bias is None else self._bias.nbytes)
 
@@ -50,8 +53,9 @@ class Block:
     """Block ``index`` of a stage's cache. Bits of a position are the same in any batch."""
 
     def __init__(
-        self, config: LanguageConfig, tensors: Mapping[str, Tensor], *, index: int, window: int, precision: Precision
+        self, config: LanguageConfig, tensors: dict[str, Tensor], *, index: int, window: int, precision: Precision
     ) -> None:
+        """Load, taking the matrices out of ``tensors``, whose names are those behind `model.layers.N.`."""
         self._config = config
         self._index = index
         self._window = window

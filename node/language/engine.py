@@ -1,5 +1,7 @@
 """A run of a language model's layers, loaded: the engine that `generation/` drives (see `generation/engine.py`)."""
 
+import ctypes
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -89,6 +91,7 @@ class LanguageEngine:
         else:
             window = self._config.windows[layer - 1]
             named = {name.split(".", 3)[3]: tensor for name, tensor in tensors.items()}
+            del tensors  # each goes as soon as it is packed
             self._blocks.append(Block(self._config, named, index=len(self._blocks), window=window, precision=precision))
 
     def _enter(self, x: Array) -> Float:
@@ -161,7 +164,15 @@ def load_engine(
     engine = LanguageEngine(config, first, end)
     for layer in range(first, end):
         engine.load(layer, tensors(layer), precision)
+        _give_memory_back()
     return engine
+
+
+def _give_memory_back() -> None:
+    """Let the system have what packing a layer needed: glibc would keep it, and the next layer seldom fits into it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _check_tensors(layer: int, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
