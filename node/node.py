@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import trio
 
-from ..mesh.errors import LinkError, single
+from ..mesh.errors import LinkError, UsageError, single
 from ..mesh.identity import PeerId
 from ..mesh.mesh import Mesh, MeshConfig, open_mesh
 from ..mesh.records import RecordStore
@@ -31,6 +31,7 @@ from .config import Config, load_config, require_name
 from .home import Home
 from .inference.requests import Requests
 from .inference.serving import Serving
+from .inference.traced import Programs
 from .inference.view import View
 from .inference.weights import Weights
 from .learning.data import Dataset, DataSource, data_source
@@ -178,8 +179,9 @@ class Node:
                 blob_store = BlobStore(self.home.folder("blobs"), disk_bytes_max=self.config.blobs_bytes)
                 self.blobs = Blobs(mesh, blob_store, Naming(mesh, self.view, blob_store))
                 self.weights = Weights(mesh, self.view, self.blobs)
-                self.serving = Serving(mesh, self.view, self.weights, memory_bytes)
-                self.requests = Requests(mesh, self.view)
+                programs = Programs(self.blobs)
+                self.serving = Serving(mesh, self.view, self.weights, programs, memory_bytes)
+                self.requests = Requests(mesh, self.view, programs)
                 self.tasks = Tasks(mesh, self.view, self.weights, self.home, self._datasets, nursery, self._factories)
                 mesh.publish(
                     PROFILE,
@@ -281,13 +283,21 @@ class Node:
 
     # -- answering ------------------------------------------------------------------------------------------------
 
-    async def predict(self, model: str, x: Sequence[Any] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return class probabilities, float32 (B, classes), of samples (B, *inputs), answered by the mesh.
+    async def predict(self, model: str, *inputs: Any) -> np.ndarray[Any, Any]:  # noqa: ANN401 - what numpy takes
+        """Return what a model says of samples (B, ...), one array for each of its inputs, answered by the mesh.
 
-        A model of another objective answers as many probabilities or values as it was trained on, float32 (B, outputs).
-        Raises UsageError for an unknown model or another shape, LinkError when nobody could answer in time.
+        A trained model takes float32 (B, *inputs) and gives class probabilities, or what else its objective says,
+        float32 (B, classes). Raises UsageError for an unknown model or another shape, LinkError when nobody could
+        answer in time.
         """
-        return await self.requests.predict(model, np.asarray(x, dtype=np.float32))
+        found = await self.predict_all(model, *inputs)
+        if len(found) != 1:
+            raise UsageError(f"{model!r} gives {len(found)} arrays; ask it by `predict_all`.")
+        return found[0]
+
+    async def predict_all(self, model: str, *inputs: Any) -> list[np.ndarray[Any, Any]]:  # noqa: ANN401
+        """Return all arrays that a model gives, where it gives several. Otherwise like `predict`."""
+        return await self.requests.predict(model, [np.asarray(array) for array in inputs])
 
     async def wait_served(self, model: str, *, timeout_s: float = 60.0) -> None:
         """Wait until every layer of a model is loaded somewhere. Raises LinkError that says what is missing."""

@@ -25,7 +25,7 @@ from .virtual import SourceFile, Span, Virtual
 FILES: Final = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "vocab.json", "vocab.txt", "merges.txt",
-    "tokenizer.model",
+    "tokenizer.model", "program.json",
 )  # fmt: skip
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"

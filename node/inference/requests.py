@@ -4,21 +4,22 @@ import logging
 import random
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import trio
 
-from ...mesh import limits, tensors
+from ...mesh import limits
 from ...mesh.calls import Answer, Empty, Incoming, Method
-from ...mesh.errors import LeptonError, LinkError, PeerError, UsageError
+from ...mesh.errors import LeptonError, LinkError, UsageError
 from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from ...mesh.tensors import Array
-from ..models import ModelSpec, layer_count, layer_input_shape, layer_output_shape
-from ..picture import ModelRecord
-from .messages import BATCH_MAX, StageBroke, StageResult, StageWork
+from .messages import StageBroke, StageResult, StageWork
+from .parts import Known, KnownChain
 from .session import Absent, Arrived, Ask, Broke, Config, Done, Expired, Failed, Picture, Session
+from .traced import Programs
 from .view import View
 
 _REQUESTS_AT_ONCE = 4  # of one `predict`: keeps two stages busy without filling their queues
@@ -31,7 +32,7 @@ class _Waiting:
     """One request of this node: where its events go, and who may answer it."""
 
     events: trio.MemorySendChannel[object]
-    classes: int
+    known: Known
     samples: int
     last: set[PeerId] = field(default_factory=set)
 
@@ -48,10 +49,11 @@ class Counts:
 class Requests:
     """One node's requests in flight."""
 
-    def __init__(self, mesh: Mesh, view: View, config: Config | None = None) -> None:
+    def __init__(self, mesh: Mesh, view: View, programs: Programs, config: Config | None = None) -> None:
         self.counts = Counts()
         self._mesh = mesh
         self._view = view
+        self._programs = programs
         self._config = config or Config()
         self._waiting: dict[str, _Waiting] = {}
         self._rng = random.Random(secrets.randbits(64))
@@ -72,50 +74,61 @@ class Requests:
                 self._event(token, Picture({}))
             await changed.wait()
 
-    async def predict(self, name: str, x: Array) -> Array:
-        """Run samples ``x``, float32 (B, *inputs), through the mesh; returns float32 (B, classes).
+    async def predict(self, name: str, inputs: Sequence[Array]) -> list[Array]:
+        """Run samples through the mesh: arrays (B, ...), one for each input of the model; returns arrays (B, ...).
 
-        Raises UsageError for a model that is not there or samples of another shape, Refused without the grant,
-        LinkError when no route brought an answer in time.
+        A trained model takes one, float32 (B, *inputs), and gives one, float32 (B, classes). Raises UsageError for a
+        model that is not there or samples of another shape, Refused without the grant, LinkError when no route brought
+        an answer in time.
         """
-        model = self._view.model(name)
         self._mesh.authority(self._mesh.me).require(f"infer:{name}", time.time())
-        samples = _samples(x, model.spec)
-        results: dict[int, Array] = {}
+        version, known = await self._known(name)
+        batches = known.batches(inputs)
+        results: dict[int, list[Array]] = {}
         limiter = trio.CapacityLimiter(_REQUESTS_AT_ONCE)
 
-        async def one(start: int) -> None:
+        async def one(index: int) -> None:
             async with limiter:
-                results[start] = await self._request(name, model, samples[start : start + BATCH_MAX])
+                results[index] = await self._request(name, version, known, batches[index])
 
         try:
             async with trio.open_nursery() as nursery:
-                for start in range(0, len(samples), BATCH_MAX):
-                    nursery.start_soon(one, start)
+                for index in range(len(batches)):
+                    nursery.start_soon(one, index)
         except* LeptonError as group:
             raise _first(group) from None
-        return np.concatenate([results[start] for start in sorted(results)])
+        return [np.concatenate(parts) for parts in zip(*(results[index] for index in sorted(results)), strict=True)]
 
-    async def _request(self, name: str, model: ModelRecord, x: Array) -> Array:
+    async def _known(self, name: str) -> tuple[int, Known]:
+        """Return a model's version and what is known of it. Raises UsageError when it is not there."""
+        deployment = self._view.deployments().get(name)
+        if name in self._view.models() or deployment is None:
+            model = self._view.model(name)
+            return model.version, KnownChain(model.spec)
+        if deployment.kind != "program":
+            raise UsageError(f"{name!r} is a language model: use `lepton-node generate`, or model.generate in Python.")
+        return deployment.version, await self._programs.known(name, deployment)
+
+    async def _request(self, name: str, version: int, known: Known, x: list[Array]) -> list[Array]:
         """One batch: drive its session machine until it is done or has failed."""
         send, receive = trio.open_memory_channel[object](limits.CALLS_PER_PEER_MAX * 8)
         token = secrets.token_hex(16)
-        waiting = _Waiting(send, layer_output_shape(model.spec, layer_count(model.spec) - 1)[0], len(x))
+        waiting = _Waiting(send, known, len(x[0]))
         self._waiting[token] = waiting
-        session = Session(layer_count(model.spec), self._rng, trio.current_time(), self._config)
+        session = Session(known.layers, self._rng, trio.current_time(), self._config)
         self.counts.asked += 1
         try:
             async with trio.open_nursery() as nursery:
-                event: object = Picture(self._view.serving(name, model.version))
+                event: object = Picture(self._view.serving(name, version))
                 while True:
-                    result = event if isinstance(event, np.ndarray) else None
-                    known = Arrived() if result is not None else event
-                    for effect in session.handle(known, trio.current_time()):  # type: ignore[arg-type]
+                    result = event if isinstance(event, list) else None
+                    happened = Arrived() if result is not None else event
+                    for effect in session.handle(happened, trio.current_time()):  # type: ignore[arg-type]
                         match effect:
                             case Ask():
                                 self.counts.reroutes += effect.attempt > 1
                                 waiting.last.add(PeerId(effect.route[-1]))
-                                nursery.start_soon(self._ask, name, model, token, effect, x)
+                                nursery.start_soon(self._ask, name, version, token, effect, x)
                             case Done():
                                 nursery.cancel_scope.cancel()
                                 assert result is not None
@@ -127,19 +140,19 @@ class Requests:
                     with trio.move_on_at(session.deadline):
                         event = await receive.receive()
                         if isinstance(event, Picture):
-                            event = Picture(self._view.serving(name, model.version))
+                            event = Picture(self._view.serving(name, version))
         finally:
             del self._waiting[token]
 
-    async def _ask(self, name: str, model: ModelRecord, token: str, ask: Ask, x: Array) -> None:
+    async def _ask(self, name: str, version: int, token: str, ask: Ask, x: list[Array]) -> None:
         first = PeerId(ask.route[0])
         work = StageWork(
-            session=token, attempt=ask.attempt, version=model.version, stages=ask.stages, position=0,
+            session=token, attempt=ask.attempt, version=version, stages=ask.stages, position=0,
             route=tuple(PeerId(peer) for peer in ask.route), asker=self._mesh.me,
         )  # fmt: skip
         try:
             await self._mesh.calls.call(
-                first, "infer.run", work, Empty, scope=name, arrays=[x], timeout_s=self._config.attempt_timeout_s
+                first, "infer.run", work, Empty, scope=name, arrays=x, timeout_s=self._config.attempt_timeout_s
             )
         except LeptonError as error:
             self._event(token, Broke(first, ask.attempt, str(error)))
@@ -148,13 +161,7 @@ class Requests:
         waiting = self._waiting.get(call.message.session)
         if waiting is None or call.caller not in waiting.last:
             return Answer(Empty())  # of a request that is over, or never was
-        if len(call.arrays) != 1:
-            msg = f"A result carries one tensor; this one carries {len(call.arrays)}."
-            raise PeerError(msg)
-        y = tensors.require(
-            call.arrays[0], dtype="float32", shape=(waiting.samples, waiting.classes), what="the result of a request"
-        )
-        self._event(call.message.session, y)
+        self._event(call.message.session, waiting.known.check(call.arrays, waiting.samples))
         return Answer(Empty())
 
     async def _take_broke(self, call: Incoming[StageBroke]) -> Answer[Empty]:
@@ -173,26 +180,6 @@ class Requests:
                 waiting.events.send_nowait(event)
             except trio.WouldBlock:  # the session is far behind; its deadline repeats the work
                 log.debug("an event of a request was dropped")
-
-
-def _check_layers(model: ModelRecord) -> None:
-    if len(model.layers) != (count := layer_count(model.spec)):
-        msg = f"it names {len(model.layers)} layers where its architecture has {count}"
-        raise UsageError(msg)
-
-
-def _samples(x: Array, spec: ModelSpec) -> Array:
-    shape = layer_input_shape(spec, 0)
-    samples = np.asarray(x, dtype=np.float32)
-    if samples.size == 0 or samples.shape[1:] != shape:
-        expected = " x ".join(str(size) for size in shape)
-        msg = (
-            f"Samples of this model have the shape ({expected}); these are {samples.shape[1:]}, {len(samples)} of them."
-        )
-        raise UsageError(msg)
-    if not np.isfinite(samples).all():
-        raise UsageError("The samples hold values that are not finite numbers (NaN or infinite); clean them first.")
-    return samples
 
 
 def _first(group: BaseExceptionGroup[LeptonError]) -> BaseException:

@@ -7,29 +7,27 @@ but the one that asked.
 import logging
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 import trio
 
-from ...mesh import limits, tensors
+from ...mesh import limits
 from ...mesh.calls import Answer, Empty, Incoming, Method
 from ...mesh.errors import Busy, LeptonError, PeerError, UsageError
+from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from ...mesh.tensors import Array
 from ..blobs.layers import read_layer_blob
+from ..deployments import DeploymentRecord
 from ..models import (
-    Chain,
-    ModelSpec,
     build_layers,
-    layer_input_shape,
     layer_schema,
     layer_sizes_bytes,
     load_layer,
-    run_layers,
 )
 from ..picture import STAGE, ModelRecord, StageRecord
 from ..placement import Run
-from .messages import BATCH_MAX, StageBroke, StageResult, StageWork
+from .messages import StageBroke, StageResult, StageWork
+from .parts import ChainPart, Part
+from .traced import Programs
 from .view import View
 from .weights import Weights
 
@@ -43,10 +41,9 @@ log = logging.getLogger(__name__)
 class _Stage:
     """One loaded run of layers and the work that waits for it."""
 
-    spec: ModelSpec
     version: int
     run: Run
-    chain: Chain
+    part: Part
     inbox: trio.MemorySendChannel["_Work"]
     outbox: trio.MemoryReceiveChannel["_Work"]
 
@@ -55,18 +52,19 @@ class _Stage:
 class _Work:
     model: str
     message: StageWork
-    x: Array
+    arrays: list[Array]
 
 
 class Serving:
     """One node's part in answering."""
 
-    def __init__(self, mesh: Mesh, view: View, weights: Weights, memory_bytes: int) -> None:
+    def __init__(self, mesh: Mesh, view: View, weights: Weights, programs: Programs, memory_bytes: int) -> None:
         self.pieces_done = 0
         self.trouble: dict[str, str] = {}  # model to why it cannot be served as asked
         self._mesh = mesh
         self._view = view
         self._weights = weights
+        self._programs = programs
         self._memory_bytes = memory_bytes
         self._stages: dict[str, _Stage] = {}
         self._nursery: trio.Nursery
@@ -93,15 +91,19 @@ class Serving:
         """Return the runs of layers that this node has loaded, by model."""
         return {name: stage.run for name, stage in self._stages.items()}
 
+    def _served(self) -> dict[str, ModelRecord | DeploymentRecord]:
+        programs = {name: found for name, found in self._view.deployments().items() if found.kind == "program"}
+        return {**self._view.models(), **programs}
+
     async def _follow_plan(self) -> bool:
         """Make this node's stages those of the plan; false when something could not be loaded yet."""
-        models, done = self._view.models(), True
+        models, done = self._served(), True
         plans = self._view.plans()
         for name in set(self._stages) - set(models):
             self._unload(name)
         for name, plan in plans.items():
             if name not in models:
-                continue  # a deployment
+                continue  # a language model
             self.trouble.pop(name, None)
             if plan.missing_bytes:
                 self.trouble[name] = (
@@ -119,14 +121,14 @@ class Serving:
                 done = False
         return done
 
-    async def _replace(self, name: str, model: ModelRecord, run: Run | None) -> None:
+    async def _replace(self, name: str, model: ModelRecord | DeploymentRecord, run: Run | None) -> None:
         if run is None:
             self._unload(name)
             return
-        chain = await self._load(name, model, run)
+        part = await self._load(name, model, run)
         self._unload(name)
         inbox, outbox = trio.open_memory_channel[_Work](_QUEUE_MAX)
-        stage = _Stage(model.spec, model.version, run, chain, inbox, outbox)
+        stage = _Stage(model.version, run, part, inbox, outbox)
         self._stages[name] = stage
         self._nursery.start_soon(self._work, name, stage)
         self._mesh.publish(STAGE, name, StageRecord(version=model.version, first=run[0], end=run[1]))
@@ -137,14 +139,16 @@ class Serving:
             self._mesh.withdraw(STAGE, name)
             stage.inbox.close()  # what waits is still done
 
-    async def _load(self, name: str, model: ModelRecord, run: Run) -> Chain:
+    async def _load(self, name: str, model: ModelRecord | DeploymentRecord, run: Run) -> Part:
+        if isinstance(model, DeploymentRecord):
+            return await self._programs.load(name, model, run)
         size = sum(layer_sizes_bytes(model.spec)[run[0] : run[1]])
         assert size <= self._memory_bytes, "the plan never gives more than a device offers"
         chain = build_layers(model.spec, *run)
         for index in range(*run):
             data = await self._weights.fetch(name, model, index)
             load_layer(chain, index, read_layer_blob(data, layer_schema(model.spec, index)))
-        return chain
+        return ChainPart(chain)
 
     # -- a stage at work ----------------------------------------------------------------------------------------------
 
@@ -157,16 +161,9 @@ class Serving:
         if stage is None or not here or (stage.version, stage.run) != (work.version, work.stages[work.position]):
             msg = f"This node does not serve these layers of {call.scope!r} (any more)."
             raise UsageError(msg)
-        if len(call.arrays) != 1:
-            msg = f"Work for a stage carries one tensor; this one carries {len(call.arrays)}."
-            raise PeerError(msg)
-        shape = layer_input_shape(stage.spec, stage.run[0])
-        if not 1 <= len(call.arrays[0]) <= BATCH_MAX:
-            msg = f"A batch has 1 to {BATCH_MAX} samples."
-            raise PeerError(msg)
-        x = tensors.require(call.arrays[0], dtype="float32", shape=(None, *shape), what="the input of a stage")
+        stage.part.check(call.arrays)
         try:
-            stage.inbox.send_nowait(_Work(call.scope, work, x))
+            stage.inbox.send_nowait(_Work(call.scope, work, call.arrays))
         except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError) as error:
             msg = f"{_QUEUE_MAX} pieces of work wait here already."
             raise Busy(msg, 0.1) from error
@@ -174,11 +171,15 @@ class Serving:
 
     async def _work(self, name: str, stage: _Stage) -> None:
         async for work in stage.outbox:
-            y = await trio.to_thread.run_sync(_compute, stage, work.x)
+            try:
+                y = await trio.to_thread.run_sync(stage.part.run, work.arrays)
+            except LeptonError as error:
+                self._nursery.start_soon(self._tell, name, work.message, self._mesh.me, str(error))
+                continue
             self.pieces_done += 1
             self._nursery.start_soon(self._pass_on, name, work.message, y)
 
-    async def _pass_on(self, name: str, work: StageWork, y: Array) -> None:
+    async def _pass_on(self, name: str, work: StageWork, y: list[Array]) -> None:
         """Give the output to the next stage, or to the asker if this was the last; tell the asker when that fails."""
         position = work.position + 1
         if position == len(work.route):
@@ -191,18 +192,16 @@ class Serving:
                 stages=work.stages, position=position, asker=work.asker,
             )  # fmt: skip
         try:
-            await self._mesh.calls.call(target, method, message, Empty, scope=name, arrays=[y])
+            await self._mesh.calls.call(target, method, message, Empty, scope=name, arrays=y)
         except LeptonError as error:
             if target == work.asker:
                 return  # it is gone, or has its answer already
-            broke = StageBroke(session=work.session, attempt=work.attempt, peer=target, reason=str(error)[:500])
-            try:
-                await self._mesh.calls.call(work.asker, "infer.broke", broke, Empty, scope=name)
-            except LeptonError as further:
-                log.debug("could not tell the asker: %s", further)
+            await self._tell(name, work, target, str(error))
 
-
-def _compute(stage: _Stage, x: Array) -> Array:
-    with torch.inference_mode():
-        y = run_layers(stage.chain, *stage.run, torch.from_numpy(np.array(x)))
-    return np.asarray(y.numpy(), dtype=np.float32)
+    async def _tell(self, name: str, work: StageWork, peer: PeerId, reason: str) -> None:
+        """Tell the asker that a peer could not do its part."""
+        broke = StageBroke(session=work.session, attempt=work.attempt, peer=peer, reason=reason[:500])
+        try:
+            await self._mesh.calls.call(work.asker, "infer.broke", broke, Empty, scope=name)
+        except LeptonError as error:
+            log.debug("could not tell the asker: %s", error)

@@ -6,7 +6,7 @@ without numbers (torch's meta device): a few operations of a stranger's can unfo
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ class Stage:
         Whole numbers that travel are int64 tensors without dimensions. Raises PeerError when ``arrays`` are not what
         the program says: their number, dtypes, dimensions, or sizes that disagree.
         """
-        self._check(arrays)
+        self.check(arrays)
         with torch.inference_mode():
             given = dict(zip(self.needs, arrays, strict=True))
             found = {name: self._enter(name, value) for name, value in given.items()} | self._weights
@@ -86,33 +86,54 @@ class Stage:
         known = self._values[name]
         return int(value) if known is not None and known.shape is None else value
 
-    def _check(self, arrays: Sequence[Tensor]) -> None:
+    def check(self, arrays: Sequence[Tensor]) -> dict[str, int]:
+        """Return what each symbol is in what comes in. Raises PeerError as `run` does."""
         if len(arrays) != len(self.needs):
             raise PeerError(f"Layer {self.first} takes {len(self.needs)} tensors; {len(arrays)} came.")
-        symbols: dict[str, int] = {}
-        for name, array in zip(self.needs, arrays, strict=True):
-            known = self._values[name]
-            assert known is not None  # the program was checked: what is alive at a cut can travel
-            if not _fits(array, known, symbols, self.program.symbols):
-                raise PeerError(
-                    f"Layer {self.first} takes {known.dtype} {list(known.shape or ())} as {name!r}; "
-                    f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)} came."
-                )
-            if array.is_floating_point() and not torch.isfinite(array).all():
-                raise PeerError(f"{name!r} holds NaN or infinity.")
+        known = [(name, self._values[name]) for name in self.needs]
+        for (name, _), array in zip(known, arrays, strict=True):
+            # Inside, a mask may be made of infinities.
+            wrong = array.isnan() if self.first else ~array.isfinite()
+            if array.is_floating_point() and wrong.any():
+                raise PeerError(f"{name!r} holds {'NaN' if self.first else 'NaN or infinity'}.")
+        return sizes_of(arrays, [(name, value) for name, value in known if value is not None], self.program.symbols)
 
 
-def _fits(array: Tensor, known: Value, symbols: dict[str, int], bounds: Mapping[str, tuple[int, int]]) -> bool:
-    if array.dtype != getattr(torch, known.dtype):
+class Shaped(Protocol):
+    """A tensor of torch or of numpy."""
+
+    @property
+    def dtype(self) -> Any: ...  # noqa: ANN401 - theirs
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def sizes_of(
+    arrays: Sequence[Shaped], known: Sequence[tuple[str, Value]], bounds: Mapping[str, tuple[int, int]]
+) -> dict[str, int]:
+    """Return what each symbol is in these arrays. Raises PeerError when one is not what is known of it."""
+    sizes: dict[str, int] = {}
+    for array, (name, value) in zip(arrays, known, strict=True):
+        dtype = str(array.dtype).removeprefix("torch.")
+        if dtype != value.dtype or not _fits(tuple(array.shape), value.shape or (), sizes, bounds):
+            expected = " x ".join("any" if dim is None else str(dim) for dim in value.shape or ())
+            said = "".join(f"; {dim} is {bounds[dim][0]} to {bounds[dim][1]}" for dim in bounds if dim in expected)
+            raise PeerError(f"{name!r} is {dtype} {tuple(array.shape)}; expected {value.dtype} ({expected}{said}).")
+    return sizes
+
+
+def _fits(
+    shape: Sequence[int], known: Sequence[int | str | None], sizes: dict[str, int],
+    bounds: Mapping[str, tuple[int, int]],
+) -> bool:  # fmt: skip
+    if len(shape) != len(known):
         return False
-    if len(array.shape) != len(known.shape or ()):
-        return False
-    for size, dim in zip(array.shape, known.shape or (), strict=True):
+    for size, dim in zip(shape, known, strict=True):
         if isinstance(dim, int) and size != dim:
             return False
         if isinstance(dim, str) and dim in bounds:
             least, largest = bounds[dim]
-            if not least <= size <= largest or symbols.setdefault(dim, size) != size:
+            if not least <= size <= largest or sizes.setdefault(dim, size) != size:
                 return False
     return True
 

@@ -1,0 +1,179 @@
+"""What a stage runs and what an asker knows of a model that keeps nothing between requests: a chain, or a program."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ...mesh import tensors
+from ...mesh.errors import PeerError, UsageError
+from ...mesh.tensors import Array
+from ..models import Chain, ModelSpec, layer_count, layer_input_shape, layer_output_shape, run_layers
+from ..programs.program import BATCH, Program, Value
+from ..programs.program import values as values_of
+from ..programs.run import Stage, batch_max, sizes_of
+from .messages import BATCH_MAX
+
+
+class Part(Protocol):
+    """A run of layers, loaded."""
+
+    def check(self, arrays: Sequence[Array]) -> None:
+        """Raise PeerError when a stranger's arrays are not what it takes."""
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """Compute what goes out of what came in and was checked, in a thread. Raises LeptonError when it cannot."""
+
+
+class Known(Protocol):
+    """What an asker has to know of a whole model."""
+
+    layers: int
+
+    def batches(self, inputs: Sequence[Array]) -> list[list[Array]]:
+        """Check a user's inputs and cut them into what may travel together. Raises UsageError."""
+
+    def check(self, results: Sequence[Array], samples: int) -> list[Array]:
+        """Check what a stranger sent as the result for so many samples. Raises PeerError."""
+
+
+class ChainPart:
+    """Layers of a trained model of our own."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+
+    def check(self, arrays: Sequence[Array]) -> None:
+        if len(arrays) != 1:
+            raise PeerError(f"Work for a stage carries one tensor; this one carries {len(arrays)}.")
+        if not 1 <= len(arrays[0]) <= BATCH_MAX:
+            raise PeerError(f"A batch has 1 to {BATCH_MAX} samples.")
+        shape = (None, *layer_input_shape(self._chain.spec, self._chain.first))
+        tensors.require(arrays[0], dtype="float32", shape=shape, what="the input of a stage")
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        chain = self._chain
+        with torch.inference_mode():
+            y = run_layers(chain, chain.first, chain.end, torch.from_numpy(np.array(arrays[0])))
+        return [np.asarray(y.numpy(), dtype=np.float32)]
+
+
+class KnownChain:
+    """A trained model of our own: one tensor in, one out."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.layers = layer_count(spec)
+        self._inputs = layer_input_shape(spec, 0)
+        self._outputs = layer_output_shape(spec, self.layers - 1)
+
+    def batches(self, inputs: Sequence[Array]) -> list[list[Array]]:
+        if len(inputs) != 1:
+            raise UsageError(f"This model takes one array of samples, not {len(inputs)}.")
+        samples = np.asarray(inputs[0], dtype=np.float32)
+        if samples.size == 0 or samples.shape[1:] != self._inputs:
+            expected = " x ".join(str(size) for size in self._inputs)
+            raise UsageError(
+                f"Samples of this model have the shape ({expected}); these are {samples.shape[1:]}, "
+                f"{len(samples)} of them."
+            )
+        _require_finite(samples)
+        return [[samples[start : start + BATCH_MAX]] for start in range(0, len(samples), BATCH_MAX)]
+
+    def check(self, results: Sequence[Array], samples: int) -> list[Array]:
+        if len(results) != 1:
+            raise PeerError(f"A result carries one tensor; this one carries {len(results)}.")
+        shape = (samples, *self._outputs)
+        return [tensors.require(results[0], dtype="float32", shape=shape, what="the result of a request")]
+
+
+class ProgramPart:
+    """Layers of a model that was traced."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._most: dict[tuple[tuple[str, int], ...], int] = {}
+
+    def check(self, arrays: Sequence[Array]) -> None:
+        self._stage.check([torch.from_numpy(np.array(array)) for array in arrays])
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        given = [torch.from_numpy(np.array(array)) for array in arrays]
+        sizes = self._stage.check(given)
+        if (samples := sizes.pop(BATCH, 1)) > (most := self._batch_max(sizes)):
+            raise UsageError(f"{samples} samples of this model came at once; at these sizes it takes {most}.")
+        try:
+            return [tensor.numpy() for tensor in self._stage.run(given)]
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            # What a model does with its numbers (looks up a word that it does not have) only shows when it is run.
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise UsageError(f"This model cannot be run on these inputs: {reason}") from error
+
+    def _batch_max(self, sizes: Mapping[str, int]) -> int:
+        """How many samples at these sizes; those that a later stage does not see were seen by the first one."""
+        key = tuple(sorted(sizes.items()))
+        if len(key) + 1 < len(self._stage.program.symbols):
+            return BATCH_MAX
+        if key not in self._most:
+            if len(self._most) >= _SIZES_KEPT:
+                self._most.clear()
+            self._most[key] = batch_max(self._stage.program, sizes)
+        return self._most[key]
+
+
+class KnownProgram:
+    """A model that was traced: tensors in by its inputs, tensors out."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.layers = program.layers
+        self._values = values_of(program)
+
+    def batches(self, inputs: Sequence[Array]) -> list[list[Array]]:
+        wanted = self.program.inputs
+        if len(inputs) != len(wanted):
+            raise UsageError(f"This model takes {len(wanted)} arrays ({', '.join(wanted)}), not {len(inputs)}.")
+        arrays = [_as(array, name, value) for array, (name, value) in zip(inputs, wanted.items(), strict=True)]
+        try:
+            sizes = sizes_of(arrays, list(wanted.items()), _without_batch_bound(self.program))
+        except PeerError as error:
+            raise UsageError(str(error)) from error
+        samples = sizes.pop(BATCH)
+        most = batch_max(self.program, sizes)
+        return [[array[start : start + most] for array in arrays] for start in range(0, samples, most)]
+
+    def check(self, results: Sequence[Array], samples: int) -> list[Array]:
+        known = [(name, self._values[name]) for name in self.program.outputs]
+        if len(results) != len(known):
+            raise PeerError(f"A result of this model has {len(known)} tensors; this one has {len(results)}.")
+        for array, (name, value) in zip(results, known, strict=True):
+            assert value is not None  # the program was checked
+            shape = [samples if dim == BATCH else dim if isinstance(dim, int) else None for dim in value.shape or ()]
+            tensors.require(array, dtype=value.dtype, shape=shape, what=f"the result {name!r} of a request")
+        return list(results)
+
+
+_SIZES_KEPT = 1024  # lengths of texts, mostly
+
+
+def _as(array: Array, name: str, value: Value) -> Array:
+    """Take what a user gave as the dtype that the model wants, where no number changes by it. Raises UsageError."""
+    given = np.asarray(array)
+    found = given.astype(value.dtype, copy=False)
+    if given.dtype.kind not in "biuf" or (given.dtype.kind == "f") != (found.dtype.kind == "f"):
+        raise UsageError(f"The input {name!r} of this model is {value.dtype}; this is {given.dtype}.")
+    if found.dtype.kind != "f" and not np.array_equal(found, given):
+        raise UsageError(f"The input {name!r} of this model is {value.dtype}, and these numbers do not fit into it.")
+    _require_finite(found)
+    if not found.size:
+        raise UsageError(f"The input {name!r} is empty; give at least one sample.")
+    return found
+
+
+def _require_finite(samples: Array) -> None:
+    if not np.isfinite(samples).all():
+        raise UsageError("The samples hold values that are not finite numbers (NaN or infinite); clean them first.")
+
+
+def _without_batch_bound(program: Program) -> Mapping[str, tuple[int, int]]:
+    return {**program.symbols, BATCH: (1, 2**31)}
