@@ -47,8 +47,6 @@ class StageRecord(Message, frozen=True, kw_only=True):
     version: Natural
     first: Natural
     end: Natural
-    step_us: Natural = 0  # what one step takes it now, coarsely; 0: nobody has measured
-    sessions: Natural = 0  # in that step, coarsely
 
 
 class TaskRecord(Message, frozen=True, kw_only=True):
