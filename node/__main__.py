@@ -15,6 +15,7 @@ from ..mesh.errors import UsageError
 from .authority_commands import revoke
 from .command import ask, friendly, home_option, interface_option, loading
 from .mesh_commands import invite, join, mesh
+from .serving_commands import generate, serve, unserve
 from .train_command import train
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def main() -> None:
     """
 
 
-for command in (mesh, invite, join, revoke, train):
+for command in (mesh, invite, join, revoke, train, serve, unserve, generate):
     main.add_command(command)
 
 
@@ -67,6 +68,12 @@ for command in (mesh, invite, join, revoke, train):
     metavar="PACKAGE.MODULE:FACTORY",
     help="A function of yours that may make models for tasks (repeatable); no other is ever imported.",
 )
+@click.option(
+    "--web",
+    default=None,
+    metavar="ADDRESS:PORT|off",
+    help="Where programs find OpenAI's interface.  [default: 127.0.0.1:7533]",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
 @home_option
 @interface_option
@@ -78,6 +85,7 @@ def up(
     memory: str | None,
     data: tuple[str, ...],
     models: tuple[str, ...],
+    web: str | None,
     verbose: bool,  # noqa: FBT001 - click passes flags by name
     home: Path,
     interfaces: tuple[str, ...],
@@ -97,6 +105,8 @@ def up(
         overrides["bootstrap"] = list(bootstrap)
     if memory:
         overrides["serve"] = {"memory": memory}
+    if web:
+        overrides["web"] = {"listen": web}
     files = dict(_data_option(item) for item in data)
     _check(home, overrides)
     with loading():
@@ -113,7 +123,8 @@ def _check(home: Path, overrides: Mapping[str, Any]) -> None:
     from .home import Home
 
     folder = Home(home)
-    _ = load_config(folder.path / "node.toml", overrides).memory_bytes
+    config = load_config(folder.path / "node.toml", overrides)
+    _ = config.memory_bytes, config.web.place
     require_membership(folder, time.time())
 
 
@@ -139,6 +150,8 @@ async def _run_node(home: Path, overrides: Mapping[str, Any], files: Mapping[str
                 status = node.status()
                 click.echo(f"{node.device} is up in the mesh {status['mesh']!r} as {status['me']}.")
                 click.echo(f"Listening on {', '.join(status['addresses'])}. Ctrl-C stops it.")
+                if node.web is not None:
+                    click.echo(f"OpenAI's interface: {node.web.url}{node.web.remark}")
                 up.set()
                 await stop.wait()
                 nursery.cancel_scope.cancel()
@@ -160,6 +173,8 @@ def status(as_json: bool, home: Path) -> None:  # noqa: FBT001 - click passes fl
 
     console = Console()
     console.print(f"Mesh [bold]{said['mesh']}[/bold], this node {said['me'][-8:]}")
+    if said["web"]:
+        console.print(f"OpenAI's interface: {said['web']['url']}{said['web']['remark']}", soft_wrap=True)
     for table in _status_tables(said):
         console.print(table)
 
@@ -256,6 +271,8 @@ def _status_tables(said: Mapping[str, Any]) -> list["Table"]:
                 peers_of = ", ".join(peer[-8:] for peer in stage["peers"])
                 models.add_row(model["name"], str(model["version"]), layers, peers_of, state)
         tables.append(models)
+    if said["deployments"]:
+        tables.append(_deployments(said["deployments"]))
     if said["tasks"]:
         tasks = Table("task", "policy", "node", "state", "round", "score", "sent", title="Learned")
         for task in said["tasks"]:
@@ -267,6 +284,19 @@ def _status_tables(said: Mapping[str, Any]) -> list["Table"]:
         tasks.caption = f"Not served, each node keeps its model: {kept}" if kept else None
         tables.append(tasks)
     return tables + _trouble_tables(said)
+
+
+def _deployments(deployments: Sequence[Mapping[str, Any]]) -> "Table":
+    from rich.table import Table
+
+    table = Table("model", "precision", "layers", "on", "tokens/s expected", "state", title="Language models")
+    for model in deployments:
+        state = "served" if model["served"] else model["trouble"] or "loading"
+        speed = f"{model['tokens_per_s']:.3g}" if model["tokens_per_s"] else ""
+        for stage in model["stages"] or [{"first": 0, "end": model["layers"], "devices": []}]:
+            layers = f"{stage['first']} to {stage['end'] - 1}"
+            table.add_row(model["name"], model["precision"], layers, ", ".join(stage["devices"]), speed, state)
+    return table
 
 
 def _trouble_tables(said: Mapping[str, Any]) -> list["Table"]:

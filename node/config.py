@@ -13,6 +13,7 @@ import msgspec
 from ..mesh.errors import UsageError
 from ..mesh.messages import NAME_PATTERN, Name
 from .limits import FACTORY_PATTERN
+from .web.listen import OFF, PORT, Listen, parse_listen
 
 _UNITS: Final = {
     "b": 1, "": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3,
@@ -41,6 +42,20 @@ class BlobsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     disk: str = ""  # at most so much of the disk, as in "20GB"; empty: what is free
 
 
+class WebConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where programs on this device, or elsewhere, find the models of the mesh under OpenAI's interface."""
+
+    # ADDRESS:PORT, or "off"; empty: 127.0.0.1:7533, or any free port should that be taken.
+    listen: str = ""
+    # What clients have to know; empty: none on loopback, elsewhere one is made and kept in the file web.token.
+    token: str = ""
+
+    @property
+    def place(self) -> Listen | None:
+        """Where it listens; None: nowhere. Raises UsageError when that does not read as an address."""
+        return None if self.listen == OFF else parse_listen(self.listen or f"127.0.0.1:{PORT}")
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The file `node.toml` in a node's folder. Every key is optional."""
 
@@ -51,6 +66,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     serve: ServeConfig = ServeConfig()
     models: ModelsConfig = ModelsConfig()
     blobs: BlobsConfig = BlobsConfig()
+    web: WebConfig = WebConfig()
     data: dict[DataName, str] = {}  # data set name to file, relative to the folder
 
     @property

@@ -21,7 +21,7 @@ from ..mesh.errors import Busy, LeptonError, LinkError, PeerError, Refused, Usag
 from ..mesh.frames import Frame, FrameDecoder, encode
 from ..mesh.messages import Message, Natural, pack, unpack
 from ..mesh.tensors import Array, TensorSpec
-from .learning.task import task_from
+from .streamed import MISTAKES, STREAMED
 
 if TYPE_CHECKING:  # the command line asks without loading what a node needs: seconds
     from .node import Node
@@ -34,9 +34,6 @@ _KINDS: Final[dict[str, type[LeptonError]]] = {
     "usage": UsageError, "refused": Refused, "link": LinkError, "peer": PeerError, "busy": Busy, "error": LeptonError,
 }  # fmt: skip
 
-# What a command of another release, or our own mistake, raises: it costs the command, never the node.
-_MISTAKES: Final = (KeyError, IndexError, TypeError, ValueError)
-
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +44,9 @@ class NoNode(LinkError):
 class Request(Message, frozen=True, kw_only=True):
     """One command of the owner. The body holds its arguments as JSON, then its tensors."""
 
-    command: Literal["status", "invite", "train", "predict", "export", "stop", "mesh", "revoke"]
+    command: Literal[
+        "status", "invite", "train", "predict", "export", "stop", "mesh", "revoke", "serve", "unserve", "generate"
+    ]
     json_bytes: Natural
     tensors: tuple[TensorSpec, ...] = ()
 
@@ -122,7 +121,7 @@ async def _answer(node: "Node", stop: trio.Event, stream: trio.SocketStream) -> 
         except LeptonError as error:
             kind = next(name for name, cls in _KINDS.items() if isinstance(error, cls))
             await _reply(stream, kind, str(error))
-        except _MISTAKES as error:
+        except MISTAKES as error:
             log.exception("a command failed")
             await _reply(stream, "error", f"The node could not do this ({error!r}); its log says more.")
         else:
@@ -138,6 +137,8 @@ async def _answer(node: "Node", stop: trio.Event, stream: trio.SocketStream) -> 
 async def _perform(
     node: "Node", command: str, arguments: Arguments, arrays: list[Array], stream: trio.SocketStream
 ) -> tuple[object, list[Array]]:
+    if command in STREAMED:
+        return await STREAMED[command](node, arguments, lambda value: _reply(stream, "progress", value)), []
     match command:
         case "status":
             return node.status(), []
@@ -153,44 +154,14 @@ async def _perform(
         case "export":
             spec, layers = await node.weights.whole(arguments["model"])
             return msgspec.to_builtins(spec), [np.frombuffer(layer, dtype=np.uint8) for layer in layers]
-        case "train":
-            return await _train(node, arguments, stream), []
         case "stop":
+            return None, []
+        case "unserve":
+            node.unserve(**arguments)
             return None, []
         case _:
             msg = f"The node does not know the command {command!r}."
             raise UsageError(msg)
-
-
-async def _train(node: "Node", arguments: Arguments, stream: trio.SocketStream) -> object:
-    """Run a task, sending the owner where everybody stands whenever that changes. It goes on if the owner leaves."""
-    send, receive = trio.open_memory_channel[object](1)
-    result: list[object] = []
-
-    def progress(nodes: Mapping[Any, Any]) -> None:
-        try:
-            send.send_nowait({peer: msgspec.to_builtins(trainer) for peer, trainer in nodes.items()})
-        except trio.WouldBlock:
-            return  # the owner is shown the next one
-
-    async def train() -> None:
-        async with send:
-            task = task_from(arguments["task"], "The task")
-            trained = await node.train(task, on_progress=progress)
-        nodes = {peer: msgspec.to_builtins(trainer) for peer, trainer in trained.nodes.items()}
-        result.append({"task": trained.task, "version": trained.version, "rounds": trained.rounds, "nodes": nodes})
-
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(train)
-            async for item in receive:
-                await _reply(stream, "progress", item)
-    except* (LeptonError, trio.BrokenResourceError, trio.ClosedResourceError, *_MISTAKES) as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
-    return result[0]
 
 
 class Control:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar, TypeVarTuple, overload
+from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, overload
 
 import msgspec
 import numpy as np
@@ -28,6 +28,11 @@ from .blobs.naming import Naming
 from .blobs.sharing import Blobs
 from .blobs.store import BlobStore
 from .config import Config, load_config, require_name
+from .deployed import described, is_loaded
+from .deploying import Deploying
+from .deployments import DeploymentRecord, Precision
+from .deployments import Objective as Aim
+from .generation.sessions import Sessions
 from .home import Home
 from .inference.requests import Requests
 from .inference.serving import Serving
@@ -44,8 +49,12 @@ from .links import LINKS, LinksRecord, coarse_links
 from .models import ModelSpec
 from .objective import Objective
 from .picture import PROFILE, TASK, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
+from .placement import Plan
 from .planning import SPEED
 from .speed import cache_file, load_or_measure
+from .stages import StageLoader
+from .texts import TextModel, Texts
+from .web.opening import Web, open_web
 
 _MEMBERS_INTERVAL_S: Final = 10.0  # what devices are called changes seldom; it is also saved at the end
 _LINKS_INTERVAL_S: Final = 30.0  # each neighbour of a small mesh has been probed some times by then
@@ -93,6 +102,10 @@ class Node:
         self.serving: Serving
         self.requests: Requests
         self.tasks: Tasks
+        self.sessions: Sessions
+        self.texts: Texts
+        self.deploying: Deploying
+        self.web: Web | None = None
         self._nursery: trio.Nursery
         self._mesh_name = ""
         self._token: trio.lowlevel.TrioToken | None = None
@@ -183,6 +196,9 @@ class Node:
                 self.serving = Serving(mesh, self.view, self.weights, programs, memory_bytes)
                 self.requests = Requests(mesh, self.view, programs)
                 self.tasks = Tasks(mesh, self.view, self.weights, self.home, self._datasets, nursery, self._factories)
+                self.sessions = Sessions(mesh, self.view, StageLoader(self.blobs).load)
+                self.texts = Texts(self.view, self.sessions.generator, self.blobs)
+                self.deploying = Deploying(mesh, self.view, self.blobs.store)
                 mesh.publish(
                     PROFILE,
                     "self",
@@ -195,12 +211,14 @@ class Node:
                 )
                 nursery.start_soon(self.serving.run)
                 nursery.start_soon(self.requests.run)
+                nursery.start_soon(self.sessions.run)
                 nursery.start_soon(self.tasks.follow)
                 nursery.start_soon(self._keep_members)
                 nursery.start_soon(self._tell_speed)
                 nursery.start_soon(self._tell_links)
                 try:
-                    yield
+                    async with open_web(self.texts, self.config.web, self.home, owner=self._mesh_name) as self.web:
+                        yield
                 finally:
                     nursery.cancel_scope.cancel()
                     self.home.save_records(store.durable())
@@ -299,6 +317,36 @@ class Node:
         """Return all arrays that a model gives, where it gives several. Otherwise like `predict`."""
         return await self.requests.predict(model, [np.asarray(array) for array in inputs])
 
+    async def serve(
+        self,
+        source: str | Path,
+        *,
+        name: str = "",
+        replicas: int = 1,
+        precision: Precision | Literal["auto"] = "auto",
+        sessions: int = 4,
+        positions: int | None = None,
+        objective: Aim = "latency",
+    ) -> TextModel:
+        """Have the mesh serve a language model: a folder in the Hugging Face layout, or a name on its Hub.
+
+        Returns once it is deployed; `wait_served` waits until it is loaded. ``sessions`` of ``positions`` tokens each
+        are promised memory. Raises UsageError for a model that is not understood or bad values, Refused without the
+        grant ``train:NAME``, LinkError without the Hub, DoesNotFit (a LeptonError) when the devices cannot hold it.
+        """
+        terms = {"replicas": replicas, "precision": precision, "sessions": sessions, "objective": objective}
+        offer = await self.deploying.offer(source, name=name, terms=terms | {"positions": positions})
+        self.deploying.accept(offer)
+        return self.model(offer.name)
+
+    def unserve(self, name: str) -> None:
+        """Serve a language model no longer that this node deployed. Raises UsageError when it did not."""
+        self.deploying.withdraw(name)
+
+    def model(self, name: str) -> TextModel:
+        """Return a language model of the mesh, to be asked for text: ``async for part in model.generate(prompt)``."""
+        return TextModel(self.texts, name)
+
     async def wait_served(self, model: str, *, timeout_s: float = 60.0) -> None:
         """Wait until every layer of a model is loaded somewhere. Raises LinkError that says what is missing."""
         with trio.move_on_after(timeout_s):
@@ -307,17 +355,16 @@ class Node:
                 if not self.is_served(model):
                     await changed.wait()
             return
-        why = self.serving.trouble.get(model, "its layers are not all loaded")
+        why = self._trouble(model) or "its layers are not all loaded"
         raise LinkError(f"The model {model!r} is not served after {timeout_s:g} s: {why}.")
 
     def is_served(self, name: str) -> bool:
         """Whether every layer of a model is loaded somewhere, as many times as its plan says."""
-        model = self.view.models().get(name)
-        plan = self.view.plans().get(name)
-        if model is None or plan is None or not plan.stages:
-            return False
-        serving = self.view.serving(name, model.version)
-        return all(set(plan.replicas(stage)) <= set(serving.get(stage, ())) for stage in plan.stages)
+        model = self.view.models().get(name) or self.view.deployments().get(name)
+        return model is not None and is_loaded(self.view.plans().get(name), self.view.serving(name, model.version))
+
+    def _trouble(self, name: str) -> str:
+        return self.serving.trouble.get(name) or self.sessions.host.trouble.get(name, "")
 
     # -- seeing ---------------------------------------------------------------------------------------------------
 
@@ -341,6 +388,8 @@ class Node:
                 for peer in sorted({self.mesh.me, *self.mesh.present})
             ],
             "models": [self._model_status(name, model) for name, model in sorted(self.view.models().items())],
+            "deployments": [self.deployment(name) for name in sorted(self.view.deployments())],
+            "web": {"url": self.web.url, "remark": self.web.remark} if self.web else None,
             "tasks": [
                 {"name": name, "version": task.version, "policy": task.policy, "rounds": task.rounds,
                  "served": task.is_served, "nodes": {
@@ -374,6 +423,19 @@ class Node:
             ],
             "trouble": self.serving.trouble.get(name, ""),
         }
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        """Return what is known of a language model that is deployed, as plain data. Raises UsageError for no such."""
+        record = self.view.deployments().get(name)
+        if record is None:
+            raise UsageError(f"No language model {name!r} is deployed in this mesh.")
+        said = self.described(name, record, self.view.plans().get(name, Plan()))
+        return said | {"served": self.is_served(name), "trouble": self._trouble(name)}
+
+    def described(self, name: str, record: DeploymentRecord, plan: Plan) -> dict[str, Any]:
+        """Return a deployment, or what would be one, with its plan, as plain data."""
+        devices: dict[str, str] = {peer: profile.device for peer, profile in self.tasks.profiles().items()}
+        return described(name, record, plan, devices, self.view.serving(name, record.version))
 
     def progress(self, task: str) -> Progress | None:
         """Return where this node stands in a task that it takes part in."""

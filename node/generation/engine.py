@@ -57,8 +57,14 @@ class Engine(Protocol):
     layers: int
     width: int  # numbers of one position between layers
     vocabulary: int
-    weights_bytes: int  # in memory, as loaded
-    cache_bytes_per_position: int  # of this run of layers
+
+    @property
+    def weights_bytes(self) -> int:
+        """What the weights take in memory, as loaded."""
+
+    @property
+    def cache_bytes_per_position(self) -> int:
+        """What one position takes in the caches of this run of layers."""
 
     def new_cache(self) -> Cache:
         """Make an empty cache; it grows as positions come."""

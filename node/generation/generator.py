@@ -64,6 +64,7 @@ class Generation:
     def __init__(self, asker: Asker, cancel: Callable[[], None]) -> None:
         self.finish: Finish | None = None  # why it ended, when it has
         self.paused = ""  # why no token comes just now
+        self.on_pause: Callable[[str], None] | None = None  # is told so when it begins
         self._asker = asker
         self._cancel = cancel
         self._tokens: deque[GeneratedToken] = deque()
@@ -124,6 +125,8 @@ class Generation:
             case Paused(reason):
                 self.paused = reason
                 log.info("a session pauses: %s", reason)
+                if self.on_pause is not None:
+                    self.on_pause(reason)
             case Finished(finish):
                 self.finish = finish
             case Failed():

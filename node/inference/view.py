@@ -5,6 +5,7 @@ import logging
 from ...mesh.errors import UsageError
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
+from ...mesh.records import Record
 from ..config import did_you_mean
 from ..deployments import DEPLOYMENT, DeploymentRecord, Precision
 from ..links import LINKS, LinksRecord, links_of
@@ -44,14 +45,24 @@ class View:
         return models[name]
 
     def deployments(self) -> dict[str, DeploymentRecord]:
-        """Return the deployments that ought to be served, by name; what makes no sense is passed over."""
+        """Return the deployments that ought to be served, by name; what makes no sense is passed over.
+
+        Only who has the grant to train a model of that name may deploy one.
+        """
         found = {}
-        for name, (record, deployment) in newest(self._mesh.live(DEPLOYMENT, DeploymentRecord)).items():
+        said = self._mesh.live(DEPLOYMENT, DeploymentRecord)
+        for name, (record, deployment) in newest(pair for pair in said if self._may_deploy(pair[0])).items():
             if len(deployment.cache_bytes) in {0, len(deployment.weights_bytes)}:
                 found[name] = deployment
             else:
                 log.warning("%s deployed %r with caches for other layers than it has", short(record.owner), name)
         return found
+
+    def _may_deploy(self, record: Record) -> bool:
+        try:
+            return self._mesh.authority(record.owner).allows(f"train:{record.name}")
+        except KeyError:  # never met
+            return False
 
     def serving(self, name: str, version: int) -> dict[Run, list[PeerId]]:
         """Return which peers have which run of a model's layers loaded now."""

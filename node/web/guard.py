@@ -6,55 +6,18 @@ declared as JSON, for which a browser asks first and is not answered (no CORS).
 """
 
 import hmac
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
 from ...mesh.errors import Refused, UsageError
+from .listen import Listen
 from .replies import NoToken
 
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_LOOPBACK: Final = {"localhost": "127.0.0.1"}
 # 16 characters of a password manager have 95 bits; what a person invents is longer or has fewer.
 TOKEN_CHARACTERS_MIN: Final = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Where the endpoint listens."""
-
-    host: str  # a literal address
-    port: int  # 0: any free one
-
-    @property
-    def is_loopback(self) -> bool:
-        return ipaddress.ip_address(self.host).is_loopback
-
-    @property
-    def url(self) -> str:
-        """What a client calls its base URL."""
-        return f"http://{self.name}:{self.port}/v1"
-
-    @property
-    def name(self) -> str:
-        """The host as a Host header has it."""
-        return f"[{self.host}]" if ":" in self.host else self.host
-
-
-def parse_listen(text: str) -> Listen:
-    """Read "127.0.0.1:7533" or "[::1]:7533". Raises UsageError."""
-    host, _, port = text.rpartition(":")
-    host = _LOOPBACK.get(host, host.removeprefix("[").removesuffix("]"))
-    try:
-        number = int(port)
-        ipaddress.ip_address(host)
-    except ValueError:
-        number = -1
-    if not (port.isascii() and port.isdigit() and 0 <= number < 2**16):
-        raise UsageError(f"web.listen: {text!r} is not ADDRESS:PORT, as in '127.0.0.1:7533', nor 'off'.")
-    return Listen(host, number)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from hypercorn.typing import ConnectionState
 from starlette.types import ASGIApp
 
 from ...mesh.errors import LeptonError
-from .guard import Listen
+from .listen import Listen
 
 CONNECTIONS_MAX: Final = 128  # a browser opens 6, the official client up to as many as there are requests
 UNREAD_S: Final = 30.0  # a client that takes nothing for so long is gone
@@ -95,7 +95,7 @@ async def open_server(
 
     Raises LeptonError when the address cannot be used.
     """
-    listener = await _bound(listen, or_any_port=or_any_port)
+    listener = await _listening(listen, or_any_port=or_any_port)
     port: int = listener.getsockname()[1]
     server = Server(app, replace(listen, port=port), connections_max=connections_max)
     async with trio.open_nursery() as nursery:
@@ -116,29 +116,32 @@ async def _accept(
     task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     with trio.CancelScope() as scope, listener:
-        listener.listen(_BACKLOG)
         task_status.started(scope)
         await trio.serve_listeners(server.handle, [trio.SocketListener(listener)], handler_nursery=nursery)
 
 
-async def _bound(listen: Listen, *, or_any_port: bool) -> trio.socket.SocketType:
-    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-    listener = trio.socket.socket(family, socket.SOCK_STREAM)
+async def _listening(listen: Listen, *, or_any_port: bool) -> trio.socket.SocketType:
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            await listener.bind((listen.host, listen.port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not or_any_port:
-                raise
-            log.warning("port %s is taken: the endpoint takes another", listen.port)
-            await listener.bind((listen.host, 0))
+        return await _bound(listen.host, listen.port)
     except OSError as error:
-        listener.close()
+        if error.errno == errno.EADDRINUSE and or_any_port:
+            log.info("port %s is taken: the endpoint takes another", listen.port)
+            return await _listening(replace(listen, port=0), or_any_port=False)
         where = f"{listen.name}:{listen.port}"
         raise LeptonError(
             f"The endpoint cannot listen on {where}: {error.strerror or error}. Choose another address with web.listen."
         ) from error
+
+
+async def _bound(host: str, port: int) -> trio.socket.SocketType:
+    listener = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as long as nobody listens, two may bind
+        await listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
     return listener
 
 

@@ -18,7 +18,8 @@ from lepton.mesh.errors import LeptonError, LinkError, UsageError
 from lepton.node.generation.sampling import Sampling
 from lepton.node.web.attendance import BODY_BYTES_MAX, Attendance
 from lepton.node.web.endpoint import Endpoint
-from lepton.node.web.guard import Guard, Listen
+from lepton.node.web.guard import Guard
+from lepton.node.web.listen import Listen
 from lepton.node.web.models import ModelInfo, Part, Prompt, Turn, Vectors
 from lepton.node.web.server import open_server
 
@@ -425,10 +426,30 @@ async def test_a_port_that_is_taken_is_replaced_or_named(caplog: pytest.LogCaptu
         taken.listen()
         listen = Listen("127.0.0.1", taken.getsockname()[1])
         endpoint = Endpoint(Fake(), Guard(listen, ""), owner="home")
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO):
             async with open_server(endpoint.app, listen, or_any_port=True) as server:
                 assert server.listen.port != listen.port
         assert f"port {listen.port} is taken" in caplog.text
         with pytest.raises(LeptonError, match=rf"cannot listen on 127.0.0.1:{listen.port}: Address already in use"):
             async with open_server(endpoint.app, listen):
                 raise AssertionError
+
+
+async def test_of_two_that_begin_at_once_one_takes_another_port() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        listen = Listen("127.0.0.1", free.getsockname()[1])
+    ports, both = set(), trio.Event()
+
+    async def serve() -> None:
+        endpoint = Endpoint(Fake(), Guard(listen, ""), owner="home")
+        async with open_server(endpoint.app, listen, or_any_port=True) as server:
+            ports.add(server.listen.port)
+            if len(ports) == 2:
+                both.set()
+            await both.wait()
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            nursery.start_soon(serve)

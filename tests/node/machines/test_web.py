@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lepton.mesh.errors import Busy, LeptonError, LinkError, PeerError, Refused, UsageError
 from lepton.node.generation.sampling import Sampling
-from lepton.node.web.guard import Guard, Listen, parse_listen
+from lepton.node.web.guard import Guard
+from lepton.node.web.listen import Listen, parse_listen
 from lepton.node.web.replies import NoToken, error_body
 from lepton.node.web.requests import (
     CHOICES_MAX,

@@ -1,0 +1,56 @@
+"""What is deployed, and what would be, as plain data: sizes, stages, devices, expected speed. Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .deployments import DeploymentRecord
+from .placement import Plan, Run
+
+
+def described(
+    name: str, record: DeploymentRecord, plan: Plan, devices: Mapping[str, str], serving: Mapping[Run, Sequence[str]]
+) -> dict[str, Any]:
+    """Return a deployment and its plan; ``devices`` are what peers are called, ``serving`` who has loaded what."""
+    promised = record.sessions * record.positions
+    return {
+        "name": name,
+        "version": record.version,
+        "kind": record.kind,
+        "precision": record.precision,
+        "layers": len(record.weights_bytes),
+        "weights_bytes": sum(record.weights_bytes),
+        "cache_bytes": sum(record.cache_bytes) * promised,
+        "sessions": record.sessions,
+        "positions": record.positions,
+        "replicas": record.replicas,
+        "objective": record.objective,
+        "tokens_per_s": plan.tokens_per_s,
+        "missing_bytes": plan.missing_bytes,
+        "stages": [_stage(record, plan, stage, devices, serving) for stage in plan.stages],
+    }
+
+
+def is_loaded(plan: Plan | None, serving: Mapping[Run, Sequence[str]]) -> bool:
+    """Whether every stage of a plan is loaded, as many times as it says."""
+    if plan is None or not plan.stages:
+        return False
+    return all(set(plan.replicas(stage)) <= set(serving.get(stage, ())) for stage in plan.stages)
+
+
+def _stage(
+    record: DeploymentRecord,
+    plan: Plan,
+    stage: Run,
+    devices: Mapping[str, str],
+    serving: Mapping[Run, Sequence[str]],
+) -> dict[str, Any]:
+    first, end = stage
+    peers = plan.replicas(stage)
+    return {
+        "first": first,
+        "end": end,
+        "bytes": sum(record.weights_bytes[first:end]),
+        "peers": list(peers),
+        "devices": [devices.get(peer, peer[-8:]) for peer in peers],
+        "loaded": [peer for peer in peers if peer in serving.get(stage, ())],
+    }

@@ -1,0 +1,177 @@
+"""Deploying a model: its files made known as blobs, what it would take worked out and planned, then the record."""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+import trio
+
+from ..mesh.errors import LeptonError, UsageError
+from ..mesh.identity import short
+from ..mesh.mesh import Mesh
+from .blobs.hub import folder_of
+from .blobs.publishing import Published, publish_folder
+from .blobs.store import BlobStore
+from .config import check_keys, check_values, require_name, sentence
+from .deployments import DEPLOYMENT, DeploymentRecord, Objective, Precision
+from .inference.view import View
+from .language.config import LanguageConfig
+from .language.folder import read_config
+from .language.layout import layer_of, layers, sizes
+from .placement import Plan
+
+_POSITIONS: Final = 2048
+_FLOAT_BYTES: Final = 4
+_NAME_CHARACTERS_MAX: Final = 64
+
+
+class DoesNotFit(LeptonError):
+    """The devices that are here cannot hold the model."""
+
+
+class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a model ought to be served. ``positions`` None: 2048, or as many as the model was made for."""
+
+    replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
+    precision: Precision | Literal["auto"] = "auto"
+    sessions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
+    positions: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    objective: Objective = "latency"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What will be served, and by whom as things are now."""
+
+    name: str
+    record: DeploymentRecord
+    plan: Plan
+
+
+class Deploying:
+    """One node's way to put models into the mesh. ``reading`` bounds the folders that are read at once to one."""
+
+    def __init__(self, mesh: Mesh, view: View, blobs: BlobStore) -> None:
+        self._mesh = mesh
+        self._view = view
+        self._blobs = blobs
+        self._reading = trio.Lock()
+
+    async def offer(self, source: str | Path, *, name: str = "", terms: Mapping[str, Any] | None = None) -> Offer:
+        """Make a model's files known to the mesh and plan it. Nothing is served before `accept`.
+
+        ``terms`` are those of `Terms` that are given. Raises UsageError for a model or terms that cannot be, Refused
+        without the grant, DoesNotFit with what is missing.
+        """
+        agreed = _terms(terms or {})
+        name = name or name_for(source)
+        require_name(name, "model")
+        self._mesh.authority(self._mesh.me).require(f"train:{name}", time.time())  # as for one that is trained
+        if name in self._view.models():
+            raise UsageError(f"A model that was trained here is called {name!r}; give another name.")
+        async with self._reading:
+            config, published = await trio.to_thread.run_sync(partial(_published, self._blobs, source))
+        record = _record(config, published, agreed, self._next_version(name))
+        if agreed.precision == "auto":
+            precision = self._view.precision(name, record)
+            record = _record(config, published, msgspec.structs.replace(agreed, precision=precision), record.version)
+        offer = Offer(name=name, record=record, plan=self._view.forecast(name, record))
+        if offer.plan.missing_bytes:
+            raise DoesNotFit(_missing(offer))
+        return offer
+
+    def accept(self, offer: Offer) -> None:
+        """Have the mesh serve what was offered."""
+        self._mesh.publish(DEPLOYMENT, offer.name, offer.record, durable=True)
+
+    def withdraw(self, name: str) -> None:
+        """Serve a model no longer. Raises UsageError when this node did not deploy it."""
+        owners = {record.owner for record, _ in self._mesh.live(DEPLOYMENT, DeploymentRecord) if record.name == name}
+        if not owners:
+            raise UsageError(f"No model {name!r} is deployed in this mesh.")
+        if self._mesh.me not in owners:
+            raise UsageError(f"{name!r} was deployed by {', '.join(sorted(map(short, owners)))}: withdraw it there.")
+        self._mesh.withdraw(DEPLOYMENT, name)
+
+    def _next_version(self, name: str) -> int:
+        """Milliseconds, so that what was withdrawn and comes again is new; and above all that are known."""
+        known = [
+            found.version for record, found in self._mesh.live(DEPLOYMENT, DeploymentRecord) if record.name == name
+        ]
+        return max([int(time.time() * 1000), *(version + 1 for version in known)])
+
+
+def _missing(offer: Offer) -> str:
+    record, plan = offer.record, offer.plan
+    caches = sum(record.cache_bytes) * record.sessions * record.positions
+    said = (
+        f"The devices that are here cannot hold {offer.name!r} at {record.precision}: it takes "
+        f"{sum(record.weights_bytes):,} B of weights and {caches:,} B for {record.sessions} sessions of "
+        f"{record.positions} positions, and {plan.missing_bytes:,} B of memory for serving are missing."
+    )
+    if plan.fits_at:
+        return f"{said} At {plan.fits_at} it would fit."
+    return f"{said} Add a device, give them more memory (`up --memory`), or promise fewer sessions or positions."
+
+
+def name_for(source: str | Path) -> str:
+    """Return a name for the mesh out of a folder's or a model's: 'Qwen/Qwen3-0.6B' is served as 'qwen3-0.6b'.
+
+    Raises UsageError when nothing is left of it.
+    """
+    folder = Path(source).expanduser()
+    last = folder.resolve().name if folder.is_dir() else str(source).rpartition("/")[2]
+    name = re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-._")[:_NAME_CHARACTERS_MAX]
+    if not name:
+        raise UsageError(f"No name can be made of {last[:80]!r}; give one with --name.")
+    return name
+
+
+def _published(blobs: BlobStore, text: str | Path) -> tuple[LanguageConfig, Published]:
+    folder, within = folder_of(str(Path(text).expanduser()) if str(text).startswith("~") else str(text))
+    config = read_config(folder)
+    published = publish_folder(blobs, folder, lambda tensor: layer_of(tensor, config), layers(config), within=within)
+    return config, published
+
+
+def _record(config: LanguageConfig, published: Published, terms: Terms, version: int) -> DeploymentRecord:
+    """Say what a model takes; with the precision `auto` at that in which its files are."""
+    precision = _stored(published) if terms.precision == "auto" else terms.precision
+    needs = sizes(config, precision)
+    positions = min(_POSITIONS, config.positions_max) if terms.positions is None else terms.positions
+    if positions > config.positions_max:
+        raise UsageError(f"This model was made for {config.positions_max} positions, and {positions} were asked for.")
+    return DeploymentRecord(
+        version=version,
+        kind=published.manifest.kind,
+        manifest=published.ref,
+        precision=precision,
+        weights_bytes=needs.weights_bytes,
+        cache_bytes=needs.cache_bytes,
+        width_bytes=needs.width * _FLOAT_BYTES,
+        replicas=terms.replicas,
+        sessions=terms.sessions,
+        positions=positions,
+        objective=terms.objective,
+    )
+
+
+def _stored(published: Published) -> Precision:
+    kinds = {tensor.dtype for layer in published.layers for tensor in layer.values()}
+    return "bfloat16" if kinds <= {"BF16"} else "float32"  # float16 has finer steps than bfloat16
+
+
+def _terms(given: Mapping[str, Any]) -> Terms:
+    """Check terms. Raises UsageError that names the one that is wrong."""
+    said = dict(given)
+    check_keys("serve", said, Terms)
+    check_values("serve", said, Terms)
+    try:
+        return msgspec.convert(said, Terms)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{sentence(error)}.") from error
