@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ..deployments import Precision
+from ..kernels.block import BlockBatch, BlockShape, BlockWeights, FusedBlock
+from ..kernels.native import NativePacked
 from .arithmetic import cut, rms_norm, rotate
 from .cache import PagedCache
 from .config import LanguageConfig
@@ -19,7 +22,7 @@ from .steps import attend, gated
 Float = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch:
     """What all blocks need to know of a batch of T positions: whose they are, and their angles."""
 
@@ -27,6 +30,12 @@ class Batch:
     counts: Sequence[int]  # positions of each
     cos: Float  # (T, 1, head width // 2)
     sin: Float
+
+    @cached_property
+    def fused(self) -> BlockBatch:
+        """The same, for blocks that run in one call."""
+        pages = [[page.numbers for page in cache.pages] for cache in self.caches]
+        return BlockBatch(self.counts, [cache.length for cache in self.caches], pages, self.cos[:, 0], self.sin[:, 0])
 
 
 class Projection:
@@ -37,15 +46,15 @@ class Projection:
         weights = [tensors.pop(f"{part}.{name}.weight") for name in names]
         joined = weights[0] if len(weights) == 1 else torch.cat(weights)
         weights.clear()
-        self._linear = Linear(joined, precision)
-        self._bias = _joined_bias(tensors, part, names)
-        self.size_bytes = self._linear.size_bytes + (0 if self._bias is None else self._bias.nbytes)
+        self.linear = Linear(joined, precision)
+        self.bias = _joined_bias(tensors, part, names)
+        self.size_bytes = self.linear.size_bytes + (0 if self.bias is None else self.bias.nbytes)
 
     def __call__(self, x: Float) -> Float:
         """Float32 (T, inputs) to (T, outputs of all matrices)."""
-        y = self._linear.product(x)
-        if self._bias is not None:
-            y += self._bias
+        y = self.linear.product(x)
+        if self.bias is not None:
+            y += self.bias
         return y
 
 
@@ -69,6 +78,7 @@ class Block:
             Projection(tensors, part, names, precision)
             for part, names in zip(("self_attn", "self_attn", "mlp", "mlp"), TOGETHER, strict=True)
         )
+        self._fused = self._fuse()
 
     @property
     def size_bytes(self) -> int:
@@ -78,8 +88,46 @@ class Block:
 
     def __call__(self, x: Float, batch: Batch) -> Float:
         """Float32 (T, width) to the same; puts keys and values into the caches of ``batch``."""
+        if self._fused:
+            x = np.array(x, order="C")  # what came in stays as it was
+            self._fused.run(x, batch.fused, threads=torch.get_num_threads())
+            return x
         x = x + self._out(self._attention(rms_norm(x, self._norm, self._config.epsilon), batch))
         return x + self._down(gated(self._gate_up(rms_norm(x, self._second_norm, self._config.epsilon))))
+
+    def _fuse(self) -> FusedBlock | None:
+        """Make this block one call, where the kernel is compiled."""
+        parts = (self._qkv, self._out, self._gate_up, self._down)
+        packed = [part.linear.packed for part in parts if isinstance(part.linear.packed, NativePacked)]
+        if len(packed) < len(parts):
+            return None
+        query_norm, key_norm = self._head_norms or (None, None)
+        qkv, out, gate_up, down = packed
+        weights = BlockWeights(
+            qkv=qkv,
+            out=out,
+            gate_up=gate_up,
+            down=down,
+            norm=self._norm,
+            second_norm=self._second_norm,
+            query_norm=query_norm,
+            key_norm=key_norm,
+            qkv_bias=self._qkv.bias,
+            out_bias=self._out.bias,
+            gate_up_bias=self._gate_up.bias,
+            down_bias=self._down.bias,
+        )
+        config = self._config
+        shape = BlockShape(
+            width=config.width,
+            inner=config.inner,
+            heads=config.heads,
+            shared=config.key_value_heads,
+            head_width=config.head_width,
+            window=self._window,
+            epsilon=config.epsilon,
+        )
+        return FusedBlock(shape, weights, index=self._index)
 
     def _attention(self, x: Float, batch: Batch) -> Float:
         config = self._config

@@ -22,17 +22,17 @@ class Linear:
     """A matrix W (outputs, inputs). A row's product has the same bits whatever other rows are in the batch."""
 
     def __init__(self, weight: Tensor, precision: Precision) -> None:
-        self._packed: Packed = pack(weight.detach(), precision)
-        self.size_bytes = self._packed.size_bytes
+        self.packed: Packed = pack(weight.detach(), precision)
+        self.size_bytes = self.packed.size_bytes
 
     def product(self, x: Float) -> Float:
         """x W^T: float32 (T, inputs) to (T, outputs)."""
-        y: Float = self._packed.product(torch.from_numpy(x), threads=torch.get_num_threads()).numpy()
+        y: Float = self.packed.product(torch.from_numpy(x), threads=torch.get_num_threads()).numpy()
         return y
 
     def rows(self, tokens: npt.NDArray[np.int32]) -> Float:
         """Look rows of W up: int32 (T,) to float32 (T, inputs)."""
-        rows: Float = self._packed.rows(torch.from_numpy(tokens)).numpy()
+        rows: Float = self.packed.rows(torch.from_numpy(tokens)).numpy()
         return rows
 
 

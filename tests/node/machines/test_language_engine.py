@@ -179,3 +179,12 @@ def test_only_the_layers_of_the_stage_are_read_and_a_wrong_tensor_is_named() -> 
                     load_engine(CONFIG, layer, layer + 1, lambda _: {**tensors, name: wrong})  # noqa: B023 - used at once
             with pytest.raises(UsageError, match=f"Layer {layer} lacks 1 tensors: {name}"):
                 load_engine(CONFIG, layer, layer + 1, lambda _: {n: t for n, t in tensors.items() if n != name})  # noqa: B023
+
+
+def test_blocks_in_one_call_and_step_by_step_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lepton.node.language.block.Block._fuse", lambda _: None)
+    stepwise = engine_of()
+    wanted = logits_of(ENGINE, ENGINE.new_cache(), TOKENS)
+    np.testing.assert_allclose(logits_of(stepwise, stepwise.new_cache(), TOKENS), wanted, rtol=1e-3, atol=1e-3)
+    at_once = logits_of(stepwise, stepwise.new_cache(), TOKENS[:70]).tobytes()
+    assert token_by_token(stepwise, TOKENS[:70])[-1] == at_once
