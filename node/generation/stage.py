@@ -167,6 +167,7 @@ class Stage:
         self._batch: list[_Session] | None = None  # under way
         self._step_began = 0.0
         self._promised = 0  # positions, of sessions
+        self._kept_bytes = 0  # at most: what ended since it was last counted is still in it
         self._next_key = 0
         self._now = 0.0
         self._effects: list[Effect] = []
@@ -440,12 +441,16 @@ class Stage:
 
     def _keep_within_bounds(self) -> None:
         """When outputs for replays grow over their bound, those go that the most is kept of; tokens remain."""
+        if self._kept_bytes <= self._config.kept_bytes_max:
+            return
         total = sum(session.kept.size_bytes for session in self._sessions.values())
         most = sorted(self._sessions.values(), key=lambda session: -session.kept.size_bytes)
+        self._kept_bytes = total
         for session in most:
             if total <= self._config.kept_bytes_max:
                 return
             total -= session.kept.forget_before(min(session.sent, len(session.ids)) if session.asked else 0)
+            self._kept_bytes = total
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -537,6 +542,7 @@ class Stage:
                 self._drawn(session, result.token)
         else:
             session.kept.add(data._replace(x=result.x))
+            self._kept_bytes += 0 if result.x is None else result.x.nbytes
             self._pump(session)
         if len(data.ids) > 1 and session.index > 0:
             ack = Ack(session=opened.session, epoch=opened.epoch, position=len(session.ids))

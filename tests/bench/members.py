@@ -76,6 +76,7 @@ class Member:
     up_at: float = 0.0
     diary: list[tuple[float, frozenset[str], frozenset[str]]] = field(default_factory=list)  # when: who came, who went
     process: "subprocess.Popen[str] | None" = None
+    listener: threading.Thread | None = None
 
     def write(self, event: dict[str, Any]) -> None:
         """Take one line of its diary."""
@@ -132,7 +133,8 @@ class Fleet:
                 member.prefix(*words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
-        threading.Thread(target=self._listen, args=(member, member.process), daemon=True).start()
+        member.listener = threading.Thread(target=self._listen, args=(member, member.process), daemon=True)
+        member.listener.start()
 
     def _listen(self, member: Member, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None
@@ -153,6 +155,9 @@ class Fleet:
             except subprocess.TimeoutExpired:
                 member.process.kill()
                 member.process.wait()
+            if member.listener is not None and member.process.stdout is not None:
+                member.listener.join()
+                member.process.stdout.close()
             member.process = None
 
     def tell(self, member: Member, word: str) -> None:
