@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-net lint types format coverage demo bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-average fuzz lock clean
+.PHONY: help venv test test-net lint types format coverage demo bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average fuzz lock clean
 
 # The lock was made with 3.11; a newer Python is tried only where there is no 3.11.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
@@ -67,6 +67,9 @@ bench-mesh: $(READY) ## how 8 real nodes come together and notice who is gone; J
 
 bench-place: $(READY) ## placement beside brute force and other splits; JSON=FILE writes the figures
 	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.place $(ARGS)
+
+bench-shard: $(READY) ## sessions over stages: hops, company, a death in mid-answer; JSON=FILE writes the figures
+	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.shard $(ARGS)
 
 bench-learn: $(READY) ## how well nodes with skewed data learn; JSON=FILE writes the figures, ARGS="mnist" one part
 	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.learn $(ARGS)

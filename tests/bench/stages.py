@@ -83,7 +83,7 @@ async def be_stage(home: Path) -> None:
 
     async def load(_name: str, _record: DeploymentRecord, run: Run) -> Engine:
         tensors = read_layers(folder, config)
-        return await trio.to_thread.run_sync(load_engine, config, *run, tensors)
+        return await trio.to_thread.run_sync(lambda: load_engine(config, *run, tensors))
 
     where: dict[str, Any] = {"interfaces": [LOOPBACK], "listen": [f"{LOOPBACK}:0"]}
     async with Node(home, **where) as node, trio.open_nursery() as nursery:

@@ -273,3 +273,16 @@ def test_a_stage_that_is_replaced_takes_no_new_session_and_keeps_those_it_has() 
     effects = bench.stage.close_all(1.0, "it ends")
     assert [said.why for _, said in bench.sort(effects) if isinstance(said, Declined)] == ["gone"]
     assert bench.stage.sessions == bench.stage.promised_bytes == 0
+
+
+def test_the_shared_part_of_a_longer_prefix_is_all_that_is_taken() -> None:
+    ids = tuple(range(130))
+    bench = Bench(index=2, config={"cache_bytes_max": 700 * BYTES, "chunk": 130})
+    bench.begin(0, known=130, positions=200)
+    bench.come(MIDDLE, data(0, 0, 130))
+    bench.ran(token=5)
+    bench.ran()
+    said = bench.begin(1, known=100, positions=200, blocks=block_hashes(ids[:100]))
+    assert [one.position for _, one in said if isinstance(one, Need)] == [64]
+    bench.come(MIDDLE, data(1, 64, 36))
+    assert bench.steps[-1].work[0].ids == tuple(range(64, 100))

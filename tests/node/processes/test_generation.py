@@ -3,7 +3,9 @@
 import json
 import signal
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,7 +26,7 @@ if not MODEL.exists():
 def of_transformers(prompt: Sequence[int], count: int) -> list[int]:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     given = torch.tensor([list(prompt)])
     made = model.generate(
         given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=count, min_new_tokens=count
@@ -44,6 +46,9 @@ def test_the_text_is_that_of_one_process_while_a_stage_is_killed_and_another_sto
             fleet.start(member)
         asker, *others = fleet.members
 
+        def heard(kind: str, tag: str) -> bool:
+            return bool(asker.heard.get(kind, {}).get("tag") == tag)
+
         def logs() -> str:
             return "".join((home / "bench.log").read_text()[-2000:] for home in homes)
 
@@ -52,11 +57,11 @@ def test_the_text_is_that_of_one_process_while_a_stage_is_killed_and_another_sto
             tag = str(what)
             word = {"do": "generate", "tag": tag, "name": "stories", "prompt": PROMPT, "count": COUNT}
             fleet.tell(asker, json.dumps(word | {"halfway": HALFWAY}))
-            assert fleet.until(lambda tag=tag: asker.heard.get("halfway", {}).get("tag") == tag), logs()
+            assert fleet.until(partial(heard, "halfway", tag)), logs()
             through = asker.heard["halfway"]["route"][1]
             if what is not None:
                 fleet.signal(next(member for member in others if member.id == through), what)
-            assert fleet.until(lambda tag=tag: asker.heard.get("generated", {}).get("tag") == tag), logs()
+            assert fleet.until(partial(heard, "generated", tag)), logs()
             (answer,) = asker.heard["generated"]["answers"]
             assert not answer["failed"], logs()
             assert answer["ids"] == right
