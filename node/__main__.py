@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..mesh.errors import UsageError
+from ..mesh.errors import LinkError, Refused, UsageError
 from .authority_commands import revoke
 from .command import ask, friendly, home_option, interface_option, loading
 from .mesh_commands import invite, join, mesh
@@ -165,16 +165,30 @@ async def _run_node(home: Path, overrides: Mapping[str, Any], files: Mapping[str
 @friendly
 def status(as_json: bool, home: Path) -> None:  # noqa: FBT001 - click passes flags by name
     """Show who is here, what is served and what is being learned."""
-    said, _ = ask(home, "status")
+    try:
+        said, _ = ask(home, "status")
+    except LinkError as error:
+        from .authority import why_out
+        from .home import Home
+
+        if why := why_out(Home(home)):  # says more than that no node runs
+            raise Refused(why) from error
+        raise
     if as_json:
         click.echo(json.dumps(said, indent=2))
         return
     from rich.console import Console
+    from rich.markup import escape
+
+    from ..mesh.admission import JOIN_ANEW
 
     console = Console()
     console.print(f"Mesh [bold]{said['mesh']}[/bold], this node {said['me'][-8:]}")
     if said["web"]:
         console.print(f"OpenAI's interface: {said['web']['url']}{said['web']['remark']}", soft_wrap=True)
+    if (out := said["thrown_out"]) is not None:
+        when = f" on {time.strftime('%Y-%m-%d %H:%M', time.localtime(out['when']))}" if out["when"] else ""
+        console.print(f"[bold red]This device was thrown out of the mesh{when}:[/] {escape(out['why'])} {JOIN_ANEW}")
     for table in _status_tables(said):
         console.print(table)
 
@@ -277,10 +291,10 @@ def _status_tables(said: Mapping[str, Any]) -> list["Table"]:
         tasks = Table("task", "policy", "node", "state", "round", "score", "sent", title="Learned")
         for task in said["tasks"]:
             for peer, node in task["nodes"].items():
-                done = f"{node.get('round', 0)} of {task['rounds']}"
+                done = str(node.get("round", 0)) + (f" of {task['rounds']}" if task["rounds"] else "")
                 sent = f"{node.get('bytes_sent', 0) / 1000:,.0f} kB"
                 tasks.add_row(task["name"], task["policy"], peer[-8:], node["state"], done, score(node), sent)
-        kept = ", ".join(task["name"] for task in said["tasks"] if not task["served"])
+        kept = ", ".join(dict.fromkeys(task["name"] for task in said["tasks"] if not task["served"]))
         tasks.caption = f"Not served, each node keeps its model: {kept}" if kept else None
         tables.append(tasks)
     return tables + _trouble_tables(said)

@@ -5,9 +5,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..mesh.admission import Admission, Credentials
+from ..mesh.admission import JOIN_ANEW, Admission, Credentials
 from ..mesh.errors import LeptonError, UsageError
-from ..mesh.grants import Authority, authority_of
+from ..mesh.grants import Authority, authority_of, read_grant
 from ..mesh.identity import PeerId
 from ..mesh.renewal import Renewal, Renewer
 from ..mesh.revocations import Revocations, revoke
@@ -36,6 +36,24 @@ def current_credentials(home: Home, now: float) -> Credentials:
 def require_membership(home: Home, now: float) -> None:
     """Raise Refused, with what to do, when this device is no member any more: expired, or revoked."""
     Admission(current_credentials(home, now), home.identity().peer_id, now, home.revocations())
+
+
+def thrown_out(home: Home, mesh: "Mesh") -> dict[str, Any] | None:
+    """Say by whom, why and when (Unix seconds by the revoker's clock) this node was revoked; None while it was not."""
+    if not (why := mesh.admission.ended):
+        return None
+    passes = [read_grant(grant).subject for grant in home.credentials().chain]
+    found = [revoked for subject in passes for revoked in mesh.admission.revocations.counting.get(subject, ())]
+    return {"why": why, "when": found[0].sentence.issued if found else None}
+
+
+def why_out(home: Home) -> str:
+    """Say that this device was thrown out, as its folder knows it while no node runs; nothing when it was not."""
+    if not home.in_mesh:
+        return ""
+    held = home.credentials()
+    why = Revocations(held.root, home.revocations()).why_not(held.chain)
+    return f"This device was thrown out of the mesh {held.mesh_name!r}: {why} {JOIN_ANEW}" if why else ""
 
 
 def show_running(home: Home, mesh: "Mesh", mesh_name: str) -> dict[str, Any]:

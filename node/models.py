@@ -30,7 +30,7 @@ from .limits import FACTORY_CHARS_MAX, SEED_MAX, WIDTH_MAX
 from .objective import Objective, is_of_classes, is_of_values
 from .recurrent import Recurrent
 
-# A whole model's float32 parameters must fit one frame: nodes exchange them as one vector.
+# A model that is served from its layers: `export` writes all of it out of one frame.
 PARAMETERS_MAX: Final = BODY_BYTES_MAX // 4
 FEATURES_MAX: Final = 65_536  # numbers in one sample: a 256 x 256 image
 # Numbers that one sample may become inside a layer, 16 MiB of them: a few weights can unfold into gigabytes.

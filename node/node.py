@@ -22,7 +22,7 @@ from ..mesh.errors import LinkError, UsageError, single
 from ..mesh.identity import PeerId
 from ..mesh.mesh import Mesh, MeshConfig, open_mesh
 from ..mesh.records import RecordStore
-from .authority import current_credentials, known_members, revoke_running, show_running
+from .authority import current_credentials, known_members, revoke_running, show_running, thrown_out
 from .background import call, in_background
 from .blobs.naming import Naming
 from .blobs.sharing import Blobs
@@ -44,11 +44,11 @@ from .learning.factories import Factories
 from .learning.settings import Policy, TrainSettings, as_said
 from .learning.task import Task, task_from
 from .learning.tasks import Tasks, TrainResult
-from .learning.telling import Progress
+from .learning.telling import Progress, RoundSaid
 from .links import LINKS, LinksRecord, coarse_links
 from .models import ModelSpec
 from .objective import Objective
-from .picture import PROFILE, TASK, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
+from .picture import CIRCLE, PROFILE, TASK, CircleRecord, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 from .placement import Plan
 from .planning import SPEED
 from .speed import cache_file, load_or_measure
@@ -258,13 +258,15 @@ class Node:
         classes: int | None = None,
         seed: int = 0,
         on_progress: Callable[[Mapping[PeerId, TrainerRecord]], None] | None = None,
+        on_round: Callable[[RoundSaid], None] | None = None,
     ) -> TrainResult:
         """Start a task with every node that has a data set of this name, and wait until its model is there.
 
         ``task`` is a whole one (as `load_task` reads it from a file; then the rest is in it), or a name. ``model`` is
         an architecture ("mlp", "cnn", "lstm", or "package.module:factory") or a whole description, which then says the
         objective too; ``policy`` is "trusted", "private" or "robust". Raises UsageError for bad values, Refused without
-        the grant, LeptonError when this node's own part failed.
+        the grant, LeptonError when this node's own part failed. ``on_round`` is told of each round of this node's own,
+        ``on_progress`` what all say of themselves, which is twice a second at most.
         """
         if isinstance(task, str):
             said = {
@@ -284,7 +286,8 @@ class Node:
                 said["model"] = {"architecture": model, **described}
             task = task_from(said, f"The task {task!r}")
         started = await self.tasks.start(task, spec=model if isinstance(model, ModelSpec) else None)
-        return await self.tasks.wait(task.name, started.version, on_progress)
+        with self.tasks.listening(task.name, started.version, on_round):
+            return await self.tasks.wait(task.name, started.version, on_progress)
 
     async def wait_trained(
         self, name: str, version: int, on_progress: Callable[[Mapping[PeerId, TrainerRecord]], None] | None = None
@@ -396,7 +399,8 @@ class Node:
                     peer: msgspec.to_builtins(trainer) for peer, trainer in self.trainers(name, task.version).items()
                 }}
                 for name, (_, task) in sorted(newest(self.mesh.live(TASK, TaskRecord)).items())
-            ],
+            ] + self._loops(),
+            "thrown_out": thrown_out(self.home, self.mesh),
             "bootstrap": [
                 {"address": place.address, "peer": place.peer or "", "trouble": place.trouble}
                 for place in self.mesh.finding.places
@@ -409,6 +413,17 @@ class Node:
                 "stages_run": self.serving.pieces_done,
             },
         }  # fmt: skip
+
+    def _loops(self) -> list[dict[str, Any]]:
+        """Return who averages models of their own training loops (`GossipOptimizer`), laid out as tasks."""
+        loops: dict[tuple[str, str], dict[str, Any]] = {}
+        for record, said in self.mesh.live(CIRCLE, CircleRecord):
+            nodes = loops.setdefault((record.name, said.model), {})
+            nodes[record.owner] = {"state": "in its own loop", "round": said.round, "first_round": said.first_round}
+        return [
+            {"name": name, "version": 0, "policy": "trusted", "rounds": None, "served": False, "nodes": nodes}
+            for (name, _), nodes in sorted(loops.items())
+        ]
 
     def _model_status(self, name: str, model: ModelRecord) -> dict[str, Any]:
         serving = self.view.serving(name, model.version)

@@ -1,6 +1,7 @@
 """What the owner asks of a node that tells how far it is: training, serving, text as it comes."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,10 +12,12 @@ from ..mesh.errors import LeptonError
 from .learning.task import task_from
 
 if TYPE_CHECKING:  # the command line asks without loading what a node needs: seconds
+    from .learning.telling import RoundSaid
     from .node import Node
 
 # What a command of another release, or our own mistake, raises: it costs the command, never the node.
 MISTAKES: Final = (KeyError, IndexError, TypeError, ValueError)
+_ROUNDS_UNSEEN_MAX: Final = 10_000  # a terminal that stands still is shown the newest of these, 3 MB
 _PIECES_MAX: Final = 16  # of a text that wait for the owner's terminal
 
 Arguments = dict[str, Any]
@@ -22,22 +25,19 @@ Tell = Callable[[object], Awaitable[None]]
 
 
 async def train(node: "Node", arguments: Arguments, tell: Tell) -> object:
-    """Run a task, telling where everybody stands whenever that changes. It goes on if the owner leaves."""
-    send, receive = trio.open_memory_channel[object](1)
-    result: list[object] = []
-
-    def progress(nodes: Mapping[Any, Any]) -> None:
-        with suppress(trio.WouldBlock):  # the owner is shown the next one
-            send.send_nowait({peer: msgspec.to_builtins(trainer) for peer, trainer in nodes.items()})
+    """Run a task, telling every round and where everybody stands. It goes on if the owner leaves."""
+    told, result = _Told(), list[object]()
 
     async def work() -> None:
-        async with send:
+        try:
             task = task_from(arguments["task"], "The task")
-            trained = await node.train(task, on_progress=progress)
+            trained = await node.train(task, on_progress=told.nodes, on_round=told.round)
+        finally:
+            told.end()
         nodes = {peer: msgspec.to_builtins(trainer) for peer, trainer in trained.nodes.items()}
         result.append({"task": trained.task, "version": trained.version, "rounds": trained.rounds, "nodes": nodes})
 
-    await _while_telling(tell, receive, work)
+    await _while_telling(tell, told, work)
     return result[0]
 
 
@@ -77,17 +77,47 @@ async def generate(node: "Node", arguments: Arguments, tell: Tell) -> object:
     return result[0]
 
 
+class _Told:
+    """What an owner who watches has not been shown yet: every round, and of where all stand only the newest."""
+
+    def __init__(self) -> None:
+        self._rounds: deque[object] = deque(maxlen=_ROUNDS_UNSEEN_MAX)
+        self._nodes: object = None
+        self._over = False
+        self._news = trio.Event()
+
+    def round(self, said: "RoundSaid") -> None:
+        self._rounds.append(msgspec.to_builtins(said))
+        self._news.set()
+
+    def nodes(self, nodes: Mapping[Any, Any]) -> None:
+        self._nodes = {peer: msgspec.to_builtins(trainer) for peer, trainer in nodes.items()}
+        self._news.set()
+
+    def end(self) -> None:
+        self._over = True
+        self._news.set()
+
+    async def __aiter__(self) -> AsyncIterator[object]:
+        while not self._over or self._rounds:
+            await self._news.wait()
+            self._news = trio.Event()
+            while self._rounds:
+                yield {"round": self._rounds.popleft()}
+            if (nodes := self._nodes) is not None:
+                self._nodes = None
+                yield {"nodes": nodes}
+
+
 STREAMED: Final = {"train": train, "serve": serve, "generate": generate}
 
 
-async def _while_telling(
-    tell: Tell, receive: trio.MemoryReceiveChannel[object], work: Callable[[], Awaitable[None]]
-) -> None:
+async def _while_telling(tell: Tell, items: AsyncIterable[object], work: Callable[[], Awaitable[None]]) -> None:
     """Do work and tell what comes of it. Raises the first that goes wrong."""
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(work)
-            async for item in receive:
+            async for item in items:
                 await tell(item)
     except* (LeptonError, trio.BrokenResourceError, trio.ClosedResourceError, *MISTAKES) as group:
         error: BaseException = group

@@ -60,8 +60,8 @@ _PLACES: Final = {
 )
 @click.option("--baseline", is_flag=True, default=None, help="Also train each device's model alone, to compare.")
 @click.option("--seed", default=None, type=int, help="[default: 0]")
-@click.option("--plain", is_flag=True, help="One line per change instead of a live table.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per change, the result last.")
+@click.option("--plain", is_flag=True, help="One line per round instead of a live table.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per round and per change, the result last.")
 @click.option(
     "--plot", type=click.Path(path_type=Path), default=None, metavar="FILE.png", help="Draw the curves at the end."
 )
@@ -89,7 +89,7 @@ def train(task: str, plain: bool, as_json: bool, plot: Path | None, home: Path, 
         raise UsageError(f"Which data is {task!r} learned from? Say --data NAME, or name a task's file: TASK.toml.")
     curves = Curves(plot) if plot is not None else None
     with Watch(asked.budget.rounds, asked.policy, plain=plain, as_json=as_json, curves=curves) as watch:
-        result, _ = ask(home, "train", {"task": msgspec.to_builtins(asked)}, on_progress=watch.show)
+        result, _ = ask(home, "train", {"task": msgspec.to_builtins(asked)}, on_progress=watch.hear)
         watch.finish(result)
 
 

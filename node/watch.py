@@ -37,6 +37,8 @@ class Watch:
         self._bar = self._progress.add_task("training", total=rounds)
         self._live = Live(console=self._console, refresh_per_second=8)
         self._last = ""
+        self._hears_rounds = False
+        self._states: list[tuple[str, Any, Any]] = []
 
     def __enter__(self) -> Self:
         if not (self._plain or self._as_json):
@@ -49,6 +51,16 @@ class Watch:
         if not (self._plain or self._as_json):
             self._live.stop()
 
+    def hear(self, item: Mapping[str, Any]) -> None:
+        """Show what the node tells: a round that it finished, or where all stand."""
+        if "round" not in item:
+            self.show(item["nodes"])
+        elif self._as_json:
+            click.echo(json.dumps(item))
+        elif self._plain:
+            self._hears_rounds = True
+            click.echo(_round_line(item["round"]))
+
     def show(self, nodes: Nodes) -> None:
         """Show one state of the task."""
         if self._curves is not None:
@@ -56,7 +68,10 @@ class Watch:
         if self._as_json:
             self._print_once(json.dumps({"nodes": nodes}))
         elif self._plain:
-            self._print_once(_line(nodes, self._rounds))
+            states = [(peer, node["state"], node.get("reason")) for peer, node in sorted(nodes.items())]
+            if not self._hears_rounds or states != self._states:  # this node's rounds have lines of their own
+                self._print_once(_line(nodes, self._rounds))
+            self._states = states
         else:
             self._progress.update(
                 self._bar, completed=min((node.get("round", 0) for node in nodes.values()), default=0)
@@ -71,6 +86,7 @@ class Watch:
         if self._as_json:
             click.echo(json.dumps(result))
             return
+        self._hears_rounds = False
         self.show(result["nodes"])
         if self._plain:
             self._console.print(table(result["nodes"], self._policy))
@@ -115,6 +131,15 @@ def _line(nodes: Nodes, rounds: int) -> str:
         for peer, node in sorted(nodes.items())
     ]
     return "  ".join(parts) or "waiting for nodes"
+
+
+def _round_line(said: Mapping[str, Any]) -> str:
+    loss = f"loss {said['loss']:.4f}" if said["loss"] is not None else "loss not told"
+    how = [loss, score(said)] if score(said) else [loss]
+    done = f"{said['members']} members, {said['bytes_sent'] / 1000:,.0f} kB sent, {said['deadline_misses']} misses"
+    return f"round {said['round']}/{said['rounds']}: {', '.join([*how, done])}" + (
+        f" ({said['reason']})" if said["reason"] else ""
+    )
 
 
 def _epsilon(node: Mapping[str, Any]) -> str:

@@ -158,6 +158,8 @@ class Story:
         words = ("train", name, "--data", "digits", "--model", self._model, "--rounds", str(rounds), "--json", *options)
         result: Mapping[str, Any] = {}
         async for result in node.stream(*words):
+            if "nodes" not in result:
+                continue  # a round of this node alone
             nodes = result["nodes"]
             done = min((said.get("round", 0) for said in nodes.values()), default=0)
             self._show.bar("rounds", done, rounds, table(nodes, "trusted"))
@@ -239,6 +241,8 @@ class Story:
         last = 0
         words = ("train", "digits-again", "--data", "digits", "--model", self._model, "--json")
         async for result in starter.stream(*words, "--rounds", str(_ROUNDS_AFTER), "--classes", "10"):
+            if "nodes" not in result:
+                continue
             nodes = {peer: said for peer, said in result["nodes"].items() if peer != me}
             last = min((said.get("round", 0) for said in nodes.values()), default=0)
             self._show.bar("rounds", last, _ROUNDS_AFTER, table(result["nodes"], "trusted"))

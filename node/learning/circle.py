@@ -18,7 +18,6 @@ from ...gossip.averager import Averager, name_of
 from ...gossip.events import Finished, Ready, Report
 from ...gossip.messages import INSTANCE_MAX
 from ...gossip.part import Reference
-from ...mesh import limits
 from ...mesh.calls import Answer, Empty, Incoming
 from ...mesh.errors import LeptonError, UsageError
 from ...mesh.identity import PeerId, short
@@ -29,7 +28,6 @@ from .donors import Donation, ask
 from .exchange import Exchange
 from .messages import State, StateWanted
 
-STATE_BYTES_MAX: Final = limits.BODY_BYTES_MAX - limits.KIB  # what one answer carries
 _ROUNDS_AHEAD_MAX: Final = 2  # as the averaging machine has it: who is further ahead is not averaged with
 _TOLD_INTERVAL_S: Final = 0.5  # records travel to everyone
 _DONORS: Final = 2
@@ -91,12 +89,9 @@ class Circle:
                 self._exchange.take(call.caller, item)
 
     def give_state(self, _: Incoming[StateWanted]) -> Answer[State]:
-        """Give a newcomer the model to begin with. Raises UsageError for one that is too large to be given."""
-        if self._shared.nbytes > STATE_BYTES_MAX:
-            size = f"{self._shared.nbytes} B, more than the {STATE_BYTES_MAX} B that are given"
-            raise UsageError(f"The model of {self.name!r} takes {size}: let all begin with the same one.")
+        """Give a newcomer the model to begin with."""
         next_round = self.round + self._averager.running
-        return Answer(State(round=next_round, reference=self._reference), [self._shared])
+        return Answer(State(round=next_round, reference=self._reference), bulk=self._shared)
 
     def peer_left(self, peer: PeerId) -> None:
         if self._exchange is not None:

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from ...mesh import tensors
+from ...mesh import limits, tensors
 from ...mesh.calls import Calls
 from ...mesh.errors import LeptonError, PeerError
 from ...mesh.identity import PeerId
@@ -26,6 +26,8 @@ from .trainer import Trainer
 # round had at most 1.5 times the loss of guessing on any held-out part; such a mean scaled by 30 had more than
 # 3 times in 20 of 24 cases (the others: a sigmoid network, which saturates).
 LOSS_RATIO_MAX: Final = 3.0
+METHOD: Final = "train.state"
+_BYTES_A_SECOND_MIN: Final = 256 * limits.KIB  # a donor that is slower is not waited for: a slow uplink at home
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,15 +40,34 @@ class Donation:
     vector: Vector
 
 
+class _Taken:
+    """A model as it comes, straight into memory of its size: what a donor announces allocates nothing."""
+
+    def __init__(self, dimension: int) -> None:
+        self.vector = np.empty(dimension, dtype=np.float32)
+        self.size_bytes = 0
+        self._bytes = self.vector.view(np.uint8)
+
+    def write(self, data: bytes) -> None:
+        """Put the next bytes in; the call lets no more come than there is room for."""
+        self._bytes[self.size_bytes : self.size_bytes + len(data)] = np.frombuffer(data, dtype=np.uint8)
+        self.size_bytes += len(data)
+
+
 async def ask(calls: Calls, peer: PeerId, *, scope: str, version: int, dimension: int, rounds: int) -> Donation:
     """Ask a peer for its model of a task. Raises PeerError for one that cannot be, else LeptonError: it gives none."""
-    answer = await calls.call(peer, "train.state", StateWanted(version=version), State, scope=scope)
-    if len(answer.arrays) != 1:
-        raise PeerError(f"It sent {len(answer.arrays)} tensors where its model is one.")
+    taken = _Taken(dimension)
+    timeout_s = min(limits.CALL_TIMEOUT_S_MAX, limits.CALL_TIMEOUT_S + taken.vector.nbytes / _BYTES_A_SECOND_MIN)
+    answer = await calls.fetch(
+        peer, METHOD, StateWanted(version=version), State, taken,
+        scope=scope, size_bytes_max=taken.vector.nbytes, timeout_s=timeout_s,
+    )  # fmt: skip
     if answer.message.round > rounds:
         raise PeerError(f"It claims round {answer.message.round} of {rounds}.")
-    given = tensors.require(answer.arrays[0], dtype="float32", shape=(dimension,), what="Its model")
-    return Donation(peer, answer.message.round, answer.message.reference, np.array(given, dtype=np.float32))
+    if taken.size_bytes != taken.vector.nbytes:
+        raise PeerError(f"Its model has {taken.size_bytes:,} bytes; {taken.vector.nbytes:,} are expected.")
+    vector = tensors.require(taken.vector, dtype="float32", shape=(dimension,), what="Its model")
+    return Donation(peer, answer.message.round, answer.message.reference, np.asarray(vector, dtype=np.float32))
 
 
 def judge(trainer: Trainer, donations: Sequence[Donation]) -> tuple[Donation | None, dict[PeerId, str]]:

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from ...mesh.errors import LeptonError, UsageError
 from ..limits import FACTORY_PATTERN
-from ..models import PARAMETERS_MAX, ModelSpec, build
+from ..models import ModelSpec, build
 from .shared import Shared
 
+# A gigabyte of float32: a node that trains holds some six times as much. Rounds and joiners' models go in pieces.
+OWN_PARAMETERS_MAX: Final = 256 * 1024 * 1024
 _PROBE: Final = 2  # samples that a new model is tried on: batch normalisation takes no single one
 
 
@@ -103,8 +105,8 @@ def _checked(spec: ModelSpec, module: object) -> nn.Module:
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             kind = f"{parameter.dtype} on {parameter.device}"
             raise UsageError(f"{name}: has parameters of {kind}; a task trains torch.float32 on the cpu")
-    if (count := sum(parameter.numel() for parameter in parameters)) > PARAMETERS_MAX:
-        raise UsageError(f"{name}: has {count:,} parameters, more than the {PARAMETERS_MAX:,} that a task may have")
+    if (count := sum(parameter.numel() for parameter in parameters)) > OWN_PARAMETERS_MAX:
+        raise UsageError(f"{name}: has {count:,} parameters, more than the {OWN_PARAMETERS_MAX:,} that a task may have")
     with torch.no_grad():  # not inference_mode: what a model computes once and keeps must be fit for training
         y = module.eval()(torch.zeros(_PROBE, *spec.inputs))
     wanted = (_PROBE, spec.classes)

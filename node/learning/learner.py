@@ -33,7 +33,7 @@ from .losses import accuracy_of
 from .messages import State, StateWanted
 from .policies import WIRES, Machine, check_policy, is_whole, machine_for, why_nothing
 from .settings import require_no_baseline
-from .telling import ROUNDS_AHEAD_MAX, Progress, Telling
+from .telling import ROUNDS_AHEAD_MAX, Progress, RoundSaid, Telling, said_of_round
 from .trainer import Trainer
 
 _PASSED_S = 1.0  # a message of a round that its sender has long finished arrives within this, or never
@@ -61,6 +61,7 @@ class Learner:
         make_model: Callable[[ModelSpec], nn.Module] = build,
         on_trained: Callable[[Trainer], Awaitable[None]],
         ledger: Ledger | None = None,
+        on_round: Callable[[RoundSaid], None] = lambda _: None,
     ) -> None:
         """``begun`` keeps a private task's rounds, ``ledger`` what one with differential privacy has spent.
 
@@ -78,6 +79,7 @@ class Learner:
         self._dataset = dataset
         self._on_trained = on_trained
         self._ledger = ledger
+        self._on_round = on_round
         if ledger is not None:
             self.progress.epsilon, self.progress.delta = ledger.epsilon, ledger.delta
         self._make_model = make_model
@@ -123,7 +125,7 @@ class Learner:
         if self._shared is None or call.message.version != self.task.version:
             msg = f"This node has no model of {self.name!r} to give yet."
             raise UsageError(msg)
-        return Answer(State(round=self._round, reference=self._name), [self._shared])
+        return Answer(State(round=self._round, reference=self._name), bulk=self._shared)
 
     def peer_left(self, peer: PeerId) -> None:
         if self._exchange is not None:
@@ -292,10 +294,11 @@ class Learner:
             text = f"{short(refusal.peer)}'s {refusal.what} was refused: {refusal.why}"
             self._telling.refusal(f"round {round_}: {text}")
         last = self._round >= self._ending.rounds
-        if await self._keeping.evaluate(self._round, last=last):
+        if evaluated := await self._keeping.evaluate(self._round, last=last):
             others = [record.score for record in self._telling.others().values()]
             self._ending.evaluated([*others, self.progress.score])
         self._telling.log_round(round_)
+        self._on_round(said_of_round(self.progress, evaluated=evaluated))
         await self._keeping.save(self._round, vector, last=last)
 
     def _say_what_came_of_it(self, report: Report) -> None:

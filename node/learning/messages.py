@@ -21,7 +21,7 @@ class StateWanted(Message, frozen=True, kw_only=True):
 
 
 class State(Message, frozen=True, kw_only=True):
-    """The next round that the sender enters; its parameters, float32 (D,), are the tensor beside it.
+    """The next round that the sender enters; its parameters, float32 (D,), are the transfer beside it.
 
     `reference` is their name, if they are those that a round agreed on: `Averager.refer_to`.
     """

@@ -26,6 +26,11 @@ CODEC: Final = "int8"  # of `trusted` and `robust`, where none is asked for
 WORDS: Final = "float32"  # what a record says of `private`: 32-bit words
 PURPOSE: Final = "private-survivors"
 ROBUST_MEMBERS_MIN: Final = robust.MODELS_MIN + 1
+_COUNTED: Final = (
+    " Where a task does not say averaging.members, those with the data and the grant are counted that are here now:"
+    " another device may not be up yet, or not have reached this one. Look at `lepton-node status`, or say how many to"
+    " wait for (`--members`)."
+)
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024 - 65536  # of `exchange.MESSAGE_BYTES_MAX`, with room for what is around it
 
 
@@ -56,7 +61,9 @@ def check_policy(task: TaskRecord, dimension: int | None = None) -> None:
     if size_bytes > MESSAGE_BYTES_MAX:
         raise UsageError(
             f"The policy {task.policy!r} sends {size_bytes:,} bytes at once for {dimension:,} parameters; at most"
-            f" {MESSAGE_BYTES_MAX:,} can travel. Take a smaller model, or 'trusted', which sends it in pieces."
+            f" {MESSAGE_BYTES_MAX:,} can travel. Take a smaller model, take less of the model ([parts] train)"
+            + (", the codec int4" if task.policy == "robust" and task.codec != "int4" else "")
+            + ", or the policy 'trusted', which sends it in pieces."
         )
 
 
@@ -67,7 +74,8 @@ def _check_private(task: TaskRecord) -> None:
         sizes = " or ".join(map(str, GROUP_SIZES))
         raise UsageError(f"A private task has groups of {sizes}, not {task.group_size}: others could hide nobody.")
     if task.members_min < MEMBERS_MIN:
-        raise UsageError(f"It cannot begin with {task.members_min}: {TOO_FEW}; of two, each would see the other's.")
+        why = f"{TOO_FEW}; of two, each would see the other's.{_COUNTED}"
+        raise UsageError(f"It cannot begin with {task.members_min}: {why}")
     if task.peers != robust.PEERS:
         raise UsageError("A private task pulls from nobody: 'peers' is for 'robust', which has to see single models.")
 
@@ -76,7 +84,7 @@ def _check_robust(task: TaskRecord) -> None:
     if task.members_min < ROBUST_MEMBERS_MIN:
         raise UsageError(
             f"It cannot begin with {task.members_min}: a robust task needs {ROBUST_MEMBERS_MIN} members;"
-            " of fewer it cannot be said which is the odd one."
+            f" of fewer it cannot be said which is the odd one.{_COUNTED}"
         )
     if task.settings.tracking:
         raise UsageError("A robust task cannot have train.tracking: it corrects by a mean of all, which is not taken.")

@@ -5,7 +5,9 @@ Which tasks there are is for the picture to say; one ``Learner`` does this node'
 
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,7 +31,7 @@ from ..inference.weights import Weights
 from ..models import ModelSpec, build, check_sizes
 from ..objective import Objective
 from ..picture import PROFILE, TASK, TRAINER, Profile, TaskRecord, TrainerRecord, newest
-from . import exchange
+from . import donors, exchange
 from .begun import Begun
 from .checkpoint import CheckpointStore
 from .circle import Circle
@@ -42,7 +44,7 @@ from .messages import RoundMessage, State, StateWanted
 from .policies import CODEC, WORDS, check_policy
 from .shared import Shared
 from .task import Task, task_from
-from .telling import Progress
+from .telling import Progress, RoundSaid
 from .trainer import Trainer, settings_for
 
 WHOLE: Final = "model.safetensors"  # beside the checkpoints: a trained model that is not served from layers
@@ -89,6 +91,7 @@ class Tasks:
         self._nursery = nursery
         self._learners: dict[str, Learner] = {}
         self._learning: dict[str, trio.CancelScope] = {}
+        self._listening: dict[tuple[str, int], list[Callable[[RoundSaid], None]]] = defaultdict(list)
         self.circles = Circles(mesh, nursery)
         self._serve()
 
@@ -127,6 +130,24 @@ class Tasks:
                 reasons = "; ".join(f"{short(peer)}: {node.reason}" for peer, node in sorted(nodes.items()))
                 raise LeptonError(f"No node could go on with {name!r}: {reasons}")
             await changed.wait()
+
+    @contextmanager
+    def listening(self, name: str, version: int, on_round: Callable[[RoundSaid], None] | None) -> Iterator[None]:
+        """Have each round that this node finishes told, as it does."""
+        if on_round is None:
+            yield
+            return
+        self._listening[name, version].append(on_round)
+        try:
+            yield
+        finally:
+            self._listening[name, version].remove(on_round)
+            if not self._listening[name, version]:
+                del self._listening[name, version]
+
+    def _tell_round(self, name: str, version: int, said: RoundSaid) -> None:
+        for listener in self._listening.get((name, version), ()):
+            listener(said)
 
     def _is_served(self, name: str, version: int) -> bool:
         """Whether a task's model is served afterwards."""
@@ -293,6 +314,7 @@ class Tasks:
         return Learner(
             self._mesh, name, task, dataset, checkpoints,
             begun=begun, make_model=self._factories.make, on_trained=on_trained, ledger=ledger,
+            on_round=functools.partial(self._tell_round, name, task.version),
         )  # fmt: skip
 
     def _give_up(self, name: str, task: TaskRecord, error: BaseException) -> None:
@@ -333,7 +355,7 @@ class Tasks:
                 name=exchange.METHOD, needs="train", takes=Empty, handler=self._take_rounds, kind="client_stream",
                 items=RoundMessage, body_bytes_max=exchange.MESSAGE_BYTES_MAX,
             ),
-            Method(name="train.state", needs="train", takes=StateWanted, handler=self._give_state),
+            Method(name=donors.METHOD, needs="train", takes=StateWanted, handler=self._give_state),
         )  # fmt: skip
         self._mesh.on_absent.append(self._peer_left)
 

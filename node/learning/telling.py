@@ -46,6 +46,36 @@ class Progress:
         return self.accuracy if self.r2 is None else self.r2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSaid:
+    """What came of one round here, for its owner to see: one of these for each, however fast they are."""
+
+    round: int  # counted from 1
+    rounds: int
+    loss: float | None
+    accuracy: float | None  # None where this round's model was not evaluated
+    r2: float | None
+    members: int
+    bytes_sent: int  # in all rounds so far
+    deadline_misses: int
+    reason: str  # why nothing was averaged
+
+
+def said_of_round(said: Progress, *, evaluated: bool) -> RoundSaid:
+    """Return what there is to say of the round that is just over."""
+    return RoundSaid(
+        round=said.round,
+        rounds=said.rounds,
+        loss=said.loss,
+        accuracy=said.accuracy if evaluated else None,
+        r2=said.r2 if evaluated else None,
+        members=said.members,
+        bytes_sent=said.bytes_sent,
+        deadline_misses=said.deadline_misses,
+        reason=said.reason,
+    )
+
+
 class Telling:
     """The records of one version of one task."""
 

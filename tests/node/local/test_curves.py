@@ -39,3 +39,20 @@ def test_what_cannot_be_drawn_is_told_at_once(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(UsageError, match=r"pip install 'lepton-node\[plot\]'"):
         Curves(tmp_path / "x.png")
+
+
+def test_plain_lines_are_one_a_round_and_one_a_change_of_state(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {"rounds": 5, "loss": 0.25, "accuracy": None, "r2": None, "members": 2, "bytes_sent": 1500,
+            "deadline_misses": 0, "reason": ""}  # fmt: skip
+    watch = Watch(5, "trusted", plain=True, as_json=False)
+    for number in range(1, 4):
+        watch.hear({"nodes": {"peer-one": {"state": "training", "round": number}}})
+        watch.hear({"round": {**said, "round": number, "accuracy": 0.5 if number == 3 else None}})
+    watch.hear({"nodes": {"peer-one": {"state": "done", "round": 3}}})
+    assert capsys.readouterr().out.splitlines() == [
+        "peer-one training 1/5",
+        "round 1/5: loss 0.2500, 2 members, 2 kB sent, 0 misses",
+        "round 2/5: loss 0.2500, 2 members, 2 kB sent, 0 misses",
+        "round 3/5: loss 0.2500, 50.0%, 2 members, 2 kB sent, 0 misses",
+        "peer-one done 3/5",
+    ]

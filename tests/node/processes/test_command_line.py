@@ -81,7 +81,9 @@ def test_status_shows_who_is_here(pair: Pair) -> None:
 
 def train(home: Path, name: str, data: str, *words: str) -> None:
     *progress, result = said("train", name, "--data", data, "--rounds", "30", "--json", *words, home=home).splitlines()
-    assert progress
+    told = [json.loads(line) for line in progress]
+    rounds = [item["round"]["round"] for item in told if "round" in item]
+    assert rounds == list(range(1, 31))  # one line each, however fast they are
     assert json.loads(result)["version"] >= 1
     assert all(node["state"] == "done" for node in json.loads(result)["nodes"].values())
 
@@ -109,7 +111,8 @@ def test_the_missions_example_is_learned_answered_and_exported(pair: Pair) -> No
 
 def test_an_npz_of_one_node_alone_and_plain_lines(pair: Pair) -> None:
     lines = said("train", "alone", "--data", "npz", "--rounds", "5", "--activation", "relu", "--plain", home=pair.one)
-    assert "5/5" in lines
+    assert re.findall(r"^round (\d+)/5: loss [0-9.]+, ", lines, re.MULTILINE) == ["1", "2", "3", "4", "5"]
+    assert "done 5/5" in lines
     assert "'alone' is trained: version 1, 5 rounds." in lines
 
 

@@ -1,6 +1,7 @@
 """A device is thrown out of a mesh of real processes while calls run; one that was down meanwhile refuses it too."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,9 +63,17 @@ def test_a_revoked_device_is_cut_off_everywhere_told_why_and_refused_by_who_was_
         eventually(lambda: here(away) == {"kitchen", "attic"} and "cellar" in shown(away)["revoked"], *nodes)
         assert "it was stolen" in (away / "err.log").read_text()
         assert here(thief) == {"cellar"}
+        table = " ".join(said("status", home=thief).split())
+        assert re.search(
+            r"This device was thrown out of the mesh on 20..-..-.. ..:..: .* was revoked by .*stolen", table
+        )
 
         said("down", home=thief)
         assert cellar.ended() == 0
+        told = run("status", home=thief)
+        assert told.returncode == 1
+        assert "thrown out of the mesh 'home'" in told.stderr
+        assert "it was stolen" in told.stderr
         again = run("up", *HERE, home=thief)
         assert again.returncode == 1
         assert "belongs to 'home' no more" in again.stderr

@@ -228,7 +228,7 @@ async def test_a_member_that_lies_about_rounds_stops_nobody(tmp_path: Path) -> N
 
     async def give_nan(call: Incoming[StateWanted]) -> Answer[State]:
         lies.append("state")
-        return Answer(State(round=900_000), [np.full(parameter_count(MLP), np.nan, dtype=np.float32)])
+        return Answer(State(round=900_000), bulk=np.full(parameter_count(MLP), np.nan, dtype=np.float32))
 
     data = {"a": {"digits": one}, "b": {"digits": two}}
     async with running(tmp_path, "a", "b", "liar", data=data) as world, trio.open_nursery() as nursery:
@@ -271,6 +271,7 @@ async def test_a_joiner_takes_no_model_of_a_donor_that_lies_and_names_it(
         "loud": (State(round=50), 30 * noise),
         "broken": (State(round=50), np.full(size, np.nan, dtype=np.float32)),
         "short": (State(round=50), noise[:-1]),
+        "long": (State(round=50), np.append(noise, noise)),
     }
 
     def run_steps(trainer: Trainer, steps: int) -> float:
@@ -280,7 +281,7 @@ async def test_a_joiner_takes_no_model_of_a_donor_that_lies_and_names_it(
 
     def serve(liar: Node, state: State, vector: np.ndarray[Any, Any]) -> None:
         async def give(_: Incoming[StateWanted]) -> Answer[State]:
-            return Answer(state, [vector])
+            return Answer(state, bulk=vector)
 
         liar.mesh.calls.serve(Method(name="train.state", needs="train", takes=StateWanted, handler=give))
         said = TrainerRecord(state="training", version=1, round=50, first_round=100_000)  # no round waits for it
@@ -306,7 +307,8 @@ async def test_a_joiner_takes_no_model_of_a_donor_that_lies_and_names_it(
                 "far": "It claims round 900 of 60",
                 "loud": "Its loss on this node's held-out samples is",
                 "broken": f"Its model holds {size} values that are not finite",
-                "short": f"Its model is float32 ({size - 1},); expected float32 ({size})",
+                "short": f"Its model has {4 * size - 4:,} bytes; {4 * size:,} are expected",
+                "long": f"{short(world.nodes['long'].mesh.me)} wants to send {8 * size} B; at most",
             }.items():
                 start = f"the model of {short(world.nodes[name].mesh.me)} was refused: {why}"
                 assert any(note.startswith(start) for note in progress.notes), (name, progress.notes)

@@ -141,7 +141,10 @@ async def test_one_that_comes_late_takes_a_model_first(tmp_path: Path, dtype: to
 async def test_where_nobody_can_give_a_model_one_goes_on_with_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(circle, "STATE_BYTES_MAX", 1000)
+    def give_nothing(*_: object) -> None:
+        raise UsageError("not to be had")
+
+    monkeypatch.setattr(circle.Circle, "give_state", give_nothing)
     async with running(tmp_path, "a", "b") as world:
         a, b = world.nodes.values()
         opts: list[GossipOptimizer] = []
@@ -160,10 +163,15 @@ async def test_where_nobody_can_give_a_model_one_goes_on_with_its_own(
         await until(lambda: (known := said(b, a)) is not None and known.round == 5)
         await together(late)
         await until(lambda: said(a, b))
+        (shown,) = a.status()["tasks"]
+        assert (shown["name"], shown["policy"], shown["rounds"]) == ("own", "trusted", None)
+        assert {peer: node["state"] for peer, node in shown["nodes"].items()} == dict.fromkeys(
+            (a.mesh.me, b.mesh.me), "in its own loop"
+        )
         await together(*(lambda opt=opt: round_of_two(opt) for opt in opts))
         assert opts[1].report is not None
         assert opts[1].report.round == 5
-        assert "let all begin with the same one" in opts[1].report.failed[a.mesh.me]
+        assert "not to be had" in opts[1].report.failed[a.mesh.me]
 
 
 async def test_a_loop_that_others_have_passed_takes_their_model(tmp_path: Path) -> None:
@@ -321,7 +329,7 @@ async def test_a_lying_donor_is_found_out_by_what_its_model_does(tmp_path: Path)
         noise = 30 * np.random.default_rng(0).standard_normal(size).astype(np.float32)
 
         async def lie(_: Incoming[StateWanted]) -> Answer[State]:
-            return Answer(State(round=7), [noise])
+            return Answer(State(round=7), bulk=noise)
 
         liar.mesh.calls.serve(Method(name="train.state", needs="train", takes=StateWanted, handler=lie))
         liar.mesh.publish(CIRCLE, "own", CircleRecord(model=kin.model, dimension=size, round=7, first_round=9))
