@@ -19,7 +19,7 @@ import numpy as np
 import trio
 
 from ..mesh.errors import LinkError, UsageError, single
-from ..mesh.identity import PeerId
+from ..mesh.identity import PeerId, short
 from ..mesh.mesh import Mesh, MeshConfig, open_mesh
 from ..mesh.records import RecordStore
 from .authority import current_credentials, known_members, revoke_running, show_running, thrown_out
@@ -197,7 +197,7 @@ class Node:
                 self.requests = Requests(mesh, self.view, programs)
                 self.tasks = Tasks(mesh, self.view, self.weights, self.home, self._datasets, nursery, self._factories)
                 self.sessions = Sessions(mesh, self.view, StageLoader(self.blobs).load)
-                self.texts = Texts(self.view, self.sessions.generator, self.blobs)
+                self.texts = Texts(self.view, self.sessions.generator, self.blobs, self._trouble)
                 self.deploying = Deploying(mesh, self.view, self.blobs.store)
                 mesh.publish(
                     PROFILE,
@@ -451,6 +451,12 @@ class Node:
         """Return a deployment, or what would be one, with its plan, as plain data."""
         devices: dict[str, str] = {peer: profile.device for peer, profile in self.tasks.profiles().items()}
         return described(name, record, plan, devices, self.view.serving(name, record.version))
+
+    def named(self, text: str) -> str:
+        """Return a sentence with the names of devices in place of their peers' short ids."""
+        for peer, profile in self.tasks.profiles().items():
+            text = text.replace(short(peer), profile.device)
+        return text
 
     def progress(self, task: str) -> Progress | None:
         """Return where this node stands in a task that it takes part in."""

@@ -64,7 +64,7 @@ async def generate(node: "Node", arguments: Arguments, tell: Tell) -> object:
 
     def pause(reason: str) -> None:
         with suppress(trio.WouldBlock):  # the owner has more to read than such news
-            send.send_nowait({"text": "", "pause": reason})
+            send.send_nowait({"text": "", "pause": node.named(reason)})
 
     async def work() -> None:
         async with send, aclosing(node.model(name).generate(prompt, on_pause=pause, **arguments)) as parts:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import trio
 
-from ..mesh.errors import UsageError
+from ..mesh.errors import LinkError, UsageError
 from .blobs.sharing import Blobs
 from .config import did_you_mean, sentence
 from .deployments import BlobRef, DeploymentRecord
@@ -36,8 +36,10 @@ log = logging.getLogger(__name__)
 class Texts:
     """What one node makes of the mesh's language models. Implements `web.models.Models`."""
 
-    def __init__(self, view: View, generator: Generator, blobs: Blobs) -> None:
+    def __init__(self, view: View, generator: Generator, blobs: Blobs, trouble: Callable[[str], str]) -> None:
+        """``trouble`` says why a model cannot be served as it should be; empty: it can."""
         self._view = view
+        self._trouble = trouble
         self._generator = generator
         self._blobs = blobs
         self._tokenizers: OrderedDict[BlobRef, LanguageTokenizer] = OrderedDict()
@@ -72,16 +74,22 @@ class Texts:
             )
         sampling = msgspec.structs.replace(sampling, tokens_max=min(sampling.tokens_max, room))
         transcript = Transcript(tokenizer, sampling.stop, ids[-_CONTEXT_TOKENS:])
+        if on_pause is not None and (why := self._trouble(name)):
+            on_pause(f"{name} cannot answer now: {why}")
         async with self._generator.generate(name, ids, sampling, tokenizer.eos) as session:
             session.on_pause = on_pause
             count, text = 0, ""
-            async for token in session:
-                count += 1
-                text = "" if token.id in tokenizer.eos else transcript.push(token.id)
-                if transcript.stopped:
-                    break
-                if text:
-                    yield Part(text=text, prompt_tokens=len(ids), tokens=count)
+            try:
+                async for token in session:
+                    count += 1
+                    text = "" if token.id in tokenizer.eos else transcript.push(token.id)
+                    if transcript.stopped:
+                        break
+                    if text:
+                        yield Part(text=text, prompt_tokens=len(ids), tokens=count)
+            except LinkError as error:
+                why = self._trouble(name)
+                raise LinkError(f"{error} For {name!r} holds: {why}." if why else str(error)) from error
         text = text if transcript.stopped else transcript.finish()  # in what was held a stop string may be found yet
         finish: Finish = "stop" if transcript.stopped else session.finish or "length"
         yield Part(text=text, prompt_tokens=len(ids), tokens=count, finish=finish)

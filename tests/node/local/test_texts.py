@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 
 import pytest
 import trio
-from lepton.mesh.errors import UsageError
+from lepton.mesh.errors import LinkError, UsageError
 from lepton.node.deployments import BlobRef, DeploymentRecord, Manifest
 from lepton.node.generation.sampling import Sampling
 from lepton.node.texts import TextModel, Texts, as_prompt
@@ -59,6 +59,8 @@ class Session:
             self.finish = self.finish or "length"
             raise StopAsyncIteration
         token = self.tokens.pop(0)
+        if token == 0:
+            raise LinkError("No next token within 60 s.")
         if token < 0:
             self.on_pause("kitchen left")
             token = -token
@@ -77,13 +79,14 @@ class World:
     fetched: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=lambda: {"chat_template": CHAT})
     positions: int = 40
+    trouble: str = ""
 
     @property
     def model(self) -> TextModel:
         return TextModel(self.texts, "tales")
 
     def __post_init__(self) -> None:
-        self.texts = Texts(self, self, self)  # type: ignore[arg-type]
+        self.texts = Texts(self, self, self, lambda _: self.trouble)  # type: ignore[arg-type]
 
     def deployments(self) -> dict[str, DeploymentRecord]:
         record = DeploymentRecord(
@@ -177,6 +180,14 @@ async def test_a_pause_is_told_when_it_begins() -> None:
     told: list[str] = []
     await parts(world.model, "x", on_pause=told.append)
     assert told == ["kitchen left"]
+
+
+async def test_who_waits_for_layers_that_nobody_holds_is_told_why() -> None:
+    world = World(says=[2, 0], trouble="700 B of memory are missing")
+    told: list[str] = []
+    with pytest.raises(LinkError, match=r"No next token within 60 s. For 'tales' holds: 700 B of memory are missing."):
+        await parts(world.model, "x", on_pause=told.append)
+    assert told == ["tales cannot answer now: 700 B of memory are missing"]
 
 
 @pytest.mark.parametrize(
