@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,9 @@ from .language.config import LanguageConfig
 from .language.folder import read_config
 from .language.layout import layer_of, layers, sizes
 from .placement import Plan
+from .programs.encoder import is_encoder, trace_encoder
+from .programs.folder import ProgramFolder, is_program_folder, open_folder
+from .programs.publishing import deployment_of, publish
 
 _POSITIONS: Final = 2048
 _FLOAT_BYTES: Final = 4
@@ -56,10 +59,12 @@ class Offer:
 class Deploying:
     """One node's way to put models into the mesh. ``reading`` bounds the folders that are read at once to one."""
 
-    def __init__(self, mesh: Mesh, view: View, blobs: BlobStore) -> None:
+    def __init__(self, mesh: Mesh, view: View, blobs: BlobStore, traced: Path) -> None:
+        """``traced`` is a folder for what encoders are turned into, to be served from there."""
         self._mesh = mesh
         self._view = view
         self._blobs = blobs
+        self._traced = traced
         self._reading = trio.Lock()
 
     async def offer(self, source: str | Path, *, name: str = "", terms: Mapping[str, Any] | None = None) -> Offer:
@@ -75,11 +80,11 @@ class Deploying:
         if name in self._view.models():
             raise UsageError(f"A model that was trained here is called {name!r}; give another name.")
         async with self._reading:
-            config, published = await trio.to_thread.run_sync(partial(_published, self._blobs, source))
-        record = _record(config, published, agreed, self._next_version(name))
-        if agreed.precision == "auto":
+            record_of = await trio.to_thread.run_sync(_read, self._blobs, source, self._traced / name)
+        record = record_of(agreed, self._next_version(name))
+        if agreed.precision == "auto" and record.kind == "causal_lm":
             precision = self._view.precision(name, record)
-            record = _record(config, published, msgspec.structs.replace(agreed, precision=precision), record.version)
+            record = record_of(msgspec.structs.replace(agreed, precision=precision), record.version)
         offer = Offer(name=name, record=record, plan=self._view.forecast(name, record))
         if offer.plan.missing_bytes:
             raise DoesNotFit(_missing(offer))
@@ -132,11 +137,21 @@ def name_for(source: str | Path) -> str:
     return name
 
 
-def _published(blobs: BlobStore, text: str | Path) -> tuple[LanguageConfig, Published]:
+def _read(blobs: BlobStore, text: str | Path, into: Path) -> Callable[[Terms, int], DeploymentRecord]:
+    """Make what a folder holds known as blobs; returns what makes a record of it. ``into`` is for a traced encoder."""
     folder, within = folder_of(str(Path(text).expanduser()) if str(text).startswith("~") else str(text))
+    if is_program_folder(folder) or is_encoder(folder):
+        program = open_folder(folder) if is_program_folder(folder) else trace_encoder(folder, into)
+        return partial(_program_record, program, publish(blobs, program))
     config = read_config(folder)
     published = publish_folder(blobs, folder, lambda tensor: layer_of(tensor, config), layers(config), within=within)
-    return config, published
+    return partial(_record, config, published)
+
+
+def _program_record(program: ProgramFolder, published: Published, terms: Terms, version: int) -> DeploymentRecord:
+    if terms.precision not in {"auto", "float32"}:
+        raise UsageError(f"Traced models are served as float32, not as {terms.precision}.")
+    return deployment_of(program, published, version=version, replicas=terms.replicas)
 
 
 def _record(config: LanguageConfig, published: Published, terms: Terms, version: int) -> DeploymentRecord:

@@ -32,6 +32,7 @@ from .deployed import described, is_loaded
 from .deploying import Deploying
 from .deployments import DeploymentRecord, Precision
 from .deployments import Objective as Aim
+from .encoders import Encoders
 from .generation.sessions import Sessions
 from .home import Home
 from .inference.requests import Requests
@@ -54,6 +55,7 @@ from .planning import SPEED
 from .speed import cache_file, load_or_measure
 from .stages import StageLoader
 from .texts import TextModel, Texts
+from .tokenizing import Tokenizers
 from .web.opening import Web, open_web
 
 _MEMBERS_INTERVAL_S: Final = 10.0  # what devices are called changes seldom; it is also saved at the end
@@ -197,8 +199,10 @@ class Node:
                 self.requests = Requests(mesh, self.view, programs)
                 self.tasks = Tasks(mesh, self.view, self.weights, self.home, self._datasets, nursery, self._factories)
                 self.sessions = Sessions(mesh, self.view, StageLoader(self.blobs).load)
-                self.texts = Texts(self.view, self.sessions.generator, self.blobs, self._trouble)
-                self.deploying = Deploying(mesh, self.view, self.blobs.store)
+                tokenizers = Tokenizers(self.blobs)
+                encoders = Encoders(self.view, programs, tokenizers, self.predict)
+                self.texts = Texts(self.view, self.sessions.generator, tokenizers, encoders, self._trouble)
+                self.deploying = Deploying(mesh, self.view, self.blobs.store, self.home.folder("programs"))
                 mesh.publish(
                     PROFILE,
                     "self",

@@ -39,7 +39,7 @@ _SIZES: Final = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 @home_option
 @friendly
 def serve(source: str, dry_run: bool, as_json: bool, home: Path, **options: Any) -> None:  # noqa: ANN401, FBT001
-    """Serve a language model: a folder in the Hugging Face layout on this device, or a model's name on its Hub.
+    """Serve a language model or a sentence encoder: a folder in the Hugging Face layout, or a name on its Hub.
 
     Says first what it takes and who would hold which layers, then waits until all are loaded. Only this device needs
     the files: the others fetch their own layers from it, and from each other.
@@ -52,7 +52,8 @@ def serve(source: str, dry_run: bool, as_json: bool, home: Path, **options: Any)
     if as_json:
         _as_json(result)
     elif not dry_run:
-        click.echo(f"Served. Ask it: lepton-node generate {result['name']} 'Once upon a time'")
+        hint = f" Ask it: lepton-node generate {result['name']} 'Once upon a time'"
+        click.echo(f"Served.{hint if result['kind'] == 'causal_lm' else ''}")
         if result["url"]:
             click.echo(f"Programs find it under OpenAI's interface at {result['url']} as {result['name']!r}.")
 
@@ -136,7 +137,7 @@ class _Loading:
 def _offered(offer: Mapping[str, Any]) -> str:
     weights = f"{offer['layers']} layers, {_size(offer['weights_bytes'])} as {offer['precision']}"
     caches = f"{_size(offer['cache_bytes'])} for {offer['sessions']} sessions of {offer['positions']} tokens"
-    lines = [f"{offer['name']}: {weights}; {caches}"]
+    lines = [f"{offer['name']}: {weights}" + (f"; {caches}" if offer["cache_bytes"] else "")]
     for stage in offer["stages"]:
         layers = f"layers {stage['first']} to {stage['end'] - 1}"
         lines.append(f"  {layers:18} {_size(stage['bytes']):>9}  {', '.join(stage['devices'])}")

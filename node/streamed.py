@@ -52,7 +52,8 @@ async def serve(node: "Node", arguments: Arguments, tell: Tell) -> object:
             changed = node.mesh.changed
             await tell({"loading": node.deployment(offer.name)})
             await changed.wait()
-    return {"name": offer.name, "version": offer.record.version, "url": node.web.url if node.web else ""}
+    url = node.web.url if node.web else ""
+    return {"name": offer.name, "version": offer.record.version, "kind": offer.record.kind, "url": url}
 
 
 async def generate(node: "Node", arguments: Arguments, tell: Tell) -> object:

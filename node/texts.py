@@ -4,7 +4,6 @@ Of a model the asking node needs its tokenizer only, a few files that it fetches
 """
 
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Final
@@ -13,18 +12,17 @@ import msgspec
 import trio
 
 from ..mesh.errors import LinkError, UsageError
-from .blobs.sharing import Blobs
 from .config import did_you_mean, sentence
-from .deployments import BlobRef, DeploymentRecord
+from .deployments import DeploymentRecord
+from .encoders import Encoders
 from .generation.generator import Generator
 from .generation.sampling import Sampling
 from .inference.view import View
-from .language.config import parse_config
 from .language.text import Transcript
-from .language.tokenizer import FILES, LanguageTokenizer
+from .language.tokenizer import LanguageTokenizer
+from .tokenizing import Tokenizers
 from .web.models import Finish, ModelInfo, Part, Prompt, Turn, Vectors
 
-_TOKENIZERS_MAX: Final = 8  # kept in memory: the largest take some hundred megabytes
 _CONTEXT_TOKENS: Final = 8  # of a prompt, before which a token's text is right: spaces, characters of several tokens
 _FINGERPRINT: Final = 10
 _MS: Final = 1000
@@ -36,14 +34,20 @@ log = logging.getLogger(__name__)
 class Texts:
     """What one node makes of the mesh's language models. Implements `web.models.Models`."""
 
-    def __init__(self, view: View, generator: Generator, blobs: Blobs, trouble: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        view: View,
+        generator: Generator,
+        tokenizers: Tokenizers,
+        encoders: Encoders,
+        trouble: Callable[[str], str],
+    ) -> None:
         """``trouble`` says why a model cannot be served as it should be; empty: it can."""
         self._view = view
-        self._trouble = trouble
         self._generator = generator
-        self._blobs = blobs
-        self._tokenizers: OrderedDict[BlobRef, LanguageTokenizer] = OrderedDict()
-        self._making = trio.Lock()
+        self._tokenizers = tokenizers
+        self._encoders = encoders
+        self._trouble = trouble
 
     def models(self) -> Sequence[ModelInfo]:
         """Return what is deployed, by name."""
@@ -62,7 +66,7 @@ class Texts:
     ) -> AsyncGenerator[Part, None]:
         """Go on from a prompt; see `web.models.Models.generate`. ``on_pause`` hears why no token comes for now."""
         deployment = self._deployment(name)
-        tokenizer = await self._tokenizer(name, deployment)
+        tokenizer = await self._tokenizers.of(name, deployment)
         ids = await trio.to_thread.run_sync(_encoded, tokenizer, prompt)
         if not ids:
             raise UsageError("The prompt is empty, and this model has no token that begins a text: say something.")
@@ -94,31 +98,17 @@ class Texts:
         finish: Finish = "stop" if transcript.stopped else session.finish or "length"
         yield Part(text=text, prompt_tokens=len(ids), tokens=count, finish=finish)
 
-    async def embed(self, name: str, texts: Sequence[str]) -> Vectors:  # noqa: ARG002 - what the interface has
-        """Raise UsageError: nothing that this release serves makes vectors."""
-        raise UsageError(f"{name!r} makes no vectors: this release serves no encoders.")
+    async def embed(self, name: str, texts: Sequence[str]) -> Vectors:
+        """Turn each text into a vector; see `Encoders.embed`."""
+        return await self._encoders.embed(name, texts)
 
     def _deployment(self, name: str) -> DeploymentRecord:
-        deployments = self._view.deployments()
+        deployments = {n: d for n, d in self._view.deployments().items() if d.kind == "causal_lm"}
         if name not in deployments:
-            raise UsageError(f"No model {name!r} is served in this mesh.{did_you_mean(name, sorted(deployments))}")
+            raise UsageError(
+                f"No language model {name!r} is served in this mesh.{did_you_mean(name, sorted(deployments))}"
+            )
         return deployments[name]
-
-    async def _tokenizer(self, name: str, deployment: DeploymentRecord) -> LanguageTokenizer:
-        """Return a model's tokenizer, made from files that are fetched once."""
-        async with self._making:
-            found = self._tokenizers.pop(deployment.manifest, None)
-            if found is None:
-                manifest = await self._blobs.manifest(name, deployment.manifest)
-                files: dict[str, bytes] = {
-                    file: await self._blobs.data(name, manifest.files[file]) for file in FILES if file in manifest.files
-                }
-                eos = parse_config(manifest.config).eos
-                found = await trio.to_thread.run_sync(lambda: LanguageTokenizer(files, eos))
-            self._tokenizers[deployment.manifest] = found
-            while len(self._tokenizers) > _TOKENIZERS_MAX:
-                self._tokenizers.popitem(last=False)
-            return found
 
 
 class TextModel:

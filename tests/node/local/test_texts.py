@@ -12,6 +12,7 @@ from lepton.mesh.errors import LinkError, UsageError
 from lepton.node.deployments import BlobRef, DeploymentRecord, Manifest
 from lepton.node.generation.sampling import Sampling
 from lepton.node.texts import TextModel, Texts, as_prompt
+from lepton.node.tokenizing import Tokenizers
 from lepton.node.web.models import Part, Turn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -86,7 +87,7 @@ class World:
         return TextModel(self.texts, "tales")
 
     def __post_init__(self) -> None:
-        self.texts = Texts(self, self, self, lambda _: self.trouble)  # type: ignore[arg-type]
+        self.texts = Texts(self, self, Tokenizers(self), self, lambda _: self.trouble)  # type: ignore[arg-type]
 
     def deployments(self) -> dict[str, DeploymentRecord]:
         record = DeploymentRecord(
@@ -211,7 +212,7 @@ async def test_what_cannot_be_asked_is_said(prompt: Any, drawing: dict[str, Any]
 
 
 async def test_an_unknown_model_is_named() -> None:
-    with pytest.raises(UsageError, match=r"No model 'tale' is served in this mesh. Did you mean 'tales'"):
+    with pytest.raises(UsageError, match=r"No language model 'tale' is served in this mesh. Did you mean 'tales'"):
         await TextModel(World().texts, "tale").text("x")
 
 
@@ -223,11 +224,6 @@ async def test_models_are_listed_with_what_their_text_follows_from() -> None:
         1_700_000_000,
         "ababababab_float32",
     )
-
-
-async def test_no_vectors_yet() -> None:
-    with pytest.raises(UsageError, match=r"serves no encoders"):
-        await World().texts.embed("tales", ["x"])
 
 
 def test_prompts_are_told_apart() -> None:
