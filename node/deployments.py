@@ -14,6 +14,7 @@ CONFIG_CHARACTERS_MAX: Final = 256 * 1024  # a config.json has 1 to 20 KiB
 Kind = Literal["causal_lm", "program"]
 Precision = Literal["float32", "bfloat16", "int8", "int4"]
 Objective = Literal["latency", "throughput"]
+Activations = Literal["float32", "bfloat16", "int8"]
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # no folder, so no path
 
 
@@ -58,3 +59,4 @@ class DeploymentRecord(Message, frozen=True, kw_only=True):
     sessions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4  # at once, for which caches are promised
     positions: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2048  # of each of them
     objective: Objective = "latency"
+    activations: Activations = "float32"  # as they travel between stages; only float32 is the same at any placement

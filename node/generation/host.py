@@ -137,7 +137,7 @@ class GenerationHost:
         return True
 
     def _begin(self, name: str, record: DeploymentRecord, run: Run, engine: Engine) -> None:
-        worker = Worker(engine)
+        worker = Worker(engine, activations=record.activations)
         config = StageConfig(cache_bytes_max=record.sessions * record.positions * engine.cache_bytes_per_position)
         stage = Stage(
             self._mesh.me,

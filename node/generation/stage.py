@@ -45,7 +45,7 @@ class StageConfig:
 
     cache_bytes_max: int
     kept_bytes_max: int = 64 * _MIB  # of outputs for replays: 20,000 positions of a model of 125 M parameters
-    chunk: int = 128  # positions of a prompt that run as one piece: on a laptop as long as some steps of decoding
+    chunk: int = 128  # positions of prompts in one step: on a laptop they take as long as some steps of decoding
     window: int = 512  # positions that may be ahead of what the next stage has run
     batch_max: int = 64
     waiting_max: int = 64
@@ -483,29 +483,20 @@ class Stage:
     def _start_step(self) -> None:
         if self._batch is not None or not (self._ready or self._ops):
             return
-        batch, prefilling = list[_Session](), False
+        batch, left = list[_Session](), self._config.chunk  # positions of prompts that may be in it
         for session in list(self._ready):
-            head = session.inbox[0]
-            if len(batch) >= self._config.batch_max or (len(head.ids) > 1 and prefilling):
+            is_prompt = len(session.inbox[0].ids) > 1
+            if len(batch) >= self._config.batch_max or (is_prompt and left < 2):
                 continue
-            prefilling = prefilling or len(head.ids) > 1
             del self._ready[session]
-            self._pull(session)
+            running = session.running = _pulled(session.inbox, left if is_prompt else 1)
+            left -= len(running.ids) if is_prompt else 0
             batch.append(session)
         ops, self._ops = tuple(self._ops), []
         self._batch, self._step_began = batch, self._now
         self._effects.append(Step(ops, tuple(map(self._work, batch))))
         self.counts.steps += 1
         self.counts.largest_batch = max(self.counts.largest_batch, len(batch))
-
-    def _pull(self, session: _Session) -> None:
-        """Take what runs next out of the inbox: a step of decoding, or a chunk of a prompt."""
-        head = session.inbox.popleft()
-        cut = head.position + self._config.chunk
-        if head.end > cut:
-            session.inbox.appendleft(head.part(cut, head.end))
-            head = head.part(head.position, cut)
-        session.running = head
 
     def _work(self, session: _Session) -> Work:
         data, opened = session.running, session.opened
@@ -637,6 +628,16 @@ def _passed_on(opened: Open) -> Open:
         route=opened.route, runs=opened.runs, index=opened.index + 1, known=opened.known, positions=opened.positions,
         blocks=opened.blocks, stop_ids=opened.stop_ids, sampling=opened.sampling,
     )  # fmt: skip
+
+
+def _pulled(inbox: deque[Data], count_max: int) -> Data:
+    """Take what runs next out of an inbox: a step of decoding, or as much of a prompt as fits."""
+    head = inbox.popleft()
+    cut = head.position + count_max
+    if head.end > cut:
+        inbox.appendleft(head.part(cut, head.end))
+        head = head.part(head.position, cut)
+    return head
 
 
 def _layers(opened: Open) -> str:

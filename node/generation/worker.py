@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 from ...mesh.errors import LeptonError, UsageError
 from ...mesh.tensors import Array
+from ..deployments import Activations
+from .activations import position_bytes, read, write
 from .engine import Cache, Engine, Piece
 from .sampling import Sampling, sample
 from .steps import CacheOp, Draw, Drop, Fork, New, Result, Step, Truncate, Work
@@ -21,15 +23,16 @@ Drawer = Callable[[npt.NDArray[np.float32], Sequence[int], Sampling, int], int]
 class Worker:
     """One engine and the caches on it."""
 
-    def __init__(self, engine: Engine, draw: Drawer = sample) -> None:
+    def __init__(self, engine: Engine, draw: Drawer = sample, activations: Activations = "float32") -> None:
         self._engine = engine
+        self._activations = activations
         self._draw = draw
         self._caches: dict[int, Cache] = {}
 
     @property
     def input_bytes(self) -> int | None:
         """What travels for one position to here; None on the first stage, where token ids do."""
-        return self._engine.width * 4 if self._engine.first else None
+        return position_bytes(self._engine.width, self._activations) if self._engine.first else None
 
     @property
     def caches(self) -> int:
@@ -79,7 +82,10 @@ class Worker:
         return tuple(self._result(one, output) for one, output in zip(work, outputs, strict=True))
 
     def _piece(self, work: Work) -> Piece:
-        x = np.array(work.ids, dtype=np.int32) if work.x is None else work.x.view(np.float32)
+        if work.x is None:
+            x: Array = np.array(work.ids, dtype=np.int32)
+        else:
+            x = read(work.x, self._engine.width, self._activations)
         return Piece(cache=self._caches[work.key], x=x, wants_logits=work.draw is not None)
 
     def _result(self, work: Work, output: Array | None) -> Result:
@@ -88,8 +94,7 @@ class Worker:
             return Result(token=self._drawn(output, work.draw))
         if output is None or self._engine.end == self._engine.layers:
             return Result()
-        y = np.ascontiguousarray(output, dtype="<f4")
-        return Result(x=y.view(np.uint8).reshape(len(work.ids), -1))
+        return Result(x=write(output, self._activations))
 
     def _drawn(self, logits: Array, draw: Draw) -> int:
         return self._draw(np.asarray(logits, dtype=np.float32), draw.history, draw.sampling, draw.position)

@@ -7,6 +7,7 @@ turns; of a few rounds the best counts, for other work on the machine only ever 
 """
 
 import json
+import math
 import os
 import signal
 import statistics
@@ -16,16 +17,24 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
+import numpy as np
 import torch
+from lepton.mesh.tensors import Array
+from lepton.node.deployments import Activations
+from lepton.node.generation.activations import position_bytes, read, write
+from lepton.node.generation.engine import Piece
 from lepton.node.language.config import parse_config
+from lepton.node.language.engine import LanguageEngine, load_engine
+from lepton.node.language.folder import read_config, read_layers
 from lepton.node.language.layout import NORM, layer_shapes, layers, sizes
+from lepton.node.language.tokenizer import LanguageTokenizer, read_files
 from safetensors.torch import save_file
 
 from . import place
-from .language import config_of, generate, transformers_model
+from .language import STORIES, config_of, generate, transformers_model
 from .members import Fleet, Member, enrol
 from .stages import Setting
 
@@ -191,6 +200,39 @@ def memory(folder: Path) -> Figures:
     return {"stage_memory_vs_share": max(ratios)}
 
 
+def rounding() -> Figures:
+    """Perplexity of the trained model in three stages, by how activations travel between them."""
+    if not (STORIES / "hf").exists():
+        return {}
+    folder = STORIES / "hf"
+    config, tokenizer = read_config(folder), LanguageTokenizer(read_files(folder))
+    texts = (STORIES / "tinystories_sample.txt").read_text().split("<|endoftext|>")
+    stories = [tokenizer.encode(text.strip()) for text in texts]
+    engines = [load_engine(config, *run, read_layers(folder, config)) for run in ((0, 3), (3, 5), (5, 7))]
+    figures = {}
+    for how in get_args(Activations):
+        total = sum(_loss(engines, tokens, how) for tokens in stories)
+        figures[f"perplexity_{how}"] = math.exp(total / sum(len(tokens) - 1 for tokens in stories))
+        size = position_bytes(config.width, how)
+        say(f"activations as {how:8}: {size:4} bytes a position, perplexity {figures[f'perplexity_{how}']:.4f}")
+    return figures
+
+
+def _loss(engines: list[LanguageEngine], tokens: list[int], how: Activations) -> float:
+    total, caches = 0.0, [engine.new_cache() for engine in engines]
+    for token, after in pairwise(tokens):
+        x: Array = np.array([token], np.int32)
+        for engine, cache in zip(engines, caches, strict=True):
+            (y,) = engine.run([Piece(cache=cache, x=x, wants_logits=engine is engines[-1])])
+            assert y is not None
+            x = y if engine is engines[-1] else read(write(y, how), engine.width, how)
+        scores = x.astype(np.float64)
+        total += float(scores.max() + np.log(np.exp(scores - scores.max()).sum()) - scores[after])
+    for cache in caches:
+        cache.close()
+    return total
+
+
 def measured(folder: Path) -> Figures:
     write_model(folder)
     homes = enrol(folder / "homes", 4)
@@ -221,8 +263,8 @@ def say(text: str) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measured(Path(folder)) | place.against_brute_force() | place.timed()
-    figures = {key: round(value, 3) for key, value in figures.items()}
+        figures = measured(Path(folder)) | rounding() | place.against_brute_force() | place.timed()
+    figures = {key: round(value, 4) for key, value in figures.items()}
     say(json.dumps(figures, indent=1))
     if path := os.environ.get("JSON"):
         Path(path).write_text(json.dumps(figures, indent=1) + "\n")

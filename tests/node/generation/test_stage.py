@@ -86,7 +86,7 @@ def test_an_opening_goes_down_the_route_and_what_is_needed_comes_back() -> None:
     assert last.begin() == [(MIDDLE, Need(session=bytes(16), epoch=1, position=0, loads=(0.0,)))]
 
 
-def test_what_waits_runs_as_one_batch_with_one_chunk_of_a_prompt() -> None:
+def test_what_waits_runs_as_one_batch_with_one_chunk_of_prompts() -> None:
     bench = Bench()
     for number in range(4):
         bench.begin(number, known=1)
@@ -102,6 +102,12 @@ def test_what_waits_runs_as_one_batch_with_one_chunk_of_a_prompt() -> None:
     assert sorted(len(work.ids) for work in bench.steps[-1].work) == [1, 1, 1, 4]
     bench.ran()
     assert [(work.key, work.ids) for work in bench.steps[-1].work] == [(6, (0, 1, 2, 3))]  # the other prompt's turn
+    short = Bench()
+    for number in range(3):
+        short.begin(number, known=3)
+        short.come(FIRST, data(number, 0, 2))
+    short.ran()
+    assert [work.ids for work in short.steps[-1].work] == [(0, 1), (0, 1)]  # two that fit
     assert bench.stage.counts.largest_batch == 4
 
 
