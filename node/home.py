@@ -5,6 +5,7 @@ root.key        only where the mesh was made           invites.json   invites gi
 records.msgpack durable records                        state.json     how often the node has started
 members.msgpack what devices are called and their grants   revocations.msgpack  who was thrown out
 blobs/          weights by hash                        tasks/NAME/    checkpoints
+programs/       models traced here, to be served       web.token      what clients of the endpoint have to know
 node.toml       the configuration                      lock           held while a node runs
 """
 

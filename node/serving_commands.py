@@ -99,12 +99,12 @@ def generate(
     before = [{"role": "system", "content": system}] if system is not None else []
     asked: Any = [*before, {"role": "user", "content": prompt}] if chat else prompt
     said = {key: value for key, value in options.items() if value is not None}
-    show = _as_json if as_json else _show_piece
+    writing = _Writing()
+    show = _as_json if as_json else writing.show
     try:
         result, _ = ask(home, "generate", {"name": name, "prompt": asked, "stop": stop, **said}, on_progress=show)
     finally:
-        if not as_json:
-            click.echo()
+        writing.end()
     if as_json:
         _as_json(result)
 
@@ -113,12 +113,25 @@ def _as_json(value: Any) -> None:  # noqa: ANN401
     click.echo(json.dumps(value))
 
 
-def _show_piece(piece: Mapping[str, Any]) -> None:
-    if piece["pause"]:
-        click.echo(f"\n[{piece['pause']}]", err=True)
-    else:
-        sys.stdout.write(piece["text"])
-        sys.stdout.flush()
+class _Writing:
+    """Writes a text as it comes, and beside it why it pauses."""
+
+    def __init__(self) -> None:
+        self._in_line = False
+
+    def show(self, piece: Mapping[str, Any]) -> None:
+        if piece["pause"]:
+            self.end()
+            click.echo(f"[{piece['pause']}]", err=True)
+        elif piece["text"]:
+            self._in_line = True
+            sys.stdout.write(piece["text"])
+            sys.stdout.flush()
+
+    def end(self) -> None:
+        if self._in_line:
+            click.echo()
+        self._in_line = False
 
 
 class _Loading:
@@ -128,7 +141,10 @@ class _Loading:
         self._shown = ""
 
     def show(self, step: Mapping[str, Any]) -> None:
-        text = _offered(step["offer"]) if "offer" in step else _loaded(step["loading"])
+        if "reading" in step:
+            text = f"Reading {step['reading']} ..."
+        else:
+            text = _offered(step["offer"]) if "offer" in step else _loaded(step["loading"])
         if text != self._shown:
             click.echo(text)
             self._shown = text

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the command line asks without loading what a node needs: se
 # What a command of another release, or our own mistake, raises: it costs the command, never the node.
 MISTAKES: Final = (KeyError, IndexError, TypeError, ValueError)
 _ROUNDS_UNSEEN_MAX: Final = 10_000  # a terminal that stands still is shown the newest of these, 3 MB
+_TELL_S: Final = 5.0
 _PIECES_MAX: Final = 16  # of a text that wait for the owner's terminal
 
 Arguments = dict[str, Any]
@@ -44,14 +45,17 @@ async def train(node: "Node", arguments: Arguments, tell: Tell) -> object:
 async def serve(node: "Node", arguments: Arguments, tell: Tell) -> object:
     """Deploy a model and tell how it comes to be loaded. It goes on if the owner leaves."""
     dry_run = arguments.pop("dry_run")
-    offer = await node.deploying.offer(arguments.pop("source"), name=arguments.pop("name", ""), terms=arguments)
+    source = arguments.pop("source")
+    await tell({"reading": source})
+    offer = await node.deploying.offer(source, name=arguments.pop("name", ""), terms=arguments)
     await tell({"offer": node.described(offer.name, offer.record, offer.plan)})
     if not dry_run:
         node.deploying.accept(offer)
         while not node.is_served(offer.name):
             changed = node.mesh.changed
             await tell({"loading": node.deployment(offer.name)})
-            await changed.wait()
+            with trio.move_on_after(_TELL_S):  # an owner who left is noticed when told something
+                await changed.wait()
     url = node.web.url if node.web else ""
     return {"name": offer.name, "version": offer.record.version, "kind": offer.record.kind, "url": url}
 

@@ -85,8 +85,8 @@ async def test_the_owners_commands_serve_and_generate(tmp_path: Path) -> None:
         steps: list[Any] = []
         asked = {"source": str(STORIES), **TERMS}
         await control.ask("serve", asked | {"dry_run": True}, on_progress=steps.append)
-        assert [list(step) for step in steps] == [["offer"]]
-        assert sum(stage["bytes"] for stage in steps[0]["offer"]["stages"]) == steps[0]["offer"]["weights_bytes"]
+        assert [list(step) for step in steps] == [["reading"], ["offer"]]
+        assert sum(stage["bytes"] for stage in steps[1]["offer"]["stages"]) == steps[1]["offer"]["weights_bytes"]
         assert a.status()["deployments"] == []
         with trio.fail_after(PATIENCE_S):
             result, _ = await control.ask("serve", asked | {"dry_run": False}, on_progress=steps.append)
