@@ -91,6 +91,6 @@ lock: $(READY) ## install what pyproject.toml asks for beyond the lock, then wri
 	@touch $(READY)
 
 clean: ## remove what tools left behind (.venv stays; the next make builds the kernel again)
-	rm -f $(READY) node/kernels/_native.* node/language/_steps.*
+	rm -f $(READY) node/kernels/_native.*
 	rm -rf .src build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

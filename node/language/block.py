@@ -12,12 +12,11 @@ from torch import Tensor
 from ..deployments import Precision
 from ..kernels.block import BlockBatch, BlockShape, BlockWeights, FusedBlock
 from ..kernels.native import NativePacked
-from .arithmetic import cut, rms_norm, rotate
+from .arithmetic import attend, cut, gated, rms_norm, rotate
 from .cache import PagedCache
 from .config import LanguageConfig
 from .layout import TOGETHER
 from .linear import Linear
-from .steps import attend, gated
 
 Float = npt.NDArray[np.float32]
 

@@ -5,7 +5,6 @@ positions are worked out side by side. A shared page is never written: who appen
 goes back when the last holder lets go.
 """
 
-import math
 from typing import Final
 
 import numpy as np
@@ -20,14 +19,13 @@ PAGE_POSITIONS: Final = 64  # the last page is half empty on average: 32 positio
 class Page:
     """64 positions, and the caches that hold them; the first of those is charged for it."""
 
-    __slots__ = ("address", "holders", "keys", "numbers", "values")
+    __slots__ = ("holders", "keys", "numbers", "values")
 
     def __init__(self, numbers: Float, holder: "PagedCache") -> None:
         blocks, _, heads, width, positions = numbers.shape
         self.numbers = numbers  # (blocks, 2, key/value heads, head width, 64): keys, then values as below
         self.keys = numbers[:, 0]  # (blocks, key/value heads, head width, 64)
         self.values = numbers[:, 1].reshape(blocks, heads, positions, width)  # a view: of each block it is contiguous
-        self.address = numbers.ctypes.data
         self.holders = [holder]
 
 
@@ -89,11 +87,6 @@ class PagedCache:
             page = self.pages[index]
             page.keys[block, ..., low - start : high - start] = keys[low - first : high - first].transpose(1, 2, 0)
             page.values[block, :, low - start : high - start] = values[low - first : high - first].transpose(1, 0, 2)
-
-    def addresses(self, block: int) -> npt.NDArray[np.uintp]:
-        """Return where each page's part of a block begins in memory."""
-        begins = [page.address for page in self.pages]
-        return np.array(begins, dtype=np.uintp) + np.uintp(4 * math.prod(self.page_shape[1:]) * block)
 
     def _drop_pages(self, keep: int) -> None:
         for page in self.pages[keep:]:

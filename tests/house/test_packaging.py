@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOMS = {"gossip", "mesh", "node", "simulations"}
-KERNEL = re.compile(r"lepton/node/(kernels/_native|language/_steps)\.[\w.-]+")
+KERNEL = re.compile(r"lepton/node/kernels/_native\.[\w.-]+")
 
 
 def test_the_wheel_holds_what_git_holds(root: Path, tracked: list[Path], tmp_path: Path) -> None:
