@@ -5,7 +5,7 @@ from functools import partial
 import trio
 
 from ..mesh.errors import PeerError
-from .blobs.opening import open_layer
+from .blobs.opening import stored_layer
 from .blobs.sharing import Blobs
 from .deployments import DeploymentRecord
 from .generation.engine import Engine
@@ -32,7 +32,7 @@ class StageLoader:
             raise PeerError(f"The record of {name!r} does not describe the model that it names.")
         await self._blobs.fetch_layers(name, manifest, range(first, end))
         config = parse_config(manifest.config)
-        tensors = partial(open_layer, self._blobs.store, manifest)
+        tensors = partial(stored_layer, self._blobs.store, manifest)
         return await trio.to_thread.run_sync(
             lambda: load_engine(config, first, end, tensors, record.precision), abandon_on_cancel=False
         )

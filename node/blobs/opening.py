@@ -16,14 +16,9 @@ from ...mesh.errors import LeptonError, PeerError, UsageError
 from ...mesh.limits import LAYER_HEADER_BYTES_MAX, MANIFEST_BYTES_MAX
 from ..deployments import BlobRef, Manifest
 from .store import BlobStore
+from .stored import DTYPES, StoredTensor
 from .tensor_files import Tensor, read_header
 
-DTYPES: Final = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3": torch.float8_e4m3fn, "U16": torch.uint16, "I16": torch.int16, "F16": torch.float16,
-    "BF16": torch.bfloat16, "U32": torch.uint32, "I32": torch.int32, "F32": torch.float32, "U64": torch.uint64,
-    "I64": torch.int64, "F64": torch.float64,
-}  # fmt: skip
 # Tensors that lie this near in a file share one mapping, which costs a file descriptor; further apart they do not, so
 # that no mapping is much larger than what is wanted of it.
 _GAP_BYTES: Final = 16 * 1024 * 1024
@@ -73,6 +68,16 @@ def open_layer(
         contents = _contents(store, ref)
         wanted = contents if names is None else {name: contents[name] for name in contents if name in names}
         found.update(_opened(store, ref, wanted))
+    return found
+
+
+def stored_layer(store: BlobStore, manifest: Manifest, index: int) -> dict[str, StoredTensor]:
+    """Do as `open_layer`, for tensors that are read once: they stay on disk until rows are asked for."""
+    found: dict[str, StoredTensor] = {}
+    for ref in _layer(manifest, index):
+        store.require_intact(ref)
+        read, what = partial(store.read, ref), f"The blob {ref.digest[:8]}… of a layer"
+        found |= {name: StoredTensor(read, tensor, what) for name, tensor in _contents(store, ref).items()}
     return found
 
 

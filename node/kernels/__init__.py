@@ -4,6 +4,6 @@ from lepton.node.kernels import pack
 """
 
 from .native import Capabilities, available
-from .packed import Packed, Precision, pack
+from .packed import Matrix, Packed, Precision, pack
 
-__all__ = ["Capabilities", "Packed", "Precision", "available", "pack"]
+__all__ = ["Capabilities", "Matrix", "Packed", "Precision", "available", "pack"]

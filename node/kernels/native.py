@@ -15,12 +15,17 @@ from torch.nn import functional as F
 
 from ...mesh.errors import UsageError
 from .grouping import GROUP, grouped, halves_joined
-from .packed import Packed, Precision
+from .packed import LANES, Matrix, Packed, Precision, slices
 
-LANES: Final = 16  # rows of W in a panel, as in native.c
 WIDTHS: Final = (16, 8, 4)  # floats per register: AVX-512, AVX2, NEON
 NUMBERS: Final[dict[Precision, int]] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}  # native.c's enum
-PANELS_AT_ONCE: Final = 64  # 1,024 rows of W are packed at a time, so that packing needs little memory beside W
+# Of a panel's group of 32 columns: weights, and 16 scales of 2 bytes where there are some.
+_GROUP_BYTES: Final[dict[Precision, int]] = {
+    "float32": 4 * LANES * GROUP,
+    "bfloat16": 2 * LANES * GROUP,
+    "int8": LANES * (GROUP + 2),
+    "int4": LANES * (GROUP // 2 + 2),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,21 +93,18 @@ class NativePacked(Packed):
 
     kind: ClassVar[str] = "native"
 
-    def __init__(self, weight: torch.Tensor, precision: Precision, *, width: int = 0) -> None:
+    def __init__(self, weight: Matrix, precision: Precision, *, width: int = 0) -> None:
         """Pack; ``width`` chooses another instruction set than the best one, for tests."""
         super().__init__(weight, precision)
         if not (here := available()).native:
             raise UsageError(f"{here.reason}; pack with native=False")
         self.width = width or here.width
         self._groups = -(-self.inputs // GROUP)
-        pieces = weight.detach().split(PANELS_AT_ONCE * LANES)
-        first = self._panels(pieces[0])
-        # Filled piece by piece: joined at the end, they would be in memory twice.
-        self._weights = torch.empty((-(-self.outputs // LANES), *first.shape[1:]), dtype=torch.uint8)
-        for at, piece in enumerate(pieces):
-            begin = at * PANELS_AT_ONCE
-            panels = self._panels(piece) if at else first
-            self._weights[begin : begin + len(panels)] = panels
+        shape = (-(-self.outputs // LANES), self._groups, _GROUP_BYTES[precision])
+        self._weights = torch.empty(shape, dtype=torch.uint8)
+        for row, piece in slices(weight):  # filled slice by slice: joined at the end, it would be in memory twice
+            panels = self._panels(piece)
+            self._weights[row // LANES : row // LANES + len(panels)] = panels
 
     def _panels(self, weight: torch.Tensor) -> torch.Tensor:
         """Return bytes (panels, groups, bytes of a group) of some rows."""

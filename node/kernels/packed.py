@@ -10,7 +10,8 @@ on one machine, with one version of torch and one number of torch's threads, and
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, get_args
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Final, Literal, Protocol, get_args
 
 import torch
 from torch.nn import functional as F
@@ -19,6 +20,21 @@ from ...mesh.errors import UsageError
 from .grouping import GROUP
 
 Precision = Literal["float32", "bfloat16", "int8", "int4"]
+LANES: Final = 16  # rows of W in a panel, as in native.c
+# What is packed at once: 1 MiB of float32, and a few times as much beside it; less costs time in calls.
+_SLICE_NUMBERS: Final = 2**18
+
+
+class Matrix(Protocol):
+    """What can be packed: a float tensor, or one that is read from its file slice by slice."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __getitem__(self, rows: slice, /) -> torch.Tensor: ...
 
 
 class Packed(ABC):
@@ -29,9 +45,9 @@ class Packed(ABC):
 
     kind: ClassVar[str]  # "native" or "torch"
 
-    def __init__(self, weight: torch.Tensor, precision: Precision) -> None:
+    def __init__(self, weight: Matrix, precision: Precision) -> None:
         """Pack float32 or bfloat16 (outputs, inputs); ``weight`` is not kept. Raises UsageError for anything else."""
-        if weight.ndim != 2 or weight.dtype not in {torch.float32, torch.bfloat16, torch.float16}:
+        if len(weight.shape) != 2 or weight.dtype not in {torch.float32, torch.bfloat16, torch.float16}:
             raise UsageError(f"weights are a float matrix, not {weight.dtype} {tuple(weight.shape)}")
         if 0 in weight.shape:
             raise UsageError(f"weights of shape {tuple(weight.shape)} hold nothing to multiply with")
@@ -72,7 +88,15 @@ class Packed(ABC):
         return self._rows(ids)
 
 
-def pack(weight: torch.Tensor, precision: Precision, *, native: bool | None = None) -> Packed:
+def slices(weight: Matrix) -> Iterator[tuple[int, torch.Tensor]]:
+    """Give the matrix in slices of whole panels, each with the number of its first row; at least one."""
+    outputs, inputs = weight.shape
+    rows = max(_SLICE_NUMBERS // inputs // LANES, 1) * LANES
+    for first in range(0, outputs, rows):
+        yield first, weight[first : first + rows].detach()
+
+
+def pack(weight: Matrix, precision: Precision, *, native: bool | None = None) -> Packed:
     """Pack float (outputs, inputs) for products at this precision, compiled where that is there or ``native`` says so.
 
     Raises UsageError for weights that cannot be packed, and where the kernel is asked for and is not there.

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from .grouping import GROUP, grouped, halves_joined, halves_parted
-from .packed import Packed, Precision
+from .packed import Matrix, Packed, Precision, slices
 
 TILE: Final = 8  # rows: a product with 8 takes 1.2 to 1.8 times as long as with one
 SLICE: Final = 512  # rows of W that become float32 at once: 1.5 MB at a width of 768, which stays in the cache
@@ -23,12 +23,17 @@ class PlainPacked(Packed):
 
     kind: ClassVar[str] = "torch"
 
-    def __init__(self, weight: torch.Tensor, precision: Precision) -> None:
+    def __init__(self, weight: Matrix, precision: Precision) -> None:
         super().__init__(weight, precision)
         self._width = self.inputs + -self.inputs % GROUP
-        parts = [self._packed(piece) for piece in weight.detach().split(SLICE)]
-        self._weights = torch.cat([weights for weights, _ in parts])
-        self._scales = torch.cat([scales for _, scales in parts])
+        for row, piece in slices(weight):  # filled slice by slice: joined at the end, it would be in memory twice
+            weights, scales = self._packed(piece)
+            if not row:
+                self._weights = weights.new_empty((self.outputs, *weights.shape[1:]))
+                self._scales = scales.new_empty((self.outputs, *scales.shape[1:]) if scales.ndim > 1 else 0)
+            self._weights[row : row + len(piece)] = weights
+            if scales.ndim > 1:
+                self._scales[row : row + len(piece)] = scales
 
     def _packed(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weights and scales of some rows; floats have no scales."""

@@ -7,16 +7,16 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from ..deployments import Precision
+from ..kernels import Matrix
 from ..kernels.block import BlockBatch, BlockShape, BlockWeights, FusedBlock
 from ..kernels.native import NativePacked
 from .arithmetic import attend, cut, gated, rms_norm, rotate
 from .cache import PagedCache
 from .config import LanguageConfig
 from .layout import TOGETHER
-from .linear import Linear
+from .linear import Linear, Stacked
 
 Float = npt.NDArray[np.float32]
 
@@ -40,12 +40,8 @@ class Batch:
 class Projection:
     """Matrices that take the same input, packed as one, with their biases if they have any."""
 
-    def __init__(self, tensors: dict[str, Tensor], part: str, names: Sequence[str], precision: Precision) -> None:
-        """Pack and take the matrices out of ``tensors``, so that none is in memory in two forms for long."""
-        weights = [tensors.pop(f"{part}.{name}.weight") for name in names]
-        joined = weights[0] if len(weights) == 1 else torch.cat(weights)
-        weights.clear()
-        self.linear = Linear(joined, precision)
+    def __init__(self, tensors: Mapping[str, Matrix], part: str, names: Sequence[str], precision: Precision) -> None:
+        self.linear = Linear(Stacked([tensors[f"{part}.{name}.weight"] for name in names]), precision)
         self.bias = _joined_bias(tensors, part, names)
         self.size_bytes = self.linear.size_bytes + (0 if self.bias is None else self.bias.nbytes)
 
@@ -61,9 +57,9 @@ class Block:
     """Block ``index`` of a stage's cache. Bits of a position are the same in any batch."""
 
     def __init__(
-        self, config: LanguageConfig, tensors: dict[str, Tensor], *, index: int, window: int, precision: Precision
+        self, config: LanguageConfig, tensors: Mapping[str, Matrix], *, index: int, window: int, precision: Precision
     ) -> None:
-        """Load, taking the matrices out of ``tensors``, whose names are those behind `model.layers.N.`."""
+        """Pack ``tensors``, whose names are those behind `model.layers.N.`; none of them is kept."""
         self._config = config
         self._index = index
         self._window = window
@@ -148,13 +144,13 @@ class Block:
         return (out[0] if len(out) == 1 else np.concatenate(out)).reshape(len(x), -1)
 
 
-def vector(tensor: Tensor) -> Float:
+def vector(tensor: Matrix) -> Float:
     """Copy a tensor of any float type to float32."""
-    array: Float = tensor.detach().to(torch.float32, copy=True).numpy()
+    array: Float = tensor[:].detach().to(torch.float32, copy=True).numpy()
     return array
 
 
-def _joined_bias(tensors: Mapping[str, Tensor], part: str, names: Sequence[str]) -> Float | None:
+def _joined_bias(tensors: Mapping[str, Matrix], part: str, names: Sequence[str]) -> Float | None:
     biases = [vector(tensors[key]) for name in names if (key := f"{part}.{name}.bias") in tensors]
     if not biases:
         return None

@@ -7,12 +7,12 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from ...mesh.errors import UsageError
 from ...mesh.tensors import Array
 from ..deployments import Precision
 from ..generation.engine import Cache, Piece
+from ..kernels import Matrix
 from .arithmetic import cut, rms_norm
 from .block import Batch, Block, vector
 from .cache import PAGE_POSITIONS, PagedCache
@@ -77,7 +77,7 @@ class LanguageEngine:
 
     # -- how it is done ------------------------------------------------------------------------------------------------
 
-    def load(self, layer: int, tensors: Mapping[str, Tensor], precision: Precision) -> None:
+    def load(self, layer: int, tensors: Mapping[str, Matrix], precision: Precision) -> None:
         """Take one layer's weights in; the tensors may be dropped behind. Raises UsageError when they do not fit."""
         _check_tensors(layer, tensors, layer_shapes(self._config, layer))
         if layer == 0:
@@ -91,7 +91,6 @@ class LanguageEngine:
         else:
             window = self._config.windows[layer - 1]
             named = {name.split(".", 3)[3]: tensor for name, tensor in tensors.items()}
-            del tensors  # each goes as soon as it is packed
             self._blocks.append(Block(self._config, named, index=len(self._blocks), window=window, precision=precision))
 
     def _enter(self, x: Array) -> Float:
@@ -151,12 +150,13 @@ def load_engine(
     config: LanguageConfig,
     first: int,
     end: int,
-    tensors: Callable[[int], Mapping[str, Tensor]],
+    tensors: Callable[[int], Mapping[str, Matrix]],
     precision: Precision = "float32",
 ) -> LanguageEngine:
     """Load the layers ``first`` up to, not including, ``end``: each is read by ``tensors``, packed and dropped.
 
-    ``tensors(layer)`` gives that layer's tensors (any float type) under their names in the model. Raises UsageError
+    ``tensors(layer)`` gives that layer's tensors (any float type) under their names in the model; of those that are
+    read from their file slice by slice no more than a slice is in memory beside what is packed. Raises UsageError
     when there is no such run of layers, or when a tensor is missing or has another shape than the configuration says.
     """
     if not 0 <= first < end <= layers(config):
@@ -175,12 +175,12 @@ def _give_memory_back() -> None:
         trim(0)
 
 
-def _check_tensors(layer: int, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_tensors(layer: int, tensors: Mapping[str, Matrix], shapes: Mapping[str, tuple[int, ...]]) -> None:
     if missing := sorted(shapes.keys() - tensors.keys()):
         raise UsageError(f"Layer {layer} lacks {len(missing)} tensors: {', '.join(missing[:_NAMED_MAX])}.")
     for name, shape in shapes.items():
         tensor = tensors[name]
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+        if tuple(tensor.shape) != shape or not tensor.dtype.is_floating_point:
             raise UsageError(
                 f"{name} is {tensor.dtype} {tuple(tensor.shape)}; the configuration asks for floats {shape}."
             )

@@ -1,15 +1,16 @@
-"""A model's folder in the Hugging Face layout: which file holds which tensor, read layer by layer."""
+"""A model's folder in the Hugging Face layout: which file holds which tensor, read slice by slice."""
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from ...mesh.errors import UsageError
+from ...mesh.errors import LeptonError, UsageError
+from ..blobs.stored import StoredTensor
+from ..blobs.tensor_files import read_header
 from .config import LanguageConfig, parse_config
 from .layout import layer_of, layers
 
@@ -29,41 +30,46 @@ def read_config(folder: Path) -> LanguageConfig:
         raise UsageError(f"{folder} holds no config.json that can be read: {error}.") from error
 
 
-def read_layers(folder: Path, config: LanguageConfig) -> Callable[[int], dict[str, Tensor]]:
-    """Return what `load_engine` asks for: a function that reads one layer's tensors and nothing else."""
-    where = _files(folder)
-    wanted: list[list[str]] = [[] for _ in range(layers(config))]
-    for name in where:
+def read_layers(folder: Path, config: LanguageConfig) -> Callable[[int], dict[str, StoredTensor]]:
+    """Return what `load_engine` asks for: a function that finds one layer's tensors, none of them read yet.
+
+    Raises UsageError when the folder's files are not those of one such model.
+    """
+    wanted: list[dict[str, StoredTensor]] = [{} for _ in range(layers(config))]
+    for name, tensor in _tensors(folder).items():
         for layer in layer_of(name, config):
-            wanted[layer].append(name)
-
-    def read(layer: int) -> dict[str, Tensor]:
-        return {name: _tensor(folder / where[name], name) for name in wanted[layer]}
-
-    return read
+            wanted[layer][name] = tensor
+    return lambda layer: wanted[layer]
 
 
-def _files(folder: Path) -> dict[str, str]:
-    """Return each tensor's name with the name of its file, which is one in this folder."""
+def _tensors(folder: Path) -> dict[str, StoredTensor]:
     if not (folder / _INDEX).exists():
-        try:
-            with safe_open(folder / _SINGLE, framework="pt") as file:
-                return dict.fromkeys(file.keys(), _SINGLE)
-        except (OSError, SafetensorError) as error:
-            raise UsageError(f"{folder} holds no {_SINGLE} that can be read: {error}.") from error
+        return _opened(folder / _SINGLE)
     try:
         names = msgspec.convert(json.loads((folder / _INDEX).read_bytes()), _Index).weight_map
     except (OSError, ValueError, msgspec.ValidationError) as error:
         raise UsageError(f"{folder / _INDEX} cannot be read: {error}.") from error
     if strange := next((name for name in names.values() if Path(name).name != name), None):
         raise UsageError(f"{folder / _INDEX} names {strange[:64]!r}, which is not a file of its folder.")
-    return names
+    files = {file: _opened(folder / file) for file in sorted(set(names.values()))}
+    if missing := next((name for name, file in names.items() if name not in files[file]), None):
+        raise UsageError(f"{folder / names[missing]} does not hold {missing[:128]!r}, as {_INDEX} says.")
+    return {name: files[file][name] for name, file in names.items()}
 
 
-def _tensor(path: Path, name: str) -> Tensor:
+def _opened(path: Path) -> dict[str, StoredTensor]:
+    read = partial(_read, path)
     try:
-        with safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"{name} cannot be read from {path}: {error}.") from error
+        header = read_header(read, path.stat().st_size, path.name)
+    except (OSError, LeptonError) as error:
+        raise UsageError(f"{path.parent} holds no {path.name} that can be read: {error}.") from error
+    return {name: StoredTensor(read, tensor, str(path)) for name, tensor in header.items()}
+
+
+def _read(path: Path, start: int, size_bytes: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(size_bytes)
+    except OSError as error:
+        raise LeptonError(f"{path} cannot be read: {error.strerror or error}.") from error

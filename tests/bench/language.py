@@ -135,7 +135,10 @@ def loss(engine: LanguageEngine, tokens: list[int]) -> float:
 
 
 def memory() -> dict[str, float]:
-    """Peak resident memory of loading a stage, above an empty process (Linux), beside the stage's share."""
+    """Peak resident memory of a process that loads and runs a stage (Linux), beside its share, its caches and a base.
+
+    The base is what a process takes that has imported torch and us and nothing more.
+    """
     config = parse_config(json.dumps(config_of("125 M")))
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -148,38 +151,39 @@ def memory() -> dict[str, float]:
         save_file(tensors | {NORM: torch.ones(config.width)}, Path(folder) / "model.safetensors")
         del tensors
         for precision in get_args(Precision):
-            for first, end in ((0, layers(config)), (1, 8), (8, layers(config))):
-                command = [
-                    sys.executable,
-                    "-m",
-                    "tests.bench.language",
-                    "stage",
-                    folder,
-                    str(first),
-                    str(end),
-                    precision,
-                ]
+            for first, end in ((0, layers(config)), (0, 8), (1, 8), (8, layers(config))):
+                part = ["stage", folder, str(first), str(end), precision]
+                command = [sys.executable, "-m", "tests.bench.language", *part]
                 ran = subprocess.run(command, capture_output=True, text=True, check=True)
-                grown_bytes, share_bytes = map(int, ran.stdout.split())
-                figures[f"{precision} {first}:{end}"] = grown_bytes / share_bytes
+                base, loading, running, share, caches = (int(figure) / 1e6 for figure in ran.stdout.split())
+                ratio = max((loading / (base + share)), running / (base + share + caches))
+                figures[f"{precision} {first}:{end}"] = ratio
                 say(
-                    f"125 M {precision:9} layers {first:2}:{end:2} peak {grown_bytes / 1e6:6.1f} MB, "
-                    f"{grown_bytes / share_bytes:4.2f} x the share of {share_bytes / 1e6:6.1f} MB"
+                    f"125 M {precision:9} layers {first:2}:{end:2} base {base:5.1f} MB, share {share:5.1f} MB: peak of "
+                    f"loading {loading:5.1f} MB ({(loading - base) / share:4.2f} x the share above the base); with "
+                    f"{caches:4.1f} MB of caches {running:5.1f} MB; {ratio:4.2f} x the sum at most"
                 )
     return figures
 
 
 def stage(folder: str, first: int, end: int, precision: Precision) -> None:
-    """Load a stage in this process and print by how much its peak grew, and the share that `sizes` promises."""
+    """Load a stage in this process and run it; print base, peaks of loading and of all, share and caches, in bytes.
+
+    The share is what `sizes` promises, without the second of a tied matrix.
+    """
     config = read_config(Path(folder))
-    warm = random_engine(parse_config(json.dumps(config_of("15 M"))), precision)  # what code and buffers need anyway
-    warm.run([Piece(cache=warm.new_cache(), x=np.zeros(8, np.int32), wants_logits=True)])
-    del warm
+    base_bytes = status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew here
-    before_bytes = status_bytes("VmRSS")
     engine = load_engine(config, first, end, read_layers(Path(folder), config), precision)
-    assert engine.weights_bytes
-    say(status_bytes("VmHWM") - before_bytes, sum(sizes(config, precision).weights_bytes[first:end]))
+    loading_bytes = status_bytes("VmHWM")
+    caches = [engine.new_cache() for _ in range(4)]
+    for cache in caches:
+        x = np.zeros(128, np.int32) if first == 0 else np.zeros((128, config.width), np.float32)
+        engine.run([Piece(cache=cache, x=x, wants_logits=True)])
+    share = sum(sizes(config, precision).weights_bytes[first:end])
+    if config.tied and (first, end) == (0, layers(config)):
+        share -= sizes(config, precision).weights_bytes[0]
+    say(base_bytes, loading_bytes, status_bytes("VmHWM"), share, sum(cache.size_bytes for cache in caches))
 
 
 def status_bytes(name: str) -> int:

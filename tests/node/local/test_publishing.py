@@ -13,7 +13,7 @@ from lepton.mesh import limits
 from lepton.mesh.errors import LeptonError, PeerError, UsageError
 from lepton.node.blobs import opening
 from lepton.node.blobs.hashing import checked_chunks
-from lepton.node.blobs.opening import layer_contents, manifest_bytes, open_layer, read_manifest
+from lepton.node.blobs.opening import layer_contents, manifest_bytes, open_layer, read_manifest, stored_layer
 from lepton.node.blobs.publishing import Published, folder_tensors, publish_folder
 from lepton.node.blobs.store import BlobStore
 from lepton.node.blobs.tensor_files import Tensor, header_of, read_header
@@ -67,6 +67,10 @@ def require_all(published: Published, store: BlobStore) -> None:
         for name, tensor in opened.items():
             assert tensor.dtype == TENSORS[name].dtype
             assert torch.equal(tensor, TENSORS[name])
+            stored = stored_layer(store, published.manifest, index)[name]
+            assert (stored.shape, stored.dtype) == (tuple(tensor.shape), tensor.dtype)
+            assert torch.equal(stored[:], tensor)
+            assert torch.equal(stored[1:3], tensor[1:3])
         contents = layer_contents(store, published.manifest, index)
         assert {n: t[:2] for n, t in contents.items()} == {n: t[:2] for n, t in published.layers[index].items()}
 

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lepton.mesh.errors import UsageError
-from lepton.node.kernels import Packed, Precision, available, native, pack
+from lepton.node.kernels import Matrix, Packed, Precision, available, native, pack
 from lepton.node.kernels.grouping import grouped, halves_joined, halves_parted
 from lepton.node.kernels.native import NativePacked
 from lepton.node.kernels.plain import TILE, PlainPacked, tile_rows
@@ -25,7 +25,7 @@ KINDS = ["torch", *(f"native on {width}" for width in WIDTHS)]
 compiled = pytest.mark.skipif(not WIDTHS, reason="no compiled kernel here")
 
 
-def make(kind: str, weight: torch.Tensor, precision: Precision) -> Packed:
+def make(kind: str, weight: Matrix, precision: Precision) -> Packed:
     if kind == "torch":
         return PlainPacked(weight, precision)
     return NativePacked(weight, precision, width=int(kind.rpartition(" ")[2]))
@@ -174,6 +174,31 @@ def test_what_does_not_fit_is_refused(kind: str) -> None:
     wrong: Any = "int3"
     with pytest.raises(UsageError, match="no precision 'int3'"):
         make(kind, torch.ones(3, 3), wrong)
+
+
+class Sliced:
+    """A matrix that is nowhere whole, and notes how much of it was asked for at once."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight = weight
+        self.shape, self.dtype = tuple(weight.shape), weight.dtype
+        self.asked: list[int] = []
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        self.asked.append(self._weight[rows].nbytes)
+        return self._weight[rows].clone()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_matrix_is_packed_slice_by_slice(kind: str, precision: Precision) -> None:
+    weight, x = draw(16, 3000, 330), draw(17, 1, 330)
+    sliced = Sliced(weight)
+    packed, whole = make(kind, sliced, precision), make(kind, weight, precision)
+    assert sum(sliced.asked) == weight.nbytes
+    assert max(sliced.asked) <= 2**20
+    assert torch.equal(packed.rows(torch.arange(3000)), whole.rows(torch.arange(3000)))
+    assert torch.equal(packed.product(x), whole.product(x))
 
 
 @pytest.mark.parametrize("bits", [8, 4])

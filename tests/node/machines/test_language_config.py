@@ -6,12 +6,14 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from lepton.mesh.errors import UsageError
+from lepton.mesh.errors import LeptonError, UsageError
 from lepton.node.deployments import Precision
 from lepton.node.language.config import LanguageConfig, parse_config
 from lepton.node.language.engine import load_engine
 from lepton.node.language.folder import read_config, read_layers
 from lepton.node.language.layout import EMBEDDING, HEAD, NORM, layer_of, layer_shapes, layers, sizes
+from lepton.node.language.linear import Stacked
+from safetensors.torch import save_file
 
 FIELDS: dict[str, Any] = {
     "model_type": "llama",
@@ -115,3 +117,34 @@ def test_a_folder_without_a_model_says_what_is_missing(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {EMBEDDING: "../elsewhere.safetensors"}}))
     with pytest.raises(UsageError, match="not a file of its folder"):
         read_layers(tmp_path, config())
+    save_file({"other": torch.ones(2)}, tmp_path / "model.safetensors")
+    index.write_text(json.dumps({"weight_map": {EMBEDDING: "model.safetensors"}}))
+    with pytest.raises(UsageError, match=r"does not hold 'model\.embed_tokens\.weight'"):
+        read_layers(tmp_path, config())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_a_tensor_are_read_when_they_are_asked_for(dtype: torch.dtype, tmp_path: Path) -> None:
+    tied, path = config(tie_word_embeddings=True), tmp_path / "model.safetensors"
+    tensors = {name: torch.randn(shape).to(dtype) for name, shape in layer_shapes(tied, 0).items()}
+    save_file(tensors, path)
+    stored, matrix = read_layers(tmp_path, tied)(0)[EMBEDDING], tensors[EMBEDDING]
+    assert (stored.shape, stored.dtype) == (tuple(matrix.shape), dtype)
+    for rows in (slice(None), slice(3, 7), slice(5, 10**6), slice(4, 4)):
+        assert torch.equal(stored[rows], matrix[rows])
+    path.write_bytes(path.read_bytes()[:-1])
+    assert torch.equal(stored[:2], matrix[:2])
+    with pytest.raises(LeptonError, match="became shorter"):
+        stored[len(matrix) - 1 :]
+    path.unlink()
+    with pytest.raises(LeptonError, match="cannot be read"):
+        stored[:1]
+
+
+def test_matrices_are_stacked_across_slices() -> None:
+    parts = [torch.randn(count, 5) for count in (3, 1, 6)]
+    stacked = Stacked([parts[0], parts[1].bfloat16(), parts[2]])
+    parts[1] = parts[1].bfloat16().float()
+    assert (stacked.shape, stacked.dtype) == ((10, 5), torch.float32)
+    for first in range(10):
+        assert torch.equal(stacked[first : first + 5], torch.cat(parts)[first : first + 5])
