@@ -6,12 +6,13 @@ from typing import Any
 
 import msgspec
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.numpy import save
 
 from ..mesh.errors import UsageError
 from .blobs.layers import read_layer_blob
 from .files import write_whole
-from .models import Chain, ModelSpec, build, layer_schema, load_layer
+from .models import Chain, build, load_layer
+from .shapes import ModelSpec, layer_schema
 
 _SPEC = "lepton.spec"
 

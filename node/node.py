@@ -47,11 +47,11 @@ from .learning.task import Task, task_from
 from .learning.tasks import Tasks, TrainResult
 from .learning.telling import Progress, RoundSaid
 from .links import LINKS, LinksRecord, coarse_links
-from .models import ModelSpec
 from .objective import Objective
 from .picture import CIRCLE, PROFILE, TASK, CircleRecord, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 from .placement import Plan
 from .planning import SPEED
+from .shapes import ModelSpec
 from .speed import cache_file, load_or_measure
 from .stages import StageLoader
 from .texts import TextModel, Texts

@@ -10,7 +10,7 @@ from ..mesh.records import Record
 from .deployments import BlobRef
 from .learning.settings import Budget, Copies, Members, Parts, Policy, Stop, TrainSettings, WaitSeconds
 from .limits import FACTORY_CHARS_MAX
-from .models import ModelSpec
+from .shapes import ModelSpec
 
 PROFILE: Final = "profile"
 MODEL: Final = "model"

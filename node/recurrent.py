@@ -24,7 +24,6 @@ class Recurrent(nn.Module):
         self.weight = nn.Parameter(torch.empty(4 * hidden, features, device="meta"))  # rows in the order i, f, g, o
         self.recurrent = nn.Parameter(torch.empty(4 * hidden, hidden, device="meta"))
         self.bias = nn.Parameter(torch.empty(4 * hidden, device="meta"))
-        self.output_shape: tuple[int, ...] = (hidden,)
         self._sequence = (steps, features)
         self._hidden = hidden
 

@@ -11,11 +11,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
-import torch
 
 from ...mesh.errors import PeerError
 from ...mesh.limits import HEADER_BYTES_MAX
-from ..models import Schema
+from ..shapes import Schema
 
 _LENGTH_BYTES: Final = 8  # safetensors: a little-endian 64-bit header length comes first
 
@@ -25,7 +24,7 @@ def layer_blob(tensors: Mapping[str, npt.NDArray[np.float32]]) -> bytes:
     return safetensors.numpy.save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)})
 
 
-def read_layer_blob(data: bytes, schema: Schema) -> dict[str, torch.Tensor]:
+def read_layer_blob(data: bytes, schema: Schema) -> dict[str, npt.NDArray[np.float32]]:
     """The tensors in ``data``, copied out: exactly those of ``schema`` in name, dtype and shape, all finite.
 
     Raises PeerError for anything else, and nothing but PeerError whatever the bytes are.
@@ -49,9 +48,9 @@ def _check_size(data: bytes, schema: Schema) -> None:
         raise PeerError(f"a layer's blob has {len(data):,} bytes where its layer has {expected:,}")
 
 
-def _tensor(name: str, array: npt.NDArray[np.generic], dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+def _tensor(name: str, array: npt.NDArray[np.generic], dtype: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     if array.dtype.name != dtype or array.shape != shape:
         raise PeerError(f"tensor {name!r} of a layer's blob is {array.dtype} {array.shape}, expected {dtype} {shape}")
     if not np.isfinite(array).all():
         raise PeerError(f"tensor {name!r} of a layer's blob holds NaN or infinity")
-    return torch.from_numpy(array.copy())
+    return array.astype(np.float32)  # a copy

@@ -16,7 +16,7 @@ from ..export import load_model
 from ..learning.data import Dataset, digits
 from ..learning.partition import partition_dirichlet
 from ..learning.trainer import settings_for, train_alone
-from ..models import ModelSpec, layer_sizes_bytes
+from ..shapes import ModelSpec, layer_sizes_bytes
 from ..watch import table
 from .process import NodeProcess, stopping
 from .show import Show

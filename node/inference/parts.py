@@ -9,10 +9,11 @@ import torch
 from ...mesh import tensors
 from ...mesh.errors import PeerError, UsageError
 from ...mesh.tensors import Array
-from ..models import Chain, ModelSpec, layer_count, layer_input_shape, layer_output_shape, run_layers
+from ..models import Chain, run_layers
 from ..programs.program import BATCH, Program, Value
 from ..programs.program import values as values_of
 from ..programs.run import Stage, batch_max, sizes_of
+from ..shapes import ModelSpec, layer_count, layer_input_shape, layer_output_shape
 from .messages import BATCH_MAX
 
 

@@ -17,14 +17,10 @@ from ...mesh.mesh import Mesh
 from ...mesh.tensors import Array
 from ..blobs.layers import read_layer_blob
 from ..deployments import DeploymentRecord
-from ..models import (
-    build_layers,
-    layer_schema,
-    layer_sizes_bytes,
-    load_layer,
-)
+from ..models import build_layers, load_layer
 from ..picture import STAGE, ModelRecord, StageRecord
 from ..placement import Run
+from ..shapes import layer_schema, layer_sizes_bytes
 from .messages import StageBroke, StageResult, StageWork
 from .parts import ChainPart, Part
 from .traced import Programs

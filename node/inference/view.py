@@ -9,10 +9,10 @@ from ...mesh.records import Record
 from ..config import did_you_mean
 from ..deployments import DEPLOYMENT, DeploymentRecord, Precision
 from ..links import LINKS, LinksRecord, links_of
-from ..models import check_spec, layer_count, layer_sizes_bytes
 from ..picture import MODEL, PROFILE, STAGE, ModelRecord, Profile, StageRecord, newest
 from ..placement import Links, Plan, Run
 from ..planning import SPEED, Offer, Small, SpeedRecord, choose_precision, plans
+from ..shapes import check_spec, layer_count, layer_sizes_bytes
 
 log = logging.getLogger(__name__)
 

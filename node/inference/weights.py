@@ -4,8 +4,9 @@ from ...mesh.mesh import Mesh
 from ..blobs.layers import layer_blob
 from ..blobs.sharing import Blobs
 from ..deployments import BlobRef
-from ..models import Chain, ModelSpec, layer_count, layer_tensors
+from ..models import Chain, layer_tensors
 from ..picture import MODEL, ModelRecord
+from ..shapes import ModelSpec, layer_count
 from .view import View
 
 

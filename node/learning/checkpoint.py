@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from ...mesh.errors import LeptonError, UsageError
 from ..files import clear_unfinished, write_whole
-from ..models import Vector
+from ..shapes import Vector
 from .losses import Metrics
 from .trainer import TrainerState
 

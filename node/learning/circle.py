@@ -22,8 +22,8 @@ from ...mesh.calls import Answer, Empty, Incoming
 from ...mesh.errors import LeptonError, UsageError
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
-from ..models import Vector
 from ..picture import CIRCLE, CircleRecord
+from ..shapes import Vector
 from .donors import Donation, ask
 from .exchange import Exchange
 from .messages import State, StateWanted

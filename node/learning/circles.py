@@ -6,8 +6,8 @@ from ...gossip.errors import UnknownCodec
 from ...mesh.errors import UsageError
 from ...mesh.mesh import Mesh
 from ..config import require_name
-from ..models import Vector
 from ..picture import TASK, TaskRecord
+from ..shapes import Vector
 from .circle import Circle
 
 

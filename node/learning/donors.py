@@ -18,7 +18,7 @@ from ...mesh import limits, tensors
 from ...mesh.calls import Calls
 from ...mesh.errors import LeptonError, PeerError
 from ...mesh.identity import PeerId
-from ..models import Vector
+from ..shapes import Vector
 from .messages import State, StateWanted
 from .trainer import Trainer
 

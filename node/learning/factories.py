@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ...mesh.errors import LeptonError, UsageError
 from ..limits import FACTORY_PATTERN
-from ..models import ModelSpec, build
+from ..models import build
+from ..shapes import ModelSpec
 from .shared import Shared
 
 # A gigabyte of float32: a node that trains holds some six times as much. Rounds and joiners' models go in pieces.

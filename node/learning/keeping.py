@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import trio
 
-from ..models import Vector
+from ..shapes import Vector
 from .checkpoint import Checkpoint, CheckpointStore, Loaded
 from .losses import Metrics, accuracy_of
 from .telling import Progress

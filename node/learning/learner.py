@@ -17,8 +17,9 @@ from ...mesh.calls import Answer, Empty, Incoming
 from ...mesh.errors import LeptonError, UsageError
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
-from ..models import ModelSpec, Vector, build, check_sizes
+from ..models import build
 from ..picture import TaskRecord
+from ..shapes import ModelSpec, Vector, check_sizes
 from .begun import Begun
 from .checkpoint import CheckpointStore
 from .data import Dataset

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..models import ModelSpec
 from ..picture import TaskRecord
+from ..shapes import ModelSpec
 from .data import Dataset
 from .ledger import Ledger
 from .losses import Metrics

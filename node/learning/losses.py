@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...mesh.errors import UsageError
-from ..models import ModelSpec
 from ..objective import Objective, is_of_classes, is_of_values
+from ..shapes import ModelSpec
 from .formats.checks import Targets, require_classes
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...mesh.errors import UsageError
-from ..models import Vector
+from ..shapes import Vector
 from .settings import Parts
 
 

@@ -28,9 +28,10 @@ from ..files import write_whole
 from ..home import Home
 from ..inference.view import View
 from ..inference.weights import Weights
-from ..models import ModelSpec, build, check_sizes
+from ..models import build
 from ..objective import Objective
 from ..picture import PROFILE, TASK, TRAINER, Profile, TaskRecord, TrainerRecord, newest
+from ..shapes import ModelSpec, check_sizes
 from . import donors, exchange
 from .begun import Begun
 from .checkpoint import CheckpointStore

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from ...mesh.errors import LeptonError, UsageError
-from ..models import ModelSpec, Vector, build
+from ..models import build
 from ..objective import is_of_values
+from ..shapes import ModelSpec, Vector
 from .data import Dataset
 from .factories import owners_code, structure
 from .ledger import noise_for

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...mesh.errors import PeerError, UsageError
-from ..models import ACTIVATIONS_MAX
+from ..shapes import ACTIVATIONS_MAX
 from .operations import MAKERS, function_of
 from .program import (
     BATCH,

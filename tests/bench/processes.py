@@ -19,7 +19,7 @@ import trio
 from lepton.mesh.calls import Answer, Empty, Incoming, Method
 from lepton.mesh.errors import LeptonError
 from lepton.node import Node
-from lepton.node.models import parameter_count
+from lepton.node.shapes import parameter_count
 from rich.console import Console
 
 from .members import LOOPBACK, Fleet, Member, enrol, say

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from lepton.node.learning.data import Dataset
 from lepton.node.learning.trainer import Trainer, settings_for
-from lepton.node.models import ModelSpec, Vector
+from lepton.node.shapes import ModelSpec, Vector
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 IMAGES, CHECKS = 6_000, 5_000

@@ -13,7 +13,7 @@ from lepton.gossip.events import Behind, Expired, Finished, PeerDown, Ready, Rec
 from lepton.gossip.messages import Message, pack
 from lepton.gossip.part import Reference
 from lepton.node.learning.trainer import Trainer
-from lepton.node.models import Vector
+from lepton.node.shapes import Vector
 from lepton.simulations.world import World
 
 DELAY_S = (0.001, 0.02)  # of a message: a LAN with Wi-Fi in it

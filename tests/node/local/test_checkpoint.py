@@ -17,7 +17,7 @@ from lepton.node.learning.data import digits
 from lepton.node.learning.losses import Metrics
 from lepton.node.learning.settings import TrainSettings
 from lepton.node.learning.trainer import Trainer, TrainerState
-from lepton.node.models import ModelSpec
+from lepton.node.shapes import ModelSpec
 from safetensors.numpy import save
 
 

@@ -7,7 +7,7 @@ from lepton.node import digits
 from lepton.node.learning.donors import Donation, judge
 from lepton.node.learning.settings import TrainSettings
 from lepton.node.learning.trainer import Trainer
-from lepton.node.models import ModelSpec, Vector
+from lepton.node.shapes import ModelSpec, Vector
 
 DIGITS = digits()
 MLP = ModelSpec(architecture="mlp", inputs=(64,), classes=10)

@@ -7,14 +7,14 @@ import msgspec
 import pytest
 import torch
 from lepton.mesh.errors import UsageError
-from lepton.node import models
+from lepton.node import models, shapes
 from lepton.node.config import load_config
 from lepton.node.learning.data import digits
 from lepton.node.learning.factories import Factories, structure
 from lepton.node.learning.settings import TrainSettings
 from lepton.node.learning.shared import Shared
 from lepton.node.learning.trainer import Trainer
-from lepton.node.models import ModelSpec
+from lepton.node.shapes import ModelSpec
 
 OWN = ModelSpec(architecture="own", factory="factories_of_a_test:good", inputs=(64,), classes=10, seed=3)
 SOURCE = """
@@ -137,7 +137,7 @@ def test_a_model_that_fails_in_training_fails_the_task_and_not_the_node(module: 
 
 
 def test_nobody_builds_such_a_model_from_its_description() -> None:
-    for use in (models.check_spec, models.build, models.layer_count):
+    for use in (shapes.check_spec, models.build, shapes.layer_count):
         with pytest.raises(UsageError, match="factories_of_a_test:good: its layers cannot be built from a description"):
             use(OWN)
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lepton.mesh.errors import UsageError
-from lepton.node import models
-from lepton.node.models import ModelSpec
+from lepton.node import models, shapes
+from lepton.node.shapes import ModelSpec
 
 MLP = ModelSpec(architecture="mlp", inputs=(64,), classes=10, seed=7)
 RELU = ModelSpec(architecture="mlp", inputs=(1, 8, 8), classes=10, hidden=32, hidden_activation="relu", seed=7)
@@ -42,7 +42,7 @@ def test_the_mlp_is_the_network_of_the_mission() -> None:
 
 @ALL
 def test_every_division_into_shards_gives_the_same_bits(spec: ModelSpec) -> None:
-    count = models.layer_count(spec)
+    count = shapes.layer_count(spec)
     whole = models.build(spec).probabilities(batch(spec))
     for cuts in itertools.product((False, True), repeat=count - 1):
         ends = [index + 1 for index, cut in enumerate(cuts) if cut] + [count]
@@ -50,7 +50,7 @@ def test_every_division_into_shards_gives_the_same_bits(spec: ModelSpec) -> None
         for end in ends:
             shard = models.build_layers(spec, first, end)
             x = models.run_layers(shard, first, end, x)
-            assert tuple(x.shape[1:]) == models.layer_output_shape(spec, end - 1)
+            assert tuple(x.shape[1:]) == shapes.layer_output_shape(spec, end - 1)
             first = end
         assert torch.equal(x, whole)
 
@@ -58,7 +58,7 @@ def test_every_division_into_shards_gives_the_same_bits(spec: ModelSpec) -> None
 @ALL
 def test_a_shard_holds_its_layers_and_no_others(spec: ModelSpec) -> None:
     shard = models.build_layers(spec, 1, 2)
-    assert sum(4 * p.numel() for p in shard.parameters()) == models.layer_sizes_bytes(spec)[1]
+    assert sum(4 * p.numel() for p in shard.parameters()) == shapes.layer_sizes_bytes(spec)[1]
     with pytest.raises(UsageError, match="layer 0 is not among the layers 1 to 1"):
         shard.layer(0)
     with pytest.raises(UsageError, match="layers 0:1 were asked for, 1:2 are loaded"):
@@ -69,14 +69,14 @@ def test_a_shard_holds_its_layers_and_no_others(spec: ModelSpec) -> None:
 def test_what_the_description_says_is_what_is_built(spec: ModelSpec) -> None:
     chain = models.build(spec)
     x = batch(spec)
-    for index in range(models.layer_count(spec)):
+    for index in range(shapes.layer_count(spec)):
         tensors = models.layer_tensors(chain, index)
         found = {name: (str(tensor.dtype), tensor.shape) for name, tensor in tensors.items()}
-        assert found == models.layer_schema(spec, index)
-        assert sum(tensor.nbytes for tensor in tensors.values()) == models.layer_sizes_bytes(spec)[index]
-        assert tuple(x.shape[1:]) == models.layer_input_shape(spec, index)
+        assert found == shapes.layer_schema(spec, index)
+        assert sum(tensor.nbytes for tensor in tensors.values()) == shapes.layer_sizes_bytes(spec)[index]
+        assert tuple(x.shape[1:]) == shapes.layer_input_shape(spec, index)
         x = models.run_layers(chain, index, index + 1, x)
-    assert models.parameter_vector(chain).shape == (models.parameter_count(spec),)
+    assert models.parameter_vector(chain).shape == (shapes.parameter_count(spec),)
     torch.testing.assert_close(x.sum(dim=1), torch.ones(33))
 
 
@@ -92,8 +92,8 @@ def test_the_lstm_is_that_of_torch() -> None:
 
 
 def test_the_cnn_of_the_digits_is_small() -> None:
-    assert models.parameter_count(CNN) == 12_010
-    assert models.parameter_count(MLP) == 4_810
+    assert shapes.parameter_count(CNN) == 12_010
+    assert shapes.parameter_count(MLP) == 4_810
 
 
 @pytest.mark.parametrize("inputs", [(64,), (8, 8), (1, 8, 8)])
@@ -120,7 +120,7 @@ def test_parameters_go_out_and_in(spec: ModelSpec) -> None:
     models.load_vector(target, models.parameter_vector(source))
     np.testing.assert_array_equal(models.parameter_vector(target), models.parameter_vector(source))
     target = models.build(msgspec.structs.replace(spec, seed=9))
-    for index in range(models.layer_count(spec)):
+    for index in range(shapes.layer_count(spec)):
         models.load_layer(target, index, models.layer_tensors(source, index))
     np.testing.assert_array_equal(models.parameter_vector(target), models.parameter_vector(source))
 
@@ -199,7 +199,7 @@ def test_an_empty_batch_has_an_empty_answer() -> None:
 )
 def test_a_description_out_of_bounds_is_refused(changes: dict[str, Any], message: str) -> None:
     spec = msgspec.structs.replace(MLP, **changes)
-    for use in (models.check_spec, models.build, models.layer_sizes_bytes, models.layer_count):
+    for use in (shapes.check_spec, models.build, shapes.layer_sizes_bytes, shapes.layer_count):
         with pytest.raises(UsageError, match=message):
             use(spec)
 
@@ -210,7 +210,7 @@ def test_a_layer_or_run_that_does_not_exist_is_refused() -> None:
             models.build_layers(MLP, first, end)
     for index in (-1, 2):
         with pytest.raises(UsageError, match=f"no layer {index} in a model of 2"):
-            models.layer_schema(MLP, index)
+            shapes.layer_schema(MLP, index)
 
 
 spec_data = st.fixed_dictionaries(
@@ -229,12 +229,12 @@ spec_data = st.fixed_dictionaries(
 def test_whatever_a_stranger_describes_is_bounded_or_refused(data: dict[str, Any]) -> None:
     try:
         spec = msgspec.msgpack.decode(msgspec.msgpack.encode(data), type=ModelSpec)
-        sizes = models.layer_sizes_bytes(spec)
+        sizes = shapes.layer_sizes_bytes(spec)
     except (msgspec.ValidationError, UsageError):
         return
-    assert sum(sizes) <= 4 * models.PARAMETERS_MAX
-    assert math.prod(models.layer_input_shape(spec, 0)) <= models.FEATURES_MAX
-    assert models.layer_output_shape(spec, len(sizes) - 1) == (spec.classes,)
+    assert sum(sizes) <= 4 * shapes.PARAMETERS_MAX
+    assert math.prod(shapes.layer_input_shape(spec, 0)) <= shapes.FEATURES_MAX
+    assert shapes.layer_output_shape(spec, len(sizes) - 1) == (spec.classes,)
 
 
 def test_a_description_travels_and_keeps_its_meaning() -> None:
@@ -250,7 +250,7 @@ import numpy as np
 from lepton.node.learning.data import Dataset
 from lepton.node.learning.settings import TrainSettings
 from lepton.node.learning.trainer import Trainer
-from lepton.node.models import ModelSpec, layer_output_shape
+from lepton.node.shapes import ModelSpec, layer_output_shape
 for architecture in ("mlp", "cnn", "lstm"):
     spec = ModelSpec(architecture=architecture, inputs=(8, 8), classes=3)
     layer_output_shape(spec, 0)

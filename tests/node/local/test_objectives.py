@@ -14,8 +14,9 @@ from lepton.node.learning.losses import loss_of, measured
 from lepton.node.learning.partition import partition_dirichlet
 from lepton.node.learning.settings import TrainSettings, as_said
 from lepton.node.learning.trainer import Trainer, settings_for, train_alone
-from lepton.node.models import ModelSpec, build, check_sizes, load_vector, run_layers
+from lepton.node.models import build, load_vector, run_layers
 from lepton.node.objective import OBJECTIVES, Objective
+from lepton.node.shapes import ModelSpec, check_sizes
 from sklearn.datasets import load_breast_cancer
 from sklearn.metrics import r2_score
 from torch import nn

@@ -17,7 +17,8 @@ from lepton.node.learning.ledger import Ledger, epsilon_of, noise_for
 from lepton.node.learning.privacy import PrivateGradient, normal, uniform
 from lepton.node.learning.settings import DpSettings, TrainSettings
 from lepton.node.learning.trainer import Trainer, train_alone
-from lepton.node.models import ModelSpec, build
+from lepton.node.models import build
+from lepton.node.shapes import ModelSpec
 from opacus.accountants import RDPAccountant
 from torch import nn
 from torch.nn.functional import cross_entropy

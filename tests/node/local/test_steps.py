@@ -17,7 +17,7 @@ from lepton.node.learning.steps.proximal import add_proximal
 from lepton.node.learning.steps.schedule import rate_at
 from lepton.node.learning.steps.tracking import LEAK, Tracking
 from lepton.node.learning.trainer import Trainer
-from lepton.node.models import ModelSpec
+from lepton.node.shapes import ModelSpec
 
 MLP = ModelSpec(architecture="mlp", inputs=(64,), classes=10, hidden_activation="relu")
 

@@ -12,7 +12,7 @@ from lepton.node.learning.data import Dataset, digits, load_data
 from lepton.node.learning.partition import partition_dirichlet
 from lepton.node.learning.settings import TrainSettings
 from lepton.node.learning.trainer import Trainer, TrainerState, settings_for, train_alone
-from lepton.node.models import ModelSpec
+from lepton.node.shapes import ModelSpec
 
 MLP = ModelSpec(architecture="mlp", inputs=(64,), classes=10)
 RELU = msgspec.structs.replace(MLP, hidden_activation="relu")

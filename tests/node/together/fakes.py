@@ -17,7 +17,8 @@ from lepton.mesh.identity import Identity
 from lepton.node import Dataset, Node, digits
 from lepton.node.home import Home
 from lepton.node.learning.partition import partition_dirichlet
-from lepton.node.models import Chain, ModelSpec, build
+from lepton.node.models import Chain, build
+from lepton.node.shapes import ModelSpec
 
 DIGITS = digits()
 MLP = ModelSpec(architecture="mlp", inputs=(64,), classes=10)

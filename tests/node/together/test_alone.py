@@ -8,7 +8,7 @@ import pytest
 from lepton.gossip.events import Report
 from lepton.node.learning.learner import Learner
 from lepton.node.learning.settings import TrainSettings
-from lepton.node.models import Vector
+from lepton.node.shapes import Vector
 
 from .fakes import parts, running, until
 

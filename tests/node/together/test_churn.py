@@ -4,7 +4,7 @@ import numpy as np
 from lepton.node import Dataset, digits
 from lepton.node.learning.settings import TrainSettings
 from lepton.node.learning.trainer import Trainer
-from lepton.node.models import ModelSpec
+from lepton.node.shapes import ModelSpec
 
 from ...bench.virtual import VirtualMesh
 

@@ -9,7 +9,7 @@ from lepton.mesh.calls import Answer, Incoming, Method
 from lepton.mesh.errors import UsageError
 from lepton.node.learning import donors
 from lepton.node.learning.messages import State, StateWanted
-from lepton.node.models import ModelSpec, parameter_count
+from lepton.node.shapes import ModelSpec, parameter_count
 
 from .fakes import DIGITS, running
 

@@ -23,8 +23,8 @@ from lepton.node.learning.messages import RoundMessage, State, StateWanted
 from lepton.node.learning.settings import TrainSettings
 from lepton.node.learning.task import task_from
 from lepton.node.learning.trainer import Trainer
-from lepton.node.models import parameter_count
 from lepton.node.picture import TRAINER, TrainerRecord
+from lepton.node.shapes import parameter_count
 
 from .fakes import DIGITS, MLP, PATIENCE_S, World, parts, random_model, running, samples, unsharded, until
 

@@ -17,8 +17,8 @@ from lepton.node.learning.learner import Learner
 from lepton.node.learning.policies import check_policy
 from lepton.node.learning.settings import TrainSettings
 from lepton.node.learning.task import task_from
-from lepton.node.models import Vector
 from lepton.node.picture import TaskRecord
+from lepton.node.shapes import Vector
 
 from .fakes import DIGITS, MLP, PATIENCE_S, World, parts, running, samples, until
 

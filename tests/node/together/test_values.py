@@ -8,7 +8,7 @@ from lepton.mesh.errors import UsageError
 from lepton.node.learning.data import Dataset, hold_out
 from lepton.node.learning.task import task_from
 from lepton.node.learning.trainer import settings_for, train_alone
-from lepton.node.models import ModelSpec
+from lepton.node.shapes import ModelSpec
 from sklearn.datasets import load_diabetes
 
 from .fakes import running
