@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ...mesh.identity import PeerId, short
+from .events import Came, Expired, Lost, Send
 from .messages import (
     FRAME_POSITIONS_MAX,
     Alive,
@@ -30,7 +31,6 @@ from .messages import (
 from .prefixes import block_hashes
 from .route import Choose, Route, Run, Serving, reached
 from .sampling import Sampling
-from .stage import Came, Expired, Lost, Send
 
 Finish = Literal["stop", "length"]
 

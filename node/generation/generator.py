@@ -33,12 +33,12 @@ from .asker import (
     Picture,
     Tally,
 )
+from .events import Came, Expired, Lost
+from .events import Send as SendEffect
 from .host import Pictured
 from .messages import POSITIONS_MAX, SESSION_BYTES, STOP_IDS_MAX, Said, Send
 from .route import Route, Run, Serving, choose
 from .sampling import Sampling
-from .stage import Came, Expired, Lost
-from .stage import Send as SendEffect
 
 SESSIONS_MAX: Final = 1024  # of one node's askers at once: as many as a deployment can promise
 _LOAD_LASTS_S: Final = 3.0  # what a stage said of its load; older, it is taken for one that nobody knows

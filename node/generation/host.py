@@ -19,10 +19,11 @@ from ..deployments import DeploymentRecord
 from ..picture import STAGE, StageRecord
 from .engine import Engine
 from .engine_thread import EngineThread
+from .events import Came, Expired, Lost, Ran
+from .events import Send as SendEffect
 from .messages import Alive, Close, Declined, Open, Probe, Said, Send
 from .route import Run
-from .stage import Came, Effect, Event, Expired, Lost, Ran, Stage, StageConfig
-from .stage import Send as SendEffect
+from .stage import Effect, Event, Stage, StageConfig
 from .steps import Result
 from .worker import Worker
 

@@ -11,9 +11,11 @@ what sessions and prefixes were promised never exceeds the budget; each session 
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ...mesh.identity import PeerId, short
+from .events import Came, Expired, Lost, Ran, Send
+from .held import Held
 from .kept import Kept
 from .messages import (
     BLOCK,
@@ -54,82 +56,8 @@ class StageConfig:
     prefixes_max: int = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Came:
-    """A peer said something."""
-
-    peer: PeerId
-    said: Said
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A peer is gone, or cannot be reached from here."""
-
-    peer: PeerId
-    reason: str
-    left: bool = True  # the mesh, and not only this node's sight
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """The step is done."""
-
-    results: tuple[Result, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Expired:
-    """The deadline has come."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Say this to a peer, which may be this node."""
-
-    peer: PeerId
-    said: Said
-
-
 Event = Came | Lost | Ran | Expired
 Effect = Send | Step
-
-
-@dataclass(slots=True, eq=False)
-class _Session:
-    opened: Open
-    key: int
-    used_at: float
-    kept: Kept
-    ids: list[int] = field(default_factory=list)  # of the positions in the cache
-    inbox: deque[Data] = field(default_factory=deque)
-    end: int = 0  # of what was run, runs or waits in the inbox
-    running: Data | None = None
-    deferred: list[Came] = field(default_factory=list)
-    asked: bool = False  # the next stage has said what it needs
-    sent: int = 0  # the positions before this were sent to the next stage, or it has them
-    acked: int = 0  # and these it has run
-    shared: bool = False  # its prompt's blocks were kept for others
-
-    @property
-    def index(self) -> int:
-        return self.opened.index
-
-    @property
-    def is_last(self) -> bool:
-        return self.index == len(self.opened.route) - 1
-
-    @property
-    def before(self) -> PeerId:
-        return self.opened.route[self.index - 1] if self.index else self.opened.asker
-
-    @property
-    def behind(self) -> PeerId:
-        return self.opened.route[self.index + 1]
-
-    def takes_from(self, peer: PeerId) -> bool:
-        """Whether steps may come from this peer: the stage before, or the asker and whoever draws the tokens."""
-        return peer == self.before or (self.index == 0 and peer == self.opened.route[-1])
 
 
 @dataclass(slots=True)
@@ -158,13 +86,13 @@ class Stage:
         self._config = config
         self._position_bytes = position_bytes
         self._input_bytes = input_bytes
-        self._sessions: dict[bytes, _Session] = {}
+        self._sessions: dict[bytes, Held] = {}
         self._waiting: dict[bytes, tuple[Open, float]] = {}
         self._closed: dict[bytes, int] = {}  # the last epoch of those that are over
         self._prefixes = Prefixes(config.prefixes_max)
-        self._ready: dict[_Session, None] = {}
+        self._ready: dict[Held, None] = {}
         self._ops: list[CacheOp] = []
-        self._batch: list[_Session] | None = None  # under way
+        self._batch: list[Held] | None = None  # under way
         self._step_began = 0.0
         self._promised = 0  # positions, of sessions
         self._kept_bytes = 0  # at most: what ended since it was last counted is still in it
@@ -292,7 +220,7 @@ class Stage:
 
     # -- sessions come and go -----------------------------------------------------------------------------------------
 
-    def _open(self, peer: PeerId, opened: Open, session: _Session | None) -> None:
+    def _open(self, peer: PeerId, opened: Open, session: Held | None) -> None:
         sender = opened.route[opened.index - 1] if opened.index else opened.asker
         waits = self._waiting.get(opened.session)
         known = session.opened if session is not None else waits[0] if waits is not None else None
@@ -334,7 +262,7 @@ class Stage:
         key = self._new_key()
         found = self._prefixes.find(opened.blocks, opened.known - 1)
         length = 0 if found is None else found[1]
-        session = _Session(opened, key, self._now, Kept(length))
+        session = Held(opened, key, self._now, Kept(length))
         if found is None:
             self._ops.append(New(key))
         else:
@@ -347,7 +275,7 @@ class Stage:
         self.deadline = min(self.deadline, self._now + self._config.lease_s)
         self._begin(session, opened)
 
-    def _begin(self, session: _Session, opened: Open) -> None:
+    def _begin(self, session: Held, opened: Open) -> None:
         """Enter an epoch: forget what the asker does not know of, and pass it on."""
         session.opened, session.asked, session.used_at = opened, False, self._now
         session.sent = session.acked = 0
@@ -357,7 +285,7 @@ class Stage:
         else:
             self._send(session.behind, _passed_on(opened))
 
-    def _close(self, peer: PeerId, said: Close, session: _Session | None) -> None:
+    def _close(self, peer: PeerId, said: Close, session: Held | None) -> None:
         waits = self._waiting.get(said.session)
         opened = session.opened if session is not None else waits[0] if waits is not None else None
         if opened is not None and peer != opened.asker:
@@ -372,7 +300,7 @@ class Stage:
                 self._end(session)
             self._admit_waiting()
 
-    def _end(self, session: _Session) -> None:
+    def _end(self, session: Held) -> None:
         """Drop a session whose step is not under way, or mark it so that its result is dropped."""
         if self._sessions.pop(session.opened.session, None) is None:
             return
@@ -393,7 +321,7 @@ class Stage:
 
     # -- who has what -------------------------------------------------------------------------------------------------
 
-    def _needed(self, session: _Session, need: Need) -> None:
+    def _needed(self, session: Held, need: Need) -> None:
         if need.epoch != session.opened.epoch or session.asked:
             return
         session.asked, session.used_at = True, self._now
@@ -404,7 +332,7 @@ class Stage:
         self._need(session, need.loads)
         self._pump(session)
 
-    def _need(self, session: _Session, loads: tuple[float, ...]) -> None:
+    def _need(self, session: Held, loads: tuple[float, ...]) -> None:
         session.end = len(session.ids)
         opened = session.opened
         need = Need(
@@ -412,17 +340,17 @@ class Stage:
         )
         self._send(session.before, need)
 
-    def _acked(self, session: _Session, ack: Ack) -> None:
+    def _acked(self, session: Held, ack: Ack) -> None:
         if ack.epoch == session.opened.epoch:
             self._ran_behind(session, ack.position)
 
-    def _ran_behind(self, session: _Session, position: int) -> None:
+    def _ran_behind(self, session: Held, position: int) -> None:
         if position > session.acked:
             session.acked = position
             self._pump(session)
             self._see_whether_ready(session)
 
-    def _truncate(self, session: _Session, length: int) -> None:
+    def _truncate(self, session: Held, length: int) -> None:
         session.inbox.clear()
         self._ready.pop(session, None)
         if length < len(session.ids):
@@ -431,7 +359,7 @@ class Stage:
             self._ops.append(Truncate(session.key, length))
         session.end = len(session.ids)
 
-    def _pump(self, session: _Session) -> None:
+    def _pump(self, session: Held) -> None:
         """Send the next stage what it lacks, as far as the window reaches."""
         length, window = len(session.ids), self._config.window
         while session.asked and session.sent < length and session.sent < session.acked + window:
@@ -454,7 +382,7 @@ class Stage:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def _take(self, session: _Session, peer: PeerId, data: Data) -> None:
+    def _take(self, session: Held, peer: PeerId, data: Data) -> None:
         opened, end = session.opened, session.end
         wrong = data.epoch != opened.epoch or not session.takes_from(peer) or data.end > opened.positions
         if wrong or (session.index > 0) != (data.x is not None) or not (session.is_last or session.asked):
@@ -473,7 +401,7 @@ class Stage:
             self._ran_behind(session, data.position)  # or nobody could have drawn this token
         self._see_whether_ready(session)
 
-    def _see_whether_ready(self, session: _Session) -> None:
+    def _see_whether_ready(self, session: Held) -> None:
         """A session runs when something is here for it, and the next stage is not too far behind."""
         if session.inbox and session.running is None:
             ahead = 0 if session.is_last else len(session.ids) - session.acked
@@ -483,7 +411,7 @@ class Stage:
     def _start_step(self) -> None:
         if self._batch is not None or not (self._ready or self._ops):
             return
-        batch, left = list[_Session](), self._config.chunk  # positions of prompts that may be in it
+        batch, left = list[Held](), self._config.chunk  # positions of prompts that may be in it
         for session in list(self._ready):
             is_prompt = len(session.inbox[0].ids) > 1
             if len(batch) >= self._config.batch_max or (is_prompt and left < 2):
@@ -498,7 +426,7 @@ class Stage:
         self.counts.steps += 1
         self.counts.largest_batch = max(self.counts.largest_batch, len(batch))
 
-    def _work(self, session: _Session) -> Work:
+    def _work(self, session: Held) -> Work:
         data, opened = session.running, session.opened
         assert data is not None
         draw = None
@@ -519,7 +447,7 @@ class Stage:
                 self._ran_one(session, data, result)
         self._keep_within_bounds()
 
-    def _ran_one(self, session: _Session, data: Data, result: Result) -> None:
+    def _ran_one(self, session: Held, data: Data, result: Result) -> None:
         self.counts.positions += len(data.ids)
         if result.error:
             self._decline(session.opened, "usage" if result.asked_wrongly else "failed", result.error)
@@ -545,7 +473,7 @@ class Stage:
             self._receive(came.peer, came.said)
         self._see_whether_ready(session)
 
-    def _drawn(self, session: _Session, token: int) -> None:
+    def _drawn(self, session: Held, token: int) -> None:
         opened, position = session.opened, len(session.ids)
         self._send(opened.asker, Token(opened.session, opened.epoch, position, token))
         if position + 1 < opened.positions and token not in opened.stop_ids:
@@ -553,7 +481,7 @@ class Stage:
 
     # -- prompts that begin alike -------------------------------------------------------------------------------------
 
-    def _share(self, session: _Session, length: int) -> None:
+    def _share(self, session: Held, length: int) -> None:
         """Keep the whole blocks of a session for others, where there is room without pushing anybody out."""
         session.shared = True
         hashes = block_hashes(session.ids[:length])
@@ -572,7 +500,7 @@ class Stage:
 
     # -- words --------------------------------------------------------------------------------------------------------
 
-    def _answer(self, peer: PeerId, probe: Probe, session: _Session | None) -> None:
+    def _answer(self, peer: PeerId, probe: Probe, session: Held | None) -> None:
         waits = self._waiting.get(probe.session)
         alive = Alive(session=probe.session, epoch=probe.epoch, state="waiting" if waits else "unknown")
         if session is not None and peer == session.opened.asker:

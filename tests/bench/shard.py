@@ -75,7 +75,8 @@ def cuts(count: int) -> list[tuple[int, int]]:
 class Stages:
     """The processes, and what can be asked of them. The first one asks."""
 
-    def __init__(self, fleet: Fleet, homes: list[Path]) -> None:
+    def __init__(self, fleet: Fleet, homes: list[Path], served: dict[str, dict[str, tuple[int, int]]]) -> None:
+        self._wanted = {name: len(runs) for name, runs in served.items()}
         self.fleet = fleet
         self.homes = homes
         self._count = 0
@@ -83,6 +84,10 @@ class Stages:
     @property
     def asker(self) -> Member:
         return self.fleet.members[0]
+
+    def whole(self) -> bool:
+        """Whether all stages are loaded and here, as the asker sees it."""
+        return bool(self.asker.heard.get("served", {}).get("counts") == self._wanted)
 
     def until(self, condition: Any, what: str) -> None:
         if not self.fleet.until(condition, 300.0):
@@ -172,20 +177,23 @@ def traffic(stages: Stages) -> Figures:
     return {"bytes_per_token_2": sent / COUNT / 2}
 
 
-def death(stages: Stages) -> Figures:
-    """The middle one of three stages is killed in mid-answer."""
+def death(stages: Stages, what: signal.Signals, key: str) -> Figures:
+    """The middle one of three stages is killed, or stopped, in mid-answer."""
     right = stages.end(stages.begin("three", count=KILLED_COUNT))["answers"][0]["ids"]
     tag = stages.begin("three", count=KILLED_COUNT, halfway=HALFWAY)
     stages.until(lambda: stages.asker.heard.get("halfway", {}).get("tag") == tag, "it never began")
-    middle = stages.asker.heard["halfway"]["route"][1]
-    killed_at = stages.fleet.signal(next(one for one in stages.fleet.members if one.id == middle), signal.SIGKILL)
+    through = stages.asker.heard["halfway"]["route"][1]
+    middle = next(one for one in stages.fleet.members if one.id == through)
+    hit_at = stages.fleet.signal(middle, what)
     (answer,) = stages.end(tag)["answers"]
     wrong = sum(a != b for a, b in zip(answer["ids"], right, strict=True))
-    last = max(at for at in answer["times"] if at <= killed_at)
-    noticed_s = max(0.0, last + sum(answer["noticed"]) - killed_at)
-    pause_s = sum(answer["pauses"])
-    say(f"a stage is killed: noticed after {noticed_s:.3f} s, next token {pause_s:.3f} s later, {wrong} tokens wrong")
-    return {"kill_detection_s": noticed_s, "kill_pause_s": pause_s, "kill_tokens_wrong": wrong}
+    last = max(at for at in answer["times"] if at <= hit_at)
+    noticed_s, pause_s = max(0.0, last + sum(answer["noticed"]) - hit_at), sum(answer["pauses"])
+    say(f"a stage gets {what.name}: noticed after {noticed_s:.3f} s, a token {pause_s:.3f} s later, {wrong} wrong")
+    if what is signal.SIGSTOP:
+        stages.fleet.signal(middle, signal.SIGCONT)
+        stages.until(stages.whole, "it did not come back")
+    return {f"{key}_detection_s": noticed_s, f"{key}_pause_s": pause_s, f"{key}_tokens_wrong": wrong}
 
 
 def memory(folder: Path) -> Figures:
@@ -248,11 +256,11 @@ def measured(folder: Path) -> Figures:
     with Fleet([Member(home, module="tests.bench.stages", interfaces=()) for home in homes]) as fleet:
         for member in fleet.members:
             fleet.start(member)
-        stages = Stages(fleet, homes)
-        wanted = {name: len(runs) for name, runs in served.items()}
-        stages.until(lambda: stages.asker.heard.get("served", {}).get("counts") == wanted, "not all is loaded")
+        stages = Stages(fleet, homes, served)
+        stages.until(stages.whole, "not all is loaded")
         time.sleep(2.0)  # what starting left to do
-        figures = steps(stages) | traffic(stages) | death(stages)
+        figures = steps(stages) | traffic(stages)
+        figures |= death(stages, signal.SIGSTOP, "stop") | death(stages, signal.SIGKILL, "kill")
     return figures | memory(folder)
 
 

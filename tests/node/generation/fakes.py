@@ -17,10 +17,11 @@ from lepton.node.generation import asker as asking
 from lepton.node.generation import messages, stage
 from lepton.node.generation.asker import Asked, Asker, AskerConfig
 from lepton.node.generation.engine import Piece
+from lepton.node.generation.events import Came, Expired, Lost, Ran, Send
 from lepton.node.generation.messages import Said
 from lepton.node.generation.route import Route, Run, Serving, choose
 from lepton.node.generation.sampling import Sampling
-from lepton.node.generation.stage import Came, Lost, Ran, Stage, StageConfig
+from lepton.node.generation.stage import Stage, StageConfig
 from lepton.node.generation.steps import Step
 from lepton.node.generation.worker import Drawer, Worker
 
@@ -320,11 +321,11 @@ class World:
     def _expire(self) -> None:
         for owner, asker, heard in list(self.askers.values()):
             if not asker.over and self._works(owner) and asker.deadline <= self.now:
-                event: asking.AskerEvent = stage.Expired() if asker.route.peers else self.picture()
+                event: asking.AskerEvent = Expired() if asker.route.peers else self.picture()
                 self._carry_out_asker(owner, asker, heard, asker.handle(event, self.now))
         for device in self.devices.values():
             if device.stage is not None and self._works(device.peer) and device.stage.deadline <= self.now:
-                self._to_stage(device, stage.Expired())
+                self._to_stage(device, Expired())
 
     # -- effects ------------------------------------------------------------------------------------------------------
 
@@ -335,7 +336,7 @@ class World:
 
     def _carry_out_stage(self, device: Device, effect: stage.Effect) -> None:
         match effect:
-            case stage.Send(peer, said):
+            case Send(peer, said):
                 self._say(device.peer, peer, said)
             case Step():
                 assert device.worker is not None
@@ -348,7 +349,7 @@ class World:
     ) -> None:
         for effect in effects:
             match effect:
-                case stage.Send(peer, said):
+                case Send(peer, said):
                     self._say(owner, peer, said)
                 case asking.Emit(position, id_):
                     assert position == len(asker.tokens) - 1 or id_ in asker.tokens

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from lepton.mesh.identity import PeerId
 from lepton.mesh.tensors import Array
+from lepton.node.generation.events import Came, Expired, Lost, Ran, Send
 from lepton.node.generation.messages import Ack, Alive, Broke, Close, Data, Declined, Need, Open, Probe, Said, Token
 from lepton.node.generation.prefixes import block_hashes
-from lepton.node.generation.stage import Came, Effect, Expired, Lost, Ran, Send, Stage, StageConfig
+from lepton.node.generation.stage import Effect, Stage, StageConfig
 from lepton.node.generation.steps import Drop, Fork, New, Result, Step, Truncate
 
 ASKER, FIRST, MIDDLE, LAST, OTHER = map(PeerId, ("asker", "first", "middle", "last", "other"))
