@@ -197,14 +197,15 @@ def death(stages: Stages, what: signal.Signals, key: str) -> Figures:
 
 
 def memory(folder: Path) -> Figures:
-    """Peak memory of loading each stage of three beside its share of the weights (Linux)."""
+    """Peak memory of each stage of three beside base, its share of the weights and its caches (Linux)."""
     ratios = []
     for first, end in cuts(3):
         command = (sys.executable, "-m", "tests.bench.language", "stage", str(folder), str(first), str(end), "float32")
         ran = subprocess.run(command, capture_output=True, text=True, check=True)
-        grown_bytes, share_bytes = map(int, ran.stdout.split())
-        ratios.append(grown_bytes / share_bytes)
-        say(f"layers {first:2} to {end:2}: peak {grown_bytes / 1e6:6.1f} MB, {ratios[-1]:.2f} x its share")
+        base, loading, running, share, caches = (int(figure) / 1e6 for figure in ran.stdout.split())
+        ratios.append(max(loading / (base + share), running / (base + share + caches)))
+        parts = f"base {base:.1f} MB, share {share:.1f} MB, caches {caches:.1f} MB"
+        say(f"layers {first:2}:{end:2} peak {max(loading, running):6.1f} MB: {ratios[-1]:.2f} x the sum of {parts}")
     return {"stage_memory_vs_share": max(ratios)}
 
 
