@@ -44,6 +44,8 @@ def serve(source: str, dry_run: bool, as_json: bool, home: Path, **options: Any)
     Says first what it takes and who would hold which layers, then waits until all are loaded. Only this device needs
     the files: the others fetch their own layers from it, and from each other.
     """
+    if Path(source).expanduser().is_file():
+        raise UsageError(f"{source} is a file; name the folder that holds it.")
     if Path(source).expanduser().is_dir():
         source = str(Path(source).expanduser().resolve())  # the node runs elsewhere
     said = {key: value for key, value in options.items() if value is not None}
@@ -157,6 +159,11 @@ def _offered(offer: Mapping[str, Any]) -> str:
     for stage in offer["stages"]:
         layers = f"layers {stage['first']} to {stage['end'] - 1}"
         lines.append(f"  {layers:18} {_size(stage['bytes']):>9}  {', '.join(stage['devices'])}")
+    copies = min((len(stage["devices"]) for stage in offer["stages"]), default=0)
+    if copies < offer["replicas"]:
+        lines.append(
+            f"Only {copies} of {offer['replicas']} copies for now: the others wait for more devices or memory."
+        )
     if offer["tokens_per_s"]:
         whose = "for all sessions together" if offer["objective"] == "throughput" else "for one session"
         lines.append(f"Expected: {offer['tokens_per_s']:.3g} tokens/s {whose}.")
