@@ -27,8 +27,10 @@ $(READY): requirements.lock pyproject.toml $(wildcard node/kernels/*.[ch])
 	rm -rf $(foreach name,trio outcome async_generator,.venv/lib/python3.*/site-packages/$(name)-stubs)
 	@touch $@
 
+# Two at once, a file at a time: half of the suite waits for processes, clocks and links. WORKERS=0 runs one by one.
+WORKERS ?= 2
 test: $(READY) lint types ## the whole suite: lint, types, tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-net: $(READY) ## real nodes in network namespaces: loss, partitions, moves (Linux, root; SEED=N for other luck)
 	$(if $(SEED),SEED=$(SEED)) $(BIN)/pytest -m net -rs tests/net $(ARGS)
