@@ -18,7 +18,7 @@ def described(
         "kind": record.kind,
         "precision": record.precision,
         "layers": len(record.weights_bytes),
-        "weights_bytes": sum(record.weights_bytes),
+        "weights_bytes": sum(map(record.run_bytes, plan.stages)) or sum(record.weights_bytes),
         "cache_bytes": sum(record.cache_bytes) * promised,
         "sessions": record.sessions,
         "positions": record.positions,
@@ -44,12 +44,11 @@ def _stage(
     devices: Mapping[str, str],
     serving: Mapping[Run, Sequence[str]],
 ) -> dict[str, Any]:
-    first, end = stage
     peers = plan.replicas(stage)
     return {
-        "first": first,
-        "end": end,
-        "bytes": sum(record.weights_bytes[first:end]),
+        "first": stage[0],
+        "end": stage[1],
+        "bytes": record.run_bytes(stage),
         "peers": list(peers),
         "devices": [devices.get(peer, peer[-8:]) for peer in peers],
         "loaded": [peer for peer in peers if peer in serving.get(stage, ())],

@@ -114,9 +114,10 @@ class Deploying:
 def _missing(offer: Offer) -> str:
     record, plan = offer.record, offer.plan
     caches = sum(record.cache_bytes) * record.sessions * record.positions
+    weights = record.run_bytes((0, len(record.weights_bytes)))
     said = (
         f"The devices that are here cannot hold {offer.name!r} at {record.precision}: it takes "
-        f"{sum(record.weights_bytes):,} B of weights and {caches:,} B for {record.sessions} sessions of "
+        f"{weights:,} B of weights and {caches:,} B for {record.sessions} sessions of "
         f"{record.positions} positions, and {plan.missing_bytes:,} B of memory for serving are missing."
     )
     if plan.fits_at:
@@ -167,6 +168,7 @@ def _record(config: LanguageConfig, published: Published, terms: Terms, version:
         manifest=published.ref,
         precision=precision,
         weights_bytes=needs.weights_bytes,
+        tied_bytes=needs.tied_bytes,
         cache_bytes=needs.cache_bytes,
         width_bytes=needs.width * _FLOAT_BYTES,
         replicas=terms.replicas,

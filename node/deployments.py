@@ -53,6 +53,7 @@ class DeploymentRecord(Message, frozen=True, kw_only=True):
     manifest: BlobRef
     precision: Precision = "float32"
     weights_bytes: Annotated[tuple[Natural, ...], msgspec.Meta(min_length=1, max_length=LAYERS_MAX)]
+    tied_bytes: Natural = 0  # which the first and the last layer have in common: in memory once where both are
     cache_bytes: Annotated[tuple[Natural, ...], msgspec.Meta(max_length=LAYERS_MAX)] = ()
     width_bytes: Natural = 0  # of what travels between stages, for one position (or one sample of a program)
     replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
@@ -60,3 +61,8 @@ class DeploymentRecord(Message, frozen=True, kw_only=True):
     positions: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2048  # of each of them
     objective: Objective = "latency"
     activations: Activations = "float32"  # as they travel between stages; only float32 is the same at any placement
+
+    def run_bytes(self, run: tuple[int, int]) -> int:
+        """Return what the weights of a run of layers take in the memory of one node."""
+        tied = min(self.tied_bytes, self.weights_bytes[-1])
+        return sum(self.weights_bytes[slice(*run)]) - tied * (run == (0, len(self.weights_bytes)))

@@ -82,8 +82,8 @@ def plans(
             job = job_of(deployments[name])
             plan = plan_deployment(name, deployments[name], able, links)
         found[name] = plan
-        for peer, (first, end) in plan.assigned.items():
-            left[peer] -= sum(job.resident_bytes(layer) for layer in range(first, end))
+        for peer, run in plan.assigned.items():
+            left[peer] -= job.run_bytes(run)
     return found
 
 
@@ -126,9 +126,9 @@ def at_precision(deployment: DeploymentRecord, precision: Precision) -> Deployme
     weights = tuple(size * after // before for size in deployment.weights_bytes)
     return DeploymentRecord(
         version=deployment.version, kind=deployment.kind, manifest=deployment.manifest, precision=precision,
-        weights_bytes=weights, cache_bytes=deployment.cache_bytes, width_bytes=deployment.width_bytes,
-        replicas=deployment.replicas, sessions=deployment.sessions, positions=deployment.positions,
-        objective=deployment.objective,
+        weights_bytes=weights, tied_bytes=deployment.tied_bytes * after // before, cache_bytes=deployment.cache_bytes,
+        width_bytes=deployment.width_bytes, replicas=deployment.replicas, sessions=deployment.sessions,
+        positions=deployment.positions, objective=deployment.objective,
     )  # fmt: skip
 
 
@@ -144,6 +144,7 @@ def job_of(deployment: DeploymentRecord) -> Job:
         units[0] = 0
     return Job(
         weights_bytes=weights,
+        tied_bytes=min(deployment.tied_bytes, weights[-1]) if len(weights) > 1 else 0,
         cache_bytes=tuple(min(size * promised, _LAYER_BYTES_MAX) for size in deployment.cache_bytes),
         units=tuple(units),
         width_bytes=min(deployment.width_bytes, _WIDTH_BYTES_MAX),

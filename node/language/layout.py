@@ -28,6 +28,7 @@ class Sizes:
     """What placement and admission need to know of a model, at one precision."""
 
     weights_bytes: tuple[int, ...]  # in memory, of each layer
+    tied_bytes: int  # of those of the first and the last layer, what a node with both holds once
     cache_bytes: tuple[int, ...]  # of one position, of each layer
     width: int  # float32 numbers that one position takes between layers
 
@@ -91,13 +92,12 @@ def block_shapes(config: LanguageConfig) -> dict[str, Shape]:
 
 
 def sizes(config: LanguageConfig, precision: Precision) -> Sizes:
-    """Work out what each layer takes in memory at ``precision``; nothing is loaded for it.
-
-    A tied matrix counts in both layers that need it, although a stage with both holds it once.
-    """
+    """Work out what each layer takes in memory at ``precision``; nothing is loaded for it."""
     position = 2 * 4 * config.key_value_heads * config.head_width  # a key and a value, float32
+    weights_bytes = tuple(_layer_bytes(config, layer, precision) for layer in range(layers(config)))
     return Sizes(
-        weights_bytes=tuple(_layer_bytes(config, layer, precision) for layer in range(layers(config))),
+        weights_bytes=weights_bytes,
+        tied_bytes=weights_bytes[0] if config.tied else 0,
         cache_bytes=(0, *[position] * config.blocks, 0),
         width=config.width,
     )

@@ -32,7 +32,8 @@ class Scene:
         return int(self.costs.run[device, stage[0], stage[1]])
 
     def size_bytes(self, stage: Run) -> int:
-        return self.sums[stage[1]] - self.sums[stage[0]]
+        tied = self.job.tied_bytes if stage == (0, self.job.layers) else 0
+        return self.sums[stage[1]] - self.sums[stage[0]] - tied
 
     @classmethod
     def of(cls, job: Job, devices: Sequence[Device], links: Links) -> "Scene":

@@ -78,6 +78,7 @@ def measure(job: Job, devices: Sequence[Device], links: Links) -> Costs:
     count = _between(np.arange(job.layers + 1, dtype=np.int64))
     different, which = np.unique(_between(units), return_inverse=True)  # of equal blocks there are few
     resident, which = _between(resident), which.reshape(count.shape)
+    resident[0, -1] -= job.tied_bytes
     kinds: dict[tuple[Any, ...], Ints] = {}  # devices of a kind are alike: most meshes have few
     for device in devices:
         kind = (device.memory_bytes, device.table, device.layer_ns)

@@ -109,8 +109,9 @@ def _moved_bytes(job: Job, holds: Run | None, run: Run) -> int:
 
 
 def _missing(scene: Scene) -> int:
-    """Say how much is missing: of all memory together, or of the largest device for the largest layer."""
+    """Say how much is missing: of all together, or of the largest device for the largest layer or for all layers."""
     layers = [scene.job.resident_bytes(layer) for layer in range(scene.job.layers)]
     together = math.fsum(device.memory_bytes for device in scene.devices)
     largest = max((device.memory_bytes for device in scene.devices), default=0)
-    return int(max(sum(layers) - together, max(layers) - largest, 1))
+    spread = max(sum(layers) - together, max(layers) - largest)
+    return int(max(min(spread, scene.job.run_bytes((0, scene.job.layers)) - largest), 1))

@@ -20,6 +20,7 @@ class Job:
     """
 
     weights_bytes: tuple[int, ...]  # of each layer, in memory
+    tied_bytes: int = 0  # of these, what the first and the last layer share: a device that holds all has it once
     cache_bytes: tuple[int, ...] = ()  # of each layer, for all positions of all sessions that are promised
     units: tuple[int, ...] = ()  # what each layer takes in a step, under 2^31 in all: the LM head counts as some layers
     width_bytes: int = 0  # of what travels between stages, for one position
@@ -35,6 +36,10 @@ class Job:
     def resident_bytes(self, layer: int) -> int:
         """Return what one layer takes in memory, with its caches."""
         return self.weights_bytes[layer] + (self.cache_bytes[layer] if self.cache_bytes else 0)
+
+    def run_bytes(self, run: Run) -> int:
+        """Return what a run of layers takes in the memory of one device, with its caches."""
+        return sum(map(self.resident_bytes, range(*run))) - self.tied_bytes * (run == (0, self.layers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

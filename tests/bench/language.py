@@ -180,9 +180,8 @@ def stage(folder: str, first: int, end: int, precision: Precision) -> None:
     for cache in caches:
         x = np.zeros(128, np.int32) if first == 0 else np.zeros((128, config.width), np.float32)
         engine.run([Piece(cache=cache, x=x, wants_logits=True)])
-    share = sum(sizes(config, precision).weights_bytes[first:end])
-    if config.tied and (first, end) == (0, layers(config)):
-        share -= sizes(config, precision).weights_bytes[0]
+    said = sizes(config, precision)
+    share = sum(said.weights_bytes[first:end]) - said.tied_bytes * ((first, end) == (0, layers(config)))
     say(base_bytes, loading_bytes, status_bytes("VmHWM"), share, sum(cache.size_bytes for cache in caches))
 
 

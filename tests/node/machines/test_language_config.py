@@ -105,6 +105,16 @@ def test_sizes_are_those_of_the_weights_as_loaded(precision: Precision) -> None:
         )
 
 
+def test_a_tied_matrix_is_in_memory_once_where_both_ends_are() -> None:
+    for tied in (False, True):
+        model = config(tie_word_embeddings=tied)
+        tensors = [{n: torch.ones(shape) for n, shape in layer_shapes(model, at).items()} for at in range(5)]
+        said = sizes(model, "int8")
+        whole = load_engine(model, 0, 5, lambda layer: tensors[layer], "int8")  # noqa: B023 - used at once
+        assert whole.weights_bytes == sum(said.weights_bytes) - said.tied_bytes
+        assert bool(said.tied_bytes) == tied
+
+
 def test_a_folder_without_a_model_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no config\.json"):
         read_config(tmp_path)

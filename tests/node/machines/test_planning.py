@@ -13,6 +13,7 @@ from lepton.node.planning import (
     Offer,
     Small,
     Speed,
+    at_precision,
     choose_precision,
     job_of,
     plan_deployment,
@@ -53,6 +54,22 @@ def test_a_model_that_fits_one_device_runs_on_the_fastest_and_the_forecast_says_
     assert plan.token_s == pytest.approx((800 * 50_000 + 8 * 50_000) / 1e9)
     assert plan.tokens_per_s == pytest.approx(1 / plan.token_s)
     assert plan.moved_bytes == 1000 * MIB
+
+
+def test_a_matrix_that_both_ends_share_takes_memory_once_where_one_device_has_both() -> None:
+    tied = deployment(tied_bytes=200 * MIB)
+    one = [offer("a", 810)]
+    assert plan_deployment("m", tied, one, Links()).assigned == {"a": (0, 8)}
+    assert plan_deployment("m", deployment(), one, Links()).missing_bytes == 190 * MIB + 6 * MIB
+    assert plan_deployment("m", tied, [offer("a", 790)], Links()).missing_bytes == 10 * MIB + 6 * MIB
+    two = [offer("a", 500), offer("b", 500)]  # apart from each other the ends take their whole size
+    assert plan_deployment("m", tied, two, Links()).missing_bytes == 6 * MIB
+    small, left = Small(weights_bytes=(100 * MIB,), copies=1), [offer("a", 910)]
+    assert plans({}, {"m": tied, "n": tied}, [offer("a", 1612)], Links())["n"].assigned == {"a": (0, 8)}
+    assert plans({"s": small}, {"m": tied}, left, Links())["m"].assigned == {"a": (0, 8)}
+    assert job_of(at_precision(tied, "int8")).tied_bytes == job_of(at_precision(tied, "int8")).weights_bytes[0]
+    wrong = deployment(tied_bytes=2**53 - 1)  # a record may say anything
+    assert plan_deployment("m", wrong, one, Links()).assigned == {"a": (0, 8)}
 
 
 def test_a_device_that_would_slow_the_answer_is_left_out_and_caches_count_as_memory() -> None:

@@ -110,7 +110,7 @@ async def test_the_owners_commands_serve_and_generate(tmp_path: Path) -> None:
 
 
 async def test_what_does_not_fit_is_not_deployed_and_says_what_would(tmp_path: Path) -> None:
-    async with running(tmp_path, "a", memory="600kB") as world:
+    async with running(tmp_path, "a", memory="500kB") as world:
         a = world.nodes["a"]
         with pytest.raises(LeptonError, match=r"cannot hold 'tales' at float32: .* are missing. At int8 it would fit"):
             await a.serve(STORIES, **TERMS | {"positions": 16})
