@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import trio
+from torch import Tensor, nn
 
 from ..mesh.errors import LeptonError, UsageError
 from ..mesh.identity import short
@@ -25,8 +26,9 @@ from .language.folder import read_config
 from .language.layout import layer_of, layers, sizes
 from .placement import Plan
 from .programs.encoder import is_encoder, trace_encoder
-from .programs.folder import ProgramFolder, is_program_folder, open_folder
+from .programs.folder import Description, ProgramFolder, is_program_folder, open_folder, save
 from .programs.publishing import deployment_of, publish
+from .programs.trace import trace
 
 _POSITIONS: Final = 2048
 _FLOAT_BYTES: Final = 4
@@ -56,6 +58,9 @@ class Offer:
     plan: Plan
 
 
+RecordOf = Callable[[Terms, int], DeploymentRecord]  # of a model that was read: its terms and its version
+
+
 class Deploying:
     """One node's way to put models into the mesh. ``reading`` bounds the folders that are read at once to one."""
 
@@ -73,14 +78,37 @@ class Deploying:
         ``terms`` are those of `Terms` that are given. Raises UsageError for a model or terms that cannot be, Refused
         without the grant, DoesNotFit with what is missing.
         """
-        agreed = _terms(terms or {})
         name = name or name_for(source)
+        return await self._offered(partial(_read, self._blobs, source, self._traced / name), name, terms)
+
+    async def offer_module(
+        self,
+        module: nn.Module,
+        example: Sequence[Tensor],
+        name: str,
+        *,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
+        dims: Sequence[Mapping[int, str]] | None = None,
+        terms: Mapping[str, Any] | None = None,
+    ) -> Offer:
+        """Trace a module (see `programs.trace`), and go on as `offer` does."""
+
+        def read() -> RecordOf:
+            traced = trace(module, example, sizes=sizes, dims=dims)
+            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            program = save(traced, self._traced / name, Description(source=kind))
+            return partial(_program_record, program, publish(self._blobs, program))
+
+        return await self._offered(read, name, terms)
+
+    async def _offered(self, read: Callable[[], RecordOf], name: str, terms: Mapping[str, Any] | None) -> Offer:
+        agreed = _terms(terms or {})
         require_name(name, "model")
         self._mesh.authority(self._mesh.me).require(f"train:{name}", time.time())  # as for one that is trained
         if name in self._view.models():
             raise UsageError(f"A model that was trained here is called {name!r}; give another name.")
         async with self._reading:
-            record_of = await trio.to_thread.run_sync(_read, self._blobs, source, self._traced / name)
+            record_of = await trio.to_thread.run_sync(read)
         record = record_of(agreed, self._next_version(name))
         if agreed.precision == "auto" and record.kind == "causal_lm":
             precision = self._view.precision(name, record)
@@ -138,7 +166,7 @@ def name_for(source: str | Path) -> str:
     return name
 
 
-def _read(blobs: BlobStore, text: str | Path, into: Path) -> Callable[[Terms, int], DeploymentRecord]:
+def _read(blobs: BlobStore, text: str | Path, into: Path) -> RecordOf:
     """Make what a folder holds known as blobs; returns what makes a record of it. ``into`` is for a traced encoder."""
     folder, within = folder_of(str(Path(text).expanduser()) if str(text).startswith("~") else str(text))
     if is_program_folder(folder) or is_encoder(folder):

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, 
 import msgspec
 import numpy as np
 import trio
+from torch import Tensor, nn
 
 from ..mesh.errors import LinkError, UsageError, single
 from ..mesh.identity import PeerId, short
@@ -345,6 +346,34 @@ class Node:
         offer = await self.deploying.offer(source, name=name, terms=terms | {"positions": positions})
         self.deploying.accept(offer)
         return self.model(offer.name)
+
+    async def serve_module(
+        self,
+        module: nn.Module,
+        example: Sequence[Tensor],
+        *,
+        name: str,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
+        dims: Sequence[Mapping[int, str]] | None = None,
+        replicas: int = 1,
+    ) -> None:
+        """Have the mesh serve any module that torch can export; `predict` asks it.
+
+        ``example`` are tensors as its ``forward`` takes them, the batch first. ``dims`` names further dimensions that
+        change from request to request, for each input ({1: "words"}), and ``sizes`` their bounds ({"words": (1, 99)}).
+        Raises UsageError for a module that cannot be traced, or that draws random numbers; else as `serve`.
+        """
+        offer = await self.deploying.offer_module(
+            module, example, name, sizes=sizes, dims=dims, terms={"replicas": replicas}
+        )
+        self.deploying.accept(offer)
+
+    async def embed(self, model: str, texts: Sequence[str]) -> np.ndarray[Any, Any]:
+        """Return a vector for each text, float32 (texts, width), from an encoder of the mesh.
+
+        Raises UsageError for a model that is none, and for a text that is too long for it.
+        """
+        return (await self.texts.embed(model, texts)).values
 
     def unserve(self, name: str) -> None:
         """Serve a language model no longer that this node deployed. Raises UsageError when it did not."""

@@ -72,3 +72,20 @@ async def test_a_traced_model_is_answered_by_two_that_hold_half_of_it_each(tmp_p
         with pytest.raises(LinkError, match="index out of range"):  # only the stage knows how many words there are
             await b.predict_all("words", ids + 50, weight)
         assert (await a.predict_all("words", ids, weight))[0].shape == (3, 3)  # and it goes on
+
+
+async def test_a_module_is_served_from_python_and_refused_where_it_cannot_be(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    async with running(tmp_path, "a", "b") as world:
+        a, b = world.nodes.values()
+        await a.serve_module(module, [torch.zeros(1, 4)], name="net")
+        await b.wait_served("net")
+        x = np.random.default_rng(1).random((5, 4), dtype=np.float32)
+        with torch.no_grad():
+            np.testing.assert_allclose(await b.predict("net", x), module(torch.from_numpy(x)).numpy(), atol=1e-5)
+        with pytest.raises(UsageError, match="is no encoder of texts"):
+            await b.embed("net", ["a"])
+        with pytest.raises(UsageError, match="No model 'nut' is served"):
+            await b.predict("nut", x)
+        a.unserve("net")
+        await until(lambda: not any(node.serving.stages() for node in (a, b)))
