@@ -139,11 +139,12 @@ class GenerationHost:
 
     def _begin(self, name: str, record: DeploymentRecord, run: Run, engine: Engine) -> None:
         worker = Worker(engine, activations=record.activations)
-        config = StageConfig(cache_bytes_max=record.sessions * record.positions * engine.cache_bytes_per_position)
+        position_bytes = max(1, engine.cache_bytes_per_position)  # an embedding alone has none; sessions are bounded
+        config = StageConfig(cache_bytes_max=record.sessions * record.positions * position_bytes)
         stage = Stage(
             self._mesh.me,
             config,
-            position_bytes=engine.cache_bytes_per_position,
+            position_bytes=position_bytes,
             input_bytes=worker.input_bytes,
         )
         loaded = Loaded(name, record.version, run, engine, stage)

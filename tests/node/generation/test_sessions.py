@@ -78,8 +78,11 @@ class Serving:
     stops: dict[str, trio.CancelScope] = field(default_factory=dict)
 
     async def load(self, _name: str, _record: DeploymentRecord, run: Run) -> ToyEngine:
-        self.engines.append(ToyEngine(*run))
-        return self.engines[-1]
+        engine = ToyEngine(*run)
+        if not run[0]:
+            engine.cache_bytes_per_position = 0  # as of an embedding alone
+        self.engines.append(engine)
+        return engine
 
     def loaded(self, *names: str) -> bool:
         return all(self.sessions[name].host.current("toy") for name in names)
