@@ -47,6 +47,7 @@ class StageRecord(Message, frozen=True, kw_only=True):
     version: Natural
     first: Natural
     end: Natural
+    arithmetic: Annotated[str, msgspec.Meta(max_length=128)] = ""  # of language models; equal ones round alike
 
 
 class TaskRecord(Message, frozen=True, kw_only=True):

@@ -57,6 +57,7 @@ class Engine(Protocol):
     layers: int
     width: int  # numbers of one position between layers
     vocabulary: int
+    arithmetic: str  # where it is equal, engines give equal bits
 
     @property
     def weights_bytes(self) -> int:

@@ -19,6 +19,7 @@ from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from ..config import did_you_mean
 from ..deployments import DeploymentRecord
+from .alike import Alike
 from .asker import (
     Asked,
     Asker,
@@ -64,12 +65,20 @@ class Generation:
     def __init__(self, asker: Asker, cancel: Callable[[], None]) -> None:
         self.finish: Finish | None = None  # why it ended, when it has
         self.paused = ""  # why no token comes just now
-        self.on_pause: Callable[[str], None] | None = None  # is told so when it begins
+        self.notices: list[str] = []  # what may have made the text another one; see `alike`
+        self.on_pause: Callable[[str], None] | None = None  # is told when a pause begins, and of notices
         self._asker = asker
         self._cancel = cancel
         self._tokens: deque[GeneratedToken] = deque()
         self._failed: LeptonError | None = None
         self._moved = trio.Event()
+
+    def notice(self, text: str) -> None:
+        """Note what its user ought to know."""
+        self.notices.append(text)
+        log.warning("a session %s", text)
+        if self.on_pause is not None:
+            self.on_pause(text)
 
     @property
     def tally(self) -> Tally:
@@ -200,11 +209,14 @@ class Generator:
     def _begin(self, asked: Asked) -> Generation:
         def chosen(serving: Serving, avoid: Collection[PeerId], keep: Collection[PeerId]) -> Route | None:
             load_s = partial(self._load, asked.name)
-            return choose(serving, asked.layers, avoid=avoid, keep=keep, load_s=load_s)
+            find = partial(choose, layers=asked.layers, avoid=avoid, keep=keep, load_s=load_s)
+            arithmetic = self._view.arithmetics(asked.name, asked.version)
+            return alike.choose(find, serving, arithmetic, begun=asker.tally.tokens > 0)
 
         now = trio.current_time()
         asker = Asker(self._mesh.me, asked, chosen, now, self._config)
         generation = Generation(asker, lambda: self._tell(asked.session, Cancel()))
+        alike = Alike(generation.notice)
         self._live[asked.session] = (asker, generation, asked.name, asked.version)
         self._tell(asked.session, self._picture(asked.name, asked.version))
         return generation

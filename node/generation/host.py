@@ -55,6 +55,9 @@ class Pictured(Protocol):
     def serving(self, name: str, version: int) -> dict[Run, list[PeerId]]:
         """Return who has which run of layers loaded."""
 
+    def arithmetics(self, name: str, version: int) -> dict[PeerId, str]:
+        """Return what they say of how they round."""
+
 
 @dataclass(slots=True, eq=False)
 class Loaded:
@@ -150,7 +153,8 @@ class GenerationHost:
         loaded = Loaded(name, record.version, run, engine, stage)
         loaded.thread = EngineThread(f"{name} {run[0]}:{run[1]}", worker, partial(self._ran, loaded))
         self.loaded.append(loaded)
-        self._mesh.publish(STAGE, name, StageRecord(version=record.version, first=run[0], end=run[1]))
+        said = StageRecord(version=record.version, first=run[0], end=run[1], arithmetic=engine.arithmetic)
+        self._mesh.publish(STAGE, name, said)
         log.info("serving layers %d to %d of %s, version %d", run[0], run[1] - 1, name, record.version)
 
     def _retire(self, name: str, reason: str) -> None:

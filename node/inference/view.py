@@ -72,6 +72,11 @@ class View:
                 found.setdefault((stage.first, stage.end), []).append(record.owner)
         return found
 
+    def arithmetics(self, name: str, version: int) -> dict[PeerId, str]:
+        """Return how those peers round, as they say."""
+        said = self._mesh.live(STAGE, StageRecord)
+        return {r.owner: stage.arithmetic for r, stage in said if r.name == name and stage.version == version}
+
     def plans(self) -> dict[str, Plan]:
         """Compute who should load what, for all models and deployments together, from the picture alone."""
         deployments = self.deployments()

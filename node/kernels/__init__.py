@@ -3,7 +3,7 @@
 from lepton.node.kernels import pack
 """
 
-from .native import Capabilities, available
+from .native import Capabilities, arithmetic, available
 from .packed import Matrix, Packed, Precision, pack
 
-__all__ = ["Capabilities", "Matrix", "Packed", "Precision", "available", "pack"]
+__all__ = ["Capabilities", "Matrix", "Packed", "Precision", "arithmetic", "available", "pack"]

@@ -4,6 +4,7 @@ Without it, or on a processor without fused multiply-add, ``available()`` says w
 """
 
 import ctypes
+import platform
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -19,6 +20,8 @@ from .packed import LANES, Matrix, Packed, Precision, slices
 
 WIDTHS: Final = (16, 8, 4)  # floats per register: AVX-512, AVX2, NEON
 NUMBERS: Final[dict[Precision, int]] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}  # native.c's enum
+# Of the compiled kernel, whichever processor and compiler: raised with every change in the order of its operations.
+_COMPILED: Final = "compiled-1"
 # Of a panel's group of 32 columns: weights, and 16 scales of 2 bytes where there are some.
 _GROUP_BYTES: Final[dict[Precision, int]] = {
     "float32": 4 * LANES * GROUP,
@@ -86,6 +89,17 @@ def available() -> Capabilities:
         if runs(width):
             return Capabilities(native=True, width=width)
     return Capabilities(native=False, reason="this processor has neither AVX2 with FMA nor NEON")
+
+
+def arithmetic() -> str:
+    """Name what decides how results are rounded here: nodes where this is equal give equal bits.
+
+    Of torch that is a hope: versions and threads are in the name, but not how its libraries tell processors apart.
+    """
+    if available().native:
+        return _COMPILED
+    kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"torch-{torch.__version__} {kind} {torch.get_num_threads()}"
 
 
 class NativePacked(Packed):

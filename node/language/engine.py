@@ -12,7 +12,7 @@ from ...mesh.errors import UsageError
 from ...mesh.tensors import Array
 from ..deployments import Precision
 from ..generation.engine import Cache, Piece
-from ..kernels import Matrix
+from ..kernels import Matrix, arithmetic
 from .arithmetic import cut, rms_norm
 from .block import Batch, Block, vector
 from .cache import PAGE_POSITIONS, PagedCache
@@ -35,6 +35,7 @@ class LanguageEngine:
         self.width = config.width
         self.vocabulary = config.vocabulary
         self.positions_max = config.positions_max
+        self.arithmetic = arithmetic()
         self._config = config
         self._embedding: Linear | None = None
         self._blocks: list[Block] = []

@@ -82,7 +82,8 @@ class Rotations:
 
 def _default(rope: Rope, head_width: int) -> tuple[Float, float]:
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
-    return (np.float32(1) / np.power(np.float32(rope.rope_theta), exponents)).astype(np.float32), 1.0
+    # In float64, and rounded once: processors differ in float32 powers.
+    return (1 / np.power(np.float64(rope.rope_theta), exponents.astype(np.float64))).astype(np.float32), 1.0
 
 
 def _linear(rope: Rope, head_width: int) -> tuple[Float, float]:

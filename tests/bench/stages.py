@@ -73,6 +73,9 @@ class Pictured:
     def serving(self, name: str, version: int) -> dict[Run, list[PeerId]]:
         return View(self.mesh).serving(name, version)
 
+    def arithmetics(self, name: str, version: int) -> dict[PeerId, str]:
+        return View(self.mesh).arithmetics(name, version)
+
 
 async def be_stage(home: Path) -> None:
     """Run a node until stdin ends."""

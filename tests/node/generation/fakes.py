@@ -66,6 +66,7 @@ class ToyEngine:
 
     cache_bytes_per_position = 16
     weights_bytes = 1000
+    arithmetic = "hashes"
     width = WIDTH
     vocabulary = VOCABULARY
     layers = LAYERS

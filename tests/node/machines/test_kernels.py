@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lepton.mesh.errors import UsageError
-from lepton.node.kernels import Matrix, Packed, Precision, available, native, pack
+from lepton.node.kernels import Matrix, Packed, Precision, arithmetic, available, native, pack
 from lepton.node.kernels.grouping import grouped, halves_joined, halves_parted
 from lepton.node.kernels.native import NativePacked
 from lepton.node.kernels.plain import TILE, PlainPacked, tile_rows
@@ -261,6 +261,7 @@ def test_without_a_library_torch_computes_and_the_reason_is_told() -> None:
     assert not here.native
     assert "no C compiler" in here.reason
     assert pack(torch.ones(3, 3), "int8").kind == "torch"
+    assert arithmetic().startswith(f"torch-{torch.__version__} ")
     with pytest.raises(UsageError, match="no C compiler"):
         pack(torch.ones(3, 3), "int8", native=True)
 
@@ -270,6 +271,11 @@ def test_a_library_that_is_none_is_no_library(monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "_native.so").write_bytes(b"not a library")
     monkeypatch.setattr(native, "library_path", lambda: tmp_path / "_native.so")
     assert not native.available().native
+
+
+@compiled
+def test_all_compiled_kernels_have_one_name() -> None:
+    assert arithmetic() == "compiled-1"
 
 
 def test_a_processor_that_cannot_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
