@@ -138,6 +138,7 @@ class Asker:
         self._blocks = block_hashes(asked.prompt)
         self._serving: Serving = {}
         self._epoch = 0
+        self._given = False  # the first stage has said what it needs
         self._avoid: set[PeerId] = set()
         self._holders: set[PeerId] = set()  # who may have a cache
         self._answers: dict[PeerId, Alive] | None = None  # to the probe that is out
@@ -195,7 +196,8 @@ class Asker:
         match said:
             case Token(_, _, position, id_) if peer == self.route.peers[-1] and position == len(self._tokens):
                 self._take(id_, now)
-            case Need(position=position, loads=loads) if peer == self.route.peers[0]:
+            case Need(position=position, loads=loads) if peer == self.route.peers[0] and not self._given:
+                self._given = True  # once in an epoch: each costs the whole prompt, and puts off the deadline
                 self.loads.update(zip(zip(*self.route, strict=True), loads, strict=False))
                 self._give(position)
                 self._wait(now)
@@ -329,6 +331,7 @@ class Asker:
         for peer in sorted(self._holders - set(route.peers)):
             self._send(peer, Close(session=self.session, epoch=self._epoch))
         self._epoch += 1
+        self._given = False
         self.tally.attempts += 1
         self.route, self._holders = route, set(route.peers)
         asked = self._asked

@@ -26,6 +26,7 @@ class Held:
     sent: int = 0  # the positions before this were sent to the next stage, or it has them
     acked: int = 0  # and these it has run
     shared: bool = False  # its prompt's blocks were kept for others
+    mixed: bool = False  # what its cache was made from came along different routes
 
     @property
     def index(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from ...mesh.errors import LeptonError, Refused
+from ...mesh.errors import Refused
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
 from ..deployments import DeploymentRecord
@@ -21,7 +21,7 @@ from .engine import Engine
 from .engine_thread import EngineThread
 from .events import Came, Expired, Lost, Ran
 from .events import Send as SendEffect
-from .messages import Alive, Close, Declined, Open, Probe, Said, Send
+from .messages import BLOCK, Alive, Close, Declined, Open, Probe, Said, Send
 from .route import Run
 from .stage import Effect, Event, Stage, StageConfig
 from .steps import Result
@@ -132,9 +132,9 @@ class GenerationHost:
             return True
         try:
             engine = await self._load(name, record, run)
-        except LeptonError as error:
+        except Exception as error:  # noqa: BLE001  a stranger's model may make anything raise anything
             log.warning("cannot load layers %d to %d of %s yet: %s", run[0], run[1] - 1, name, error)
-            self.trouble[name] = str(error)
+            self.trouble[name] = str(error) or type(error).__name__
             return False
         self._retire(name, f"other layers or another version of {name!r} are served here now")
         self._begin(name, record, run, engine)
@@ -143,7 +143,8 @@ class GenerationHost:
     def _begin(self, name: str, record: DeploymentRecord, run: Run, engine: Engine) -> None:
         worker = Worker(engine, activations=record.activations)
         position_bytes = max(1, engine.cache_bytes_per_position)  # an embedding alone has none; sessions are bounded
-        config = StageConfig(cache_bytes_max=record.sessions * record.positions * position_bytes)
+        pages = -(-record.positions // BLOCK) * BLOCK
+        config = StageConfig(cache_bytes_max=record.sessions * pages * position_bytes)
         stage = Stage(
             self._mesh.me,
             config,
@@ -209,13 +210,17 @@ class GenerationHost:
     def _open(self, peer: PeerId, opened: Open) -> None:
         holder = self._holder(opened.session)
         wanted = (opened.name, opened.version, opened.runs[opened.index])
-        fitting = [one for one in self.loaded if (one.name, one.version, one.run) == wanted]
+        fitting = [
+            one
+            for one in self.loaded
+            if (one.name, one.version, one.run) == wanted and opened.runs[-1][1] == one.engine.layers
+        ]
         target = next((one for one in fitting if one is holder), fitting[-1] if fitting else None)
+        if self._is_refused(peer, opened):
+            return
         if holder is not None and holder is not target:  # the session goes on with other layers of this node
             self._tell(holder, Came(opened.asker, Close(session=opened.session, epoch=max(opened.epoch - 1, 0))))
-        if (refusal := self._refusal(peer, opened)) is not None:
-            self._send(opened.asker, refusal)
-        elif target is not None:
+        if target is not None:
             self._tell(target, Came(peer, opened))
         else:
             first, end = opened.runs[opened.index]
@@ -223,15 +228,21 @@ class GenerationHost:
             gone = Declined(session=opened.session, epoch=opened.epoch, why="gone", reason=reason)
             self._send(opened.asker, gone)
 
-    def _refusal(self, peer: PeerId, opened: Open) -> Declined | None:
-        """Whoever opens and whoever asks has to be allowed to use the model."""
-        try:
-            for who in {peer, opened.asker}:
+    def _is_refused(self, peer: PeerId, opened: Open) -> bool:
+        """Whoever opens and whoever asks has to be allowed to use the model; who is not is told so.
+
+        A peer may name as the asker whom it likes, and as many: nobody is told who has not proved to belong.
+        """
+        for who in dict.fromkeys((peer, opened.asker)):
+            try:
                 self._mesh.admission.standing(who, time.time()).require(f"infer:{opened.name}", time.time())
-        except Refused as error:
-            log.info("a session of %s is refused: %s", short(opened.asker), error)
-            return Declined(session=opened.session, epoch=opened.epoch, why="refused", reason=str(error)[:1000])
-        return None
+            except Refused as error:
+                log.info("a session of %s is refused: %s", short(opened.asker), error)
+                why = Declined(session=opened.session, epoch=opened.epoch, why="refused", reason=str(error)[:1000])
+                if self._mesh.admission.is_member(who):
+                    self._send(who, why)
+                return True
+        return False
 
     def _holder(self, session: bytes) -> Loaded | None:
         return next((one for one in self.loaded if one.stage.holds(session)), None)

@@ -43,6 +43,7 @@ class _Outlet:
     """Our stream to one peer; frames wait while it is being opened."""
 
     waiting: list[bytes] = field(default_factory=list)
+    waiting_bytes: int = 0
     stream: Stream | None = None
 
 
@@ -92,8 +93,9 @@ class Links:
             outlet = self._outlets[peer] = _Outlet()
             self._nursery.start_soon(self._open, peer, outlet)
         if outlet.stream is None:
-            if len(outlet.waiting) < _OPENING_FRAMES_MAX:
+            if len(outlet.waiting) < _OPENING_FRAMES_MAX and outlet.waiting_bytes + len(data) <= UNSENT_BYTES_MAX:
                 outlet.waiting.append(data)
+                outlet.waiting_bytes += len(data)
             return
         outlet.stream.send_nowait(data)
         if outlet.stream.unsent_bytes > UNSENT_BYTES_MAX:

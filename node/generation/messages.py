@@ -27,6 +27,7 @@ FRAME_BYTES_MAX: Final = 16 * limits.MIB  # 256 positions between the widest lay
 STOP_IDS_MAX: Final = 64
 SESSION_BYTES: Final = 16
 _ID_BYTES: Final = 4
+_IDS: Final = 2**31  # and up: ids travel as whole numbers of 32 bits with a sign
 # Hashes of a prompt's blocks that travel with it: 8,192 positions, and what a header of 64 KiB takes beside the rest.
 BLOCKS_MAX: Final = 128
 BLOCK_HASH_BYTES: Final = 16
@@ -216,7 +217,10 @@ def decode(frame: frames.Frame) -> Said:
         msg = f"A frame of a session (kind {kind}) carries {frame.body.nbytes} B that belong to nothing."
         raise PeerError(msg)
     if kind == _TOKEN_KIND and len(frame.header) == _TOKEN.size:
-        return Token(*_TOKEN.unpack(frame.header)[1:])
+        token = Token(*_TOKEN.unpack(frame.header)[1:])
+        if token.id >= _IDS or token.position >= POSITIONS_MAX:
+            raise PeerError(f"A token {token.id} at {token.position} is none.")
+        return token
     if kind not in _RARE:
         msg = f"A frame of a session is of no known kind ({kind})."
         raise PeerError(msg)

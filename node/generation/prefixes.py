@@ -1,7 +1,8 @@
 """Prompts that begin alike: which caches of whole blocks are kept, found by a hash of the tokens. Pure.
 
 A hash stands for all tokens up to the end of its block. Each stage computes it from the tokens that it was given
-itself, so nobody can have wrong pages found under a right hash; an asker's hashes only look something up.
+itself, and behind the first one names by it also who is before it on the route (`stage.py`): what it computes on came
+from them. So nobody can have wrong pages found under a right hash by others; an asker's hashes only look something up.
 """
 
 import hashlib

@@ -9,6 +9,7 @@ Invariants: a cache holds exactly the positions in ``ids``, run in order; a sess
 what sessions and prefixes were promised never exceeds the budget; each session is in one place: open or waiting.
 """
 
+import hashlib
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from .held import Held
 from .kept import Kept
 from .messages import (
     BLOCK,
+    BLOCK_HASH_BYTES,
     Ack,
     Alive,
     Broke,
@@ -38,6 +40,8 @@ from .steps import CacheOp, Draw, Drop, Fork, New, Result, Step, Truncate, Work
 _MIB = 1024 * 1024
 _CLOSED_MAX = 4096  # sessions that are over and whose late openings are known for what they are
 _DEFERRED_MAX = 16  # messages for a session whose step is under way; an asker sends two or three
+_FEW = 2  # positions that may always wait: a step of decoding and the next
+_WINDOWS_LEAST = 32  # of prompts that may wait, however wide the layers
 _SMOOTHING = 0.2  # of the step time: the last five or so steps
 
 
@@ -51,6 +55,8 @@ class StageConfig:
     window: int = 512  # positions that may be ahead of what the next stage has run
     batch_max: int = 64
     waiting_max: int = 64
+    page: int = BLOCK  # positions by which caches grow
+    inbox_bytes_max: int = 256 * _MIB  # of what waits for its step: windows of 32 prompts of a model of 7 B parameters
     wait_s: float = 30.0  # for memory; then its asker is told that this stage is busy
     lease_s: float = 30.0  # a session of which nothing is heard; an asker that waits says so every few seconds
     prefixes_max: int = 32
@@ -88,7 +94,7 @@ class Stage:
         self._input_bytes = input_bytes
         self._sessions: dict[bytes, Held] = {}
         self._waiting: dict[bytes, tuple[Open, float]] = {}
-        self._closed: dict[bytes, int] = {}  # the last epoch of those that are over
+        self._closed: dict[tuple[PeerId, bytes], int] = {}  # the last epoch of those that an asker has ended
         self._prefixes = Prefixes(config.prefixes_max)
         self._ready: dict[Held, None] = {}
         self._ops: list[CacheOp] = []
@@ -172,9 +178,10 @@ class Stage:
         if isinstance(said, Probe):
             self._answer(peer, said, session)
             return
-        if session is not None and session.running is not None and len(session.deferred) < _DEFERRED_MAX:
-            session.deferred.append(Came(peer, said))
-            return
+        if session is not None and session.running is not None:
+            if len(session.deferred) < _DEFERRED_MAX:
+                session.deferred.append(Came(peer, said))
+            return  # nothing may change the session of a step that is under way
         match said:
             case Open():
                 self._open(peer, said, session)
@@ -226,7 +233,7 @@ class Stage:
         known = session.opened if session is not None else waits[0] if waits is not None else None
         if peer != sender or opened.route[opened.index] != self._me:
             return
-        if opened.epoch <= self._closed.get(opened.session, -1) or not _continues(opened, known):
+        if opened.epoch <= self._closed.get((opened.asker, opened.session), -1) or not _continues(opened, known):
             return
         if session is not None:
             self._begin(session, opened)
@@ -238,9 +245,9 @@ class Stage:
     def _open_new(self, opened: Open) -> None:
         if self.draining:
             self._decline(opened, "gone", self.draining)
-        elif opened.positions * self._position_bytes > self._config.cache_bytes_max:
+        elif self._pages(opened) * self._position_bytes > self._config.cache_bytes_max:
             self._decline(opened, "usage", self._too_large(opened))
-        elif not self._waiting and self._make_room(opened.positions):
+        elif not self._waiting and self._make_room(self._pages(opened)):
             self._admit(opened)
         elif len(self._waiting) < self._config.waiting_max:
             until = self._now + self._config.wait_s
@@ -248,6 +255,10 @@ class Stage:
             self.deadline = min(self.deadline, until)
         else:
             self._decline(opened, "busy", self._full(opened))
+
+    def _pages(self, opened: Open) -> int:
+        """For how many positions memory is set aside."""
+        return -(-opened.positions // self._config.page) * self._config.page
 
     def _make_room(self, positions: int) -> bool:
         """Set memory aside, for which kept prefixes go if need be."""
@@ -260,7 +271,7 @@ class Stage:
 
     def _admit(self, opened: Open) -> None:
         key = self._new_key()
-        found = self._prefixes.find(opened.blocks, opened.known - 1)
+        found = self._prefixes.find(_named(opened.blocks, opened), opened.known - 1)
         length = 0 if found is None else found[1]
         session = Held(opened, key, self._now, Kept(length))
         if found is None:
@@ -271,12 +282,14 @@ class Stage:
             session.ids = list(prefix.ids[:length])
             self.counts.shared_positions += length
         self._sessions[opened.session] = session
-        self._promised += opened.positions
+        self._promised += self._pages(opened)
         self.deadline = min(self.deadline, self._now + self._config.lease_s)
         self._begin(session, opened)
 
     def _begin(self, session: Held, opened: Open) -> None:
         """Enter an epoch: forget what the asker does not know of, and pass it on."""
+        index = opened.index
+        session.mixed |= opened.route[:index] != session.opened.route[: session.index] and bool(session.ids)
         session.opened, session.asked, session.used_at = opened, False, self._now
         session.sent = session.acked = 0
         self._truncate(session, opened.known - session.is_last)
@@ -291,7 +304,8 @@ class Stage:
         if opened is not None and peer != opened.asker:
             return
         if opened is None or said.epoch >= opened.epoch:
-            self._closed[said.session] = max(said.epoch, self._closed.pop(said.session, 0))
+            closed = (peer, said.session)
+            self._closed[closed] = max(said.epoch, self._closed.pop(closed, 0))
             while len(self._closed) > _CLOSED_MAX:
                 del self._closed[next(iter(self._closed))]
             self._waiting.pop(said.session, None)
@@ -308,13 +322,13 @@ class Stage:
         self._ready.pop(session, None)
         session.inbox.clear()
         session.deferred.clear()
-        self._promised -= session.opened.positions
+        self._promised -= self._pages(session.opened)
         self._admit_waiting()
 
     def _admit_waiting(self) -> None:
         while self._waiting:
             opened, _ = next(iter(self._waiting.values()))
-            if not self._make_room(opened.positions):
+            if not self._make_room(self._pages(opened)):
                 return
             del self._waiting[opened.session]
             self._admit(opened)
@@ -390,16 +404,29 @@ class Stage:
         if data.position > end or data.end <= end:
             return  # something before it was lost, and the asker will notice; or it was here before
         if data.x is not None and (
-            data.x.shape[1] != self._input_bytes or end - len(session.ids) > 2 * self._config.window
+            data.x.shape[1] != self._input_bytes
+            or end - len(session.ids) > 2 * self._config.window
+            or self._is_flooded(session, data)
         ):
             return  # nobody who means well sends so
         session.used_at = self._now
-        data = data.part(end, data.end)
+        if data.position < end:
+            data = data.part(end, data.end)
+            data = data._replace(x=None if data.x is None else data.x.copy())  # else all of the frame stays in memory
         session.inbox.append(data)
         session.end = data.end
         if data.position >= opened.known and not session.is_last:
             self._ran_behind(session, data.position)  # or nobody could have drawn this token
         self._see_whether_ready(session)
+
+    def _is_flooded(self, session: Held, data: Data) -> bool:
+        """Whether too much waits for its step, and this session has more than its share of it."""
+        size, waiting = self._input_bytes or 0, data.end - len(session.ids)
+        if waiting <= _FEW:
+            return False
+        most = max(self._config.inbox_bytes_max, _WINDOWS_LEAST * self._config.window * size)
+        total = sum(one.end - len(one.ids) for one in self._sessions.values()) + data.end - session.end
+        return total * size > most and waiting * size > most // len(self._sessions)
 
     def _see_whether_ready(self, session: Held) -> None:
         """A session runs when something is here for it, and the next stage is not too far behind."""
@@ -484,7 +511,9 @@ class Stage:
     def _share(self, session: Held, length: int) -> None:
         """Keep the whole blocks of a session for others, where there is room without pushing anybody out."""
         session.shared = True
-        hashes = block_hashes(session.ids[:length])
+        if session.mixed:
+            return  # what came along one route must not be found along another
+        hashes = _named(block_hashes(session.ids[:length]), session.opened)
         length = len(hashes) * BLOCK
         found = self._prefixes.find(hashes, length)
         free = self._config.cache_bytes_max - self.promised_bytes
@@ -548,6 +577,14 @@ def _continues(opened: Open, known: Open | None) -> bool:
         return True
     same = (opened.asker, opened.positions) == (known.asker, known.positions)
     return same and opened.epoch > known.epoch
+
+
+def _named(hashes: tuple[bytes, ...], opened: Open) -> tuple[bytes, ...]:
+    """Name blocks by the stages before too, who made what is computed on here: they may lie about what it is."""
+    before = "\n".join(opened.route[: opened.index]).encode()
+    if not before:
+        return hashes  # token ids are what they are
+    return tuple(hashlib.blake2b(hash_ + before, digest_size=BLOCK_HASH_BYTES).digest() for hash_ in hashes)
 
 
 def _passed_on(opened: Open) -> Open:

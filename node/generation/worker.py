@@ -50,10 +50,7 @@ class Worker:
             self._apply(op)
         if not step.work:
             return ()
-        try:
-            return self._run(step.work)
-        except Exception as error:  # noqa: BLE001  whatever it was, nobody else's session may fail with it
-            return tuple(map(self._run_alone, step.work)) if len(step.work) > 1 else (_failed(error),)
+        return self._run(step.work)
 
     def close(self) -> None:
         """Give back what all caches take."""
@@ -71,14 +68,11 @@ class Worker:
             case Drop(key):
                 self._caches.pop(key).close()
 
-    def _run_alone(self, work: Work) -> Result:
-        try:
-            return self._run((work,))[0]
-        except Exception as error:  # noqa: BLE001
-            return _failed(error)
-
     def _run(self, work: Sequence[Work]) -> tuple[Result, ...]:
-        outputs = self._engine.run([self._piece(one) for one in work])
+        try:
+            outputs = self._engine.run([self._piece(one) for one in work])
+        except Exception as error:  # noqa: BLE001  no cache has changed; nobody else's session may fail with it
+            return tuple(self._run((one,))[0] for one in work) if len(work) > 1 else (_failed(error),)
         return tuple(self._result(one, output) for one, output in zip(work, outputs, strict=True))
 
     def _piece(self, work: Work) -> Piece:
@@ -89,6 +83,12 @@ class Worker:
         return Piece(cache=self._caches[work.key], x=x, wants_logits=work.draw is not None)
 
     def _result(self, work: Work, output: Array | None) -> Result:
+        try:
+            return self._told(work, output)
+        except Exception as error:  # noqa: BLE001  the caches of all have changed: nothing of the batch runs again
+            return _failed(error)
+
+    def _told(self, work: Work, output: Array | None) -> Result:
         if work.draw is not None:
             assert output is not None, "logits were asked for"
             return Result(token=self._drawn(output, work.draw))

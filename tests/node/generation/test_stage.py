@@ -43,7 +43,7 @@ class Bench:
     steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        settings = StageConfig(**{"cache_bytes_max": 10_000, "chunk": 4, "window": 8, **self.config})
+        settings = StageConfig(**{"cache_bytes_max": 10_000, "page": 1, "chunk": 4, "window": 8, **self.config})
         self.stage = Stage(ROUTE[self.index], settings, position_bytes=BYTES, input_bytes=BYTES if self.index else None)
 
     def sort(self, effects: Sequence[Effect]) -> list[tuple[PeerId, Said]]:
