@@ -193,7 +193,7 @@ class Node:
                 self.mesh, self._nursery, self._mesh_name = mesh, nursery, credentials.mesh_name
                 self.view = View(mesh)
                 blob_store = BlobStore(self.home.folder("blobs"), disk_bytes_max=self.config.blobs_bytes)
-                self.blobs = Blobs(mesh, blob_store, Naming(mesh, self.view, blob_store))
+                self.blobs = Blobs(mesh, blob_store, Naming(self.view, blob_store))
                 self.weights = Weights(mesh, self.view, self.blobs)
                 programs = Programs(self.blobs)
                 self.serving = Serving(mesh, self.view, self.weights, programs, memory_bytes)

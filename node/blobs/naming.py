@@ -2,11 +2,10 @@
 
 import logging
 
-from ...mesh.errors import LeptonError
-from ...mesh.mesh import Mesh
-from ..deployments import DEPLOYMENT, BlobRef, DeploymentRecord, Manifest
+from ...mesh.errors import LeptonError, PeerError
+from ...mesh.limits import MANIFEST_BYTES_MAX
+from ..deployments import BlobRef, Manifest
 from ..inference.view import View
-from ..picture import newest
 from .opening import read_manifest
 from .store import BlobStore
 
@@ -21,8 +20,7 @@ def refs_of(manifest: Manifest) -> frozenset[BlobRef]:
 class Naming:
     """Reads the names out of the records and of the manifests that are here."""
 
-    def __init__(self, mesh: Mesh, view: View, store: BlobStore) -> None:
-        self._mesh = mesh
+    def __init__(self, view: View, store: BlobStore) -> None:
         self._view = view
         self._store = store
         self._named: dict[str, frozenset[BlobRef]] = {}  # manifest to what it names
@@ -46,17 +44,20 @@ class Naming:
         return frozenset(found)
 
     def _manifests(self) -> dict[str, BlobRef]:
-        found = newest(self._mesh.live(DEPLOYMENT, DeploymentRecord))
-        return {name: deployment.manifest for name, (_, deployment) in found.items()}
+        return {name: deployment.manifest for name, deployment in self._view.deployments().items()}
 
     def _in(self, manifest: BlobRef) -> frozenset[BlobRef]:
         if manifest.digest not in self._named:
-            if not self._store.has(manifest):
+            if manifest.size_bytes > MANIFEST_BYTES_MAX or not self._store.has(manifest):
                 return frozenset()
+            self._named[manifest.digest] = frozenset()
             try:
                 read = read_manifest(self._store.get(manifest))  # once, and small: not worth a thread
+            except PeerError as error:  # it will never be one
+                log.warning("the manifest %s cannot be read: %s", manifest.digest[:8], error)
             except LeptonError as error:
                 log.warning("the manifest %s cannot be read: %s", manifest.digest[:8], error)
-                return frozenset()
-            self._named[manifest.digest] = refs_of(read)
+                return self._named.pop(manifest.digest)
+            else:
+                self._named[manifest.digest] = refs_of(read)
         return self._named[manifest.digest]

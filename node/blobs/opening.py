@@ -4,7 +4,7 @@ For a blob that was fetched the file in the store is mapped, for a published one
 """
 
 import mmap
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -40,6 +40,17 @@ def read_manifest(data: bytes) -> Manifest:
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise PeerError(f"a model's manifest is not valid: {str(error)[:200]}") from error
+
+
+def require_sizes(manifest: Manifest, needs: Sequence[int], layers: Iterable[int]) -> None:
+    """Raise PeerError where a layer's blobs are larger than what they may hold: nobody fetches what is no weight.
+
+    ``needs`` are the bytes of each layer's tensors, at most. Whatever else a file holds beside them has its limit.
+    """
+    for layer in layers:
+        size = sum(ref.size_bytes - LAYER_HEADER_BYTES_MAX for ref in manifest.layers[layer])
+        if size > needs[layer]:
+            raise PeerError(f"the blobs of layer {layer} of a model are larger than the layer is")
 
 
 def layer_contents(store: BlobStore, manifest: Manifest, index: int) -> dict[str, Tensor]:

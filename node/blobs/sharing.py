@@ -113,8 +113,11 @@ class Blobs:
     async def fetch(self, model: str, ref: BlobRef) -> None:
         """Make a blob of this model be here, whole and checked; what is here of it already is not fetched again.
 
-        Raises LinkError that says who was asked when nobody has it, LeptonError from this disk: no room.
+        Raises LinkError that says who was asked when nobody has it, LeptonError from this disk: no room; PeerError for
+        one that is larger than any may be.
         """
+        if ref.size_bytes > limits.BLOB_BYTES_MAX:
+            raise PeerError(f"a blob of {model!r} is said to have {ref.size_bytes:,} bytes, more than any may")
         while (under_way := self._under_way.get(ref.digest)) is not None:
             await under_way.wait()
         self._under_way[ref.digest] = done = trio.Event()
@@ -129,6 +132,8 @@ class Blobs:
 
     async def data(self, model: str, ref: BlobRef) -> bytes:
         """Return the bytes of a small blob, fetched if need be. Raises like `fetch`, UsageError for a large one."""
+        if ref.size_bytes > self.store.in_memory_bytes_max:  # before anything of it is fetched
+            raise UsageError(f"a blob of {ref.size_bytes:,} bytes is too large to be taken into memory at once")
         await self.fetch(model, ref)
         return await trio.to_thread.run_sync(self.store.get, ref)
 

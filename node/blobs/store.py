@@ -45,7 +45,7 @@ class BlobStore:
     ) -> None:
         """Keep blobs in a folder, at most ``disk_bytes_max`` of them; those ``in_use`` names are never removed."""
         self._folder = Path(path)
-        self._in_memory_bytes_max = in_memory_bytes_max
+        self.in_memory_bytes_max = in_memory_bytes_max
         self._room = Room(self._folder, disk_bytes_max)
         self.in_use = in_use  # what must not be removed; None: everything
         self._chunks: dict[str, Chunks] = {}
@@ -63,8 +63,8 @@ class BlobStore:
 
     def put(self, data: bytes) -> BlobRef:
         """Keep ``data``. Raises UsageError when it is too large for this way, LeptonError from the disk."""
-        if len(data) > self._in_memory_bytes_max:
-            raise UsageError(f"a blob of {len(data):,} bytes is more than the {self._in_memory_bytes_max:,} allowed")
+        if len(data) > self.in_memory_bytes_max:
+            raise UsageError(f"a blob of {len(data):,} bytes is more than the {self.in_memory_bytes_max:,} allowed")
         hashes = b"".join(map(hash_of, pieces(data)))
         ref = ref_of(len(data), hashes)
         path = self._file(ref.digest)
@@ -84,9 +84,9 @@ class BlobStore:
         Raises LeptonError, naming the blob, when it is not here or its file was damaged; a damaged one is set aside,
         so that it can be fetched again. Raises UsageError for one that is too large to be taken into memory.
         """
-        if ref.size_bytes > self._in_memory_bytes_max:
+        if ref.size_bytes > self.in_memory_bytes_max:
             raise UsageError(
-                f"blob {ref.digest} of {ref.size_bytes:,} bytes is more than the {self._in_memory_bytes_max:,} that "
+                f"blob {ref.digest} of {ref.size_bytes:,} bytes is more than the {self.in_memory_bytes_max:,} that "
                 f"are read into memory at once"
             )
         count = self._required(ref).number

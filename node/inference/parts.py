@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ...mesh import tensors
-from ...mesh.errors import PeerError, UsageError
+from ...mesh.errors import LeptonError, PeerError, UsageError
 from ...mesh.tensors import Array
 from ..models import Chain, run_layers
 from ..programs.program import BATCH, Program, Value
@@ -94,6 +94,7 @@ class ProgramPart:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._most: dict[tuple[tuple[str, int], ...], int] = {}
+        self._bounded: set[tuple[tuple[tuple[int, ...], int], ...]] = set()  # sizes that were tried without numbers
 
     def check(self, arrays: Sequence[Array]) -> None:
         self._stage.check([torch.from_numpy(np.array(array)) for array in arrays])
@@ -103,12 +104,23 @@ class ProgramPart:
         sizes = self._stage.check(given)
         if (samples := sizes.pop(BATCH, 1)) > (most := self._batch_max(sizes)):
             raise UsageError(f"{samples} samples of this model came at once; at these sizes it takes {most}.")
+        self._require_bounded(given)
         try:
             return [tensor.numpy() for tensor in self._stage.run(given)]
-        except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            # What a model does with its numbers (looks up a word that it does not have) only shows when it is run.
+        except LeptonError:
+            raise
+        except Exception as error:
+            # What a stranger's model does with its numbers (looks up a word that it does not have) only shows when it is run.
             reason = str(error).strip().partition("\n")[0][:200]
             raise UsageError(f"This model cannot be run on these inputs: {reason}") from error
+
+    def _require_bounded(self, given: Sequence[torch.Tensor]) -> None:
+        key = tuple((tuple(array.shape), int(array) if not array.dim() else 0) for array in given)
+        if key not in self._bounded:
+            self._stage.require_bounded(given)
+            if len(self._bounded) >= _SIZES_KEPT:
+                self._bounded.clear()
+            self._bounded.add(key)
 
     def _batch_max(self, sizes: Mapping[str, int]) -> int:
         """How many samples at these sizes; those that a later stage does not see were seen by the first one."""

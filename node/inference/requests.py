@@ -83,7 +83,7 @@ class Requests:
         """
         self._mesh.authority(self._mesh.me).require(f"infer:{name}", time.time())
         version, known = await self._known(name)
-        batches = known.batches(inputs)
+        batches = await trio.to_thread.run_sync(known.batches, inputs)  # a large program takes a while
         results: dict[int, list[Array]] = {}
         limiter = trio.CapacityLimiter(_REQUESTS_AT_ONCE)
 

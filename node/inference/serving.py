@@ -111,9 +111,9 @@ class Serving:
                 continue
             try:
                 await self._replace(name, models[name], wanted)
-            except LeptonError as error:
+            except Exception as error:  # noqa: BLE001  a stranger's model may make anything raise anything
                 log.warning("cannot load layers of %s yet: %s", name, error)
-                self.trouble[name] = str(error)
+                self.trouble[name] = str(error) or type(error).__name__
                 done = False
         return done
 

@@ -7,11 +7,11 @@ import torch
 import trio
 
 from ...mesh.errors import UsageError
-from ..blobs.opening import open_layer
+from ..blobs.opening import open_layer, require_sizes
 from ..blobs.sharing import Blobs
 from ..deployments import BlobRef, DeploymentRecord, Manifest
 from ..placement import Run
-from ..programs.folder import Description, read_description
+from ..programs.folder import Description, layer_bytes, read_description
 from ..programs.program import PROGRAM_FILE, Program, read_program
 from ..programs.run import Stage, batch_max
 from .parts import KnownProgram, Part, ProgramPart
@@ -45,6 +45,10 @@ class Programs:
             raise UsageError(
                 f"{name!r} says it has {len(deployment.weights_bytes)} layers; its program {program.layers}."
             )
+        needs = layer_bytes(program)
+        if any(needs[layer] > deployment.weights_bytes[layer] for layer in range(*run)):
+            raise UsageError(f"{name!r} takes more memory than it was deployed with; deploy it again.")
+        require_sizes(manifest, needs, range(*run))
         await self._blobs.fetch_layers(name, manifest, range(*run))
         return await trio.to_thread.run_sync(self._loaded, manifest, program, run)
 

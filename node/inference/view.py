@@ -5,7 +5,6 @@ import logging
 from ...mesh.errors import UsageError
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
-from ...mesh.records import Record
 from ..config import did_you_mean
 from ..deployments import DEPLOYMENT, DeploymentRecord, Precision
 from ..links import LINKS, LinksRecord, links_of
@@ -51,24 +50,26 @@ class View:
         """
         found = {}
         said = self._mesh.live(DEPLOYMENT, DeploymentRecord)
-        for name, (record, deployment) in newest(pair for pair in said if self._may_deploy(pair[0])).items():
+        for name, (record, deployment) in newest(
+            (record, one) for record, one in said if self._may(record.owner, f"train:{record.name}")
+        ).items():
             if len(deployment.cache_bytes) in {0, len(deployment.weights_bytes)}:
                 found[name] = deployment
             else:
                 log.warning("%s deployed %r with caches for other layers than it has", short(record.owner), name)
         return found
 
-    def _may_deploy(self, record: Record) -> bool:
+    def _may(self, peer: PeerId, capability: str) -> bool:
         try:
-            return self._mesh.authority(record.owner).allows(f"train:{record.name}")
+            return self._mesh.authority(peer).allows(capability)
         except KeyError:  # never met
             return False
 
     def serving(self, name: str, version: int) -> dict[Run, list[PeerId]]:
-        """Return which peers have which run of a model's layers loaded now."""
+        """Return which peers have which run of a model's layers loaded now; only those who may see what is asked."""
         found: dict[Run, list[PeerId]] = {}
         for record, stage in self._mesh.live(STAGE, StageRecord):
-            if record.name == name and stage.version == version:
+            if record.name == name and stage.version == version and self._may(record.owner, f"infer:{name}"):
                 found.setdefault((stage.first, stage.end), []).append(record.owner)
         return found
 

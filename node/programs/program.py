@@ -130,7 +130,7 @@ def read_program(data: bytes) -> Program:
         raise UsageError(msg)
     try:
         program = msgspec.json.decode(data, type=Program)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         msg = f"This is not a valid program: {str(error)[:300]}."
         raise UsageError(msg) from error
     check(program)
@@ -161,7 +161,7 @@ def check(program: Program) -> None:
     types = values(program)
     for index in range(program.layers):
         gives = section(program, index, index + 1).gives
-        if len(gives) > BUFFERS_MAX or any(types[name] is None for name in gives):
+        if len(gives) > BUFFERS_MAX or any(types.get(name) is None for name in gives):  # a weight is none either
             raise UsageError(f"A program cannot be cut behind its layer {index}: what is alive there cannot travel.")
 
 

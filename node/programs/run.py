@@ -11,8 +11,9 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from ...mesh.errors import PeerError, UsageError
+from ...mesh.errors import LeptonError, PeerError, UsageError
 from ..shapes import ACTIVATIONS_MAX
+from .bounds import require_bounded
 from .operations import MAKERS, function_of
 from .program import (
     BATCH,
@@ -34,6 +35,7 @@ from .program import (
 
 # What one operation may make, in numbers: 16 of a trained model's largest layer outputs, 256 MiB of float32.
 RESULT_MAX: Final = 16 * ACTIVATIONS_MAX
+ALIVE_MAX: Final = 4 * RESULT_MAX  # numbers of all results that are still needed: a gigabyte of float32
 BATCH_MAX: Final = 256  # samples of one request that travel together
 
 
@@ -81,6 +83,17 @@ class Stage:
             for _ in _results(self._steps, self._drop, found):
                 pass
             return [torch.as_tensor(found[name]).contiguous() for name in self.gives]
+
+    def require_bounded(self, arrays: Sequence[Tensor]) -> None:
+        """Raise UsageError when these layers would make too much of arrays of these sizes; nothing is computed.
+
+        What comes from another stage may have sizes that its program does not tell beforehand.
+        """
+        given = dict(zip(self.needs, arrays, strict=True))
+        found: dict[str, Any] = {name: _sized(self._enter(name, value)) for name, value in given.items()}
+        found |= {name: _sized(weight) for name, weight in self._weights.items()}
+        if (largest := _largest(self._section, found, until=RESULT_MAX)) > RESULT_MAX:
+            raise UsageError(f"These inputs unfold into {largest:,} numbers in one step; {RESULT_MAX:,} are allowed.")
 
     def _enter(self, name: str, value: Tensor) -> Tensor | int:
         known = self._values[name]
@@ -165,17 +178,33 @@ def largest_result(program: Program, symbols: Mapping[str, int]) -> int:
         )
         for name, value in program.inputs.items()
     } | {name: _without_numbers(weight.dtype, weight.shape) for name, weight in program.tensors.items()}
-    largest = 0
+    return _largest(whole, found, until=RESULT_MAX if symbols[BATCH] == 1 else math.inf)
+
+
+def _largest(part: Section, found: dict[str, Any], *, until: float) -> int:
+    """Run a section on tensors without numbers; returns the size of the largest result, at least a quarter of all."""
+    largest, sizes = 0, dict[str, int]()
+    steps = [_Step(node) for node in part.nodes]
+    weights = set(found)
     try:
         with torch.inference_mode():
-            for result in _results([_Step(node) for node in whole.nodes], _last_uses(whole), found, device="meta"):
-                parts = result if isinstance(result, tuple | list) else (result,)
-                largest = max(largest, *(part.numel() for part in parts if isinstance(part, Tensor)), 0)
-                if largest > RESULT_MAX and symbols[BATCH] == 1:
+            for step, result in zip(steps, _results(steps, _last_uses(part), found, device="meta"), strict=True):
+                sizes[step.name] = sum(numbers) if (numbers := _numbers(result)) else 0
+                largest = max(largest, *numbers, 0)
+                sizes = {name: size for name, size in sizes.items() if name in found and name not in weights}
+                largest = max(largest, sum(sizes.values()) * RESULT_MAX // ALIVE_MAX)
+                if largest > until:
                     break  # what follows may be larger than torch can count
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, OverflowError) as error:
+    except LeptonError:
+        raise
+    except Exception as error:  # a stranger's program may make torch raise anything
         raise UsageError(f"This model does not take inputs of these sizes: {_first_line(error)}.") from error
     return largest
+
+
+def _numbers(result: object) -> list[int]:
+    parts = result if isinstance(result, tuple | list) else (result,)
+    return [part.numel() for part in parts if isinstance(part, Tensor)]
 
 
 def weight_bytes(weight: Weight) -> int:
@@ -185,6 +214,10 @@ def weight_bytes(weight: Weight) -> int:
 
 def _without_numbers(dtype: str, shape: Sequence[int | None]) -> Tensor:
     return torch.empty([size or 0 for size in shape], dtype=getattr(torch, dtype), device="meta")
+
+
+def _sized(value: Tensor | int) -> Tensor | int:
+    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 def _weight(weight: Weight, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -205,12 +238,14 @@ class _Step:
     def __init__(self, node: Node) -> None:
         self.name = node.name
         self.makes = node.op.partition(".")[0] in MAKERS
+        self._op = node.op
         self._function = function_of(node.op)
         self._args, self._kwargs = node.args, node.kwargs
 
     def __call__(self, found: Mapping[str, Any], device: str) -> Any:  # noqa: ANN401 - whatever it gives
         args = [_resolve(argument, found) for argument in self._args]
         kwargs = {key: _resolve(argument, found) for key, argument in self._kwargs.items()}
+        require_bounded(self._op, args, kwargs)
         return self._function(*args, **kwargs, **({"device": device} if self.makes else {}))
 
 

@@ -9,11 +9,12 @@ from lepton.mesh.errors import PeerError
 from lepton.mesh.identity import PeerId
 from lepton.node.generation import messages
 from lepton.node.generation.asker import Asked, Asker
+from lepton.node.generation.events import Came, Send
 from lepton.node.generation.messages import BLOCK, Close, Data, Need, Open, Probe, Token
 from lepton.node.generation.prefixes import block_hashes
 from lepton.node.generation.route import Route
 from lepton.node.generation.sampling import Sampling
-from lepton.node.generation.stage import Came, Send, Stage, StageConfig
+from lepton.node.generation.stage import Stage, StageConfig
 from lepton.node.generation.steps import Draw, Fork, New, Step, Work
 from lepton.node.generation.worker import Worker
 
