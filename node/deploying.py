@@ -133,10 +133,8 @@ class Deploying:
 
     def _next_version(self, name: str) -> int:
         """Milliseconds, so that what was withdrawn and comes again is new; and above all that are known."""
-        known = [
-            found.version for record, found in self._mesh.live(DEPLOYMENT, DeploymentRecord) if record.name == name
-        ]
-        return max([int(time.time() * 1000), *(version + 1 for version in known)])
+        known = self._view.deployments().get(name)  # of those who may deploy it: others could take the highest
+        return max(int(time.time() * 1000), 0 if known is None else known.version + 1)
 
 
 def _missing(offer: Offer) -> str:

@@ -1,17 +1,22 @@
 """How a stage of a language model comes to be on this node: its own layers' tensors fetched, checked and loaded."""
 
+import math
 from functools import partial
+from typing import Final
 
 import trio
 
 from ..mesh.errors import PeerError
-from .blobs.opening import stored_layer
+from .blobs.opening import require_sizes, stored_layer
 from .blobs.sharing import Blobs
-from .deployments import DeploymentRecord
+from .deployments import DeploymentRecord, Manifest
 from .generation.engine import Engine
-from .language.config import parse_config
+from .language.config import LanguageConfig, parse_config
 from .language.engine import load_engine
+from .language.layout import layer_shapes, layers, sizes
 from .placement import Run
+
+_ELEMENT_BYTES_MAX: Final = 8  # of one number in a file: float64
 
 
 class StageLoader:
@@ -30,9 +35,22 @@ class StageLoader:
         manifest = await self._blobs.manifest(name, record.manifest)
         if (manifest.kind, len(manifest.layers)) != (record.kind, len(record.weights_bytes)):
             raise PeerError(f"The record of {name!r} does not describe the model that it names.")
-        await self._blobs.fetch_layers(name, manifest, range(first, end))
         config = parse_config(manifest.config)
+        _require_true(name, record, manifest, config)
+        await self._blobs.fetch_layers(name, manifest, range(first, end))
         tensors = partial(stored_layer, self._blobs.store, manifest)
         return await trio.to_thread.run_sync(
             lambda: load_engine(config, first, end, tensors, record.precision), abandon_on_cancel=False
         )
+
+
+def _require_true(name: str, record: DeploymentRecord, manifest: Manifest, config: LanguageConfig) -> None:
+    """Raise PeerError where a model takes more than its record says: by that it was placed, and memory set aside."""
+    needs, count = sizes(config, record.precision), layers(config)
+    told = (record.weights_bytes, record.cache_bytes)
+    if any(len(said) != count for said in told) or any(
+        need > said for need, said in zip((*needs.weights_bytes, *needs.cache_bytes), (*told[0], *told[1]), strict=True)
+    ):
+        raise PeerError(f"{name!r} takes more memory than the record says by which it was placed; deploy it again.")
+    numbers = [sum(math.prod(shape) for shape in layer_shapes(config, layer).values()) for layer in range(count)]
+    require_sizes(manifest, [number * _ELEMENT_BYTES_MAX for number in numbers], range(count))

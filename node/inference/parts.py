@@ -110,7 +110,7 @@ class ProgramPart:
         except LeptonError:
             raise
         except Exception as error:
-            # What a stranger's model does with its numbers (looks up a word that it does not have) only shows when it is run.
+            # What a stranger's model does with its numbers (looks up a word that is not there) only shows here.
             reason = str(error).strip().partition("\n")[0][:200]
             raise UsageError(f"This model cannot be run on these inputs: {reason}") from error
 

@@ -6,10 +6,12 @@ kept from running on and from growing: its steps are counted, and whatever it ma
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import wraps
 from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 from jinja2 import TemplateError, nodes
 from jinja2.compiler import CodeGenerator, Frame
@@ -23,8 +25,18 @@ SOURCE_CHARACTERS_MAX: Final = 128 * 1024  # the longest templates, with tools, 
 TEXT_CHARACTERS_MAX: Final = 4 * 1024 * 1024  # a million tokens; of a part of it or of a list of parts as well
 STEPS_MAX: Final = 2_000_000  # lines run: a conversation of 1,000 messages takes 50,000, and this about a second
 # Methods and filters that make much of little, and that no published template needs.
-_GROWING: Final = frozenset({"center", "expandtabs", "format", "format_map", "indent", "ljust", "rjust", "zfill"})
-_GROWING_FILTERS: Final = _GROWING | {"batch", "filesizeformat", "pprint", "slice", "wordwrap", "xmlattr"}
+_GROWING: Final = frozenset({
+    "center", "encode", "expandtabs", "format", "format_map", "indent", "ljust", "maketrans", "rjust", "to_bytes",
+    "translate", "zfill",
+})  # fmt: skip
+_GROWING_FILTERS: Final = _GROWING | {
+    "batch", "filesizeformat", "pprint", "slice", "striptags", "sum", "urlize", "wordwrap", "xmlattr",
+}  # fmt: skip
+MADE_MAX: Final = 64 * 1024 * 1024  # characters and parts of lists, of all that one rendering makes
+_BITS_MAX: Final = 64  # of a whole number: larger ones take for ever to multiply
+_PART_CHARACTERS: Final = 8  # that a part of a list counts for: as many bytes
+_T = TypeVar("_T")
+_made = threading.local()  # how much the rendering of this thread has made
 
 
 class _TooMuchError(Exception):
@@ -32,7 +44,30 @@ class _TooMuchError(Exception):
 
 
 class _Generator(CodeGenerator):
-    """Jinja's compiler, with `a ~ b` as a call that looks at the sizes."""
+    """Jinja's compiler, with calls that look at the sizes of what else is made: `a ~ b`, `[a, b]`, `a[1:]`."""
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:  # noqa: N802 - jinja's names
+        self._measured(super().visit_List, node, frame)
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:  # noqa: N802
+        self._measured(super().visit_Dict, node, frame)
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:  # noqa: N802
+        if node.ctx == "load":
+            self._measured(super().visit_Tuple, node, frame)
+        else:
+            super().visit_Tuple(node, frame)
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802
+        if isinstance(node.arg, nodes.Slice):
+            self._measured(super().visit_Getitem, node, frame)
+        else:
+            super().visit_Getitem(node, frame)
+
+    def _measured(self, visit: Callable[[Any, Frame], None], node: nodes.Node, frame: Frame) -> None:
+        self.write("environment.measured(")
+        visit(node, frame)
+        self.write(")")
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - jinja's name
         self.write("environment.concatenated((")
@@ -56,7 +91,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     """What a template may do: transformers' environment, bounded."""
 
     code_generator_class = _Generator
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
@@ -66,7 +101,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _tojson
         self.filters["replace"] = _bounded_replace(plain_replace)
         self.filters["join"] = _bounded_join(plain_join)
+        self.filters = {name: _measuring(plain) for name, plain in self.filters.items()}
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+        self.globals.pop("lipsum", None)
 
     def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
         return attr not in _GROWING and super().is_safe_attribute(obj, attr, value)
@@ -80,22 +117,35 @@ class _Environment(ImmutableSandboxedEnvironment):
             _check_size(len(owner) + owner.count(str(args[0])) * len(str(args[1])))
         if isinstance(owner, str) and name == "join" and args:
             _check_join(owner, args[0])
-        return super().call(context, obj, *args, **kwargs)
+        return _measured(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401
         if operator == "**" or (operator == "%" and isinstance(left, str | bytes)):
             raise _TooMuchError(f"it uses the operator {operator}, which may make anything of a little")
+        if any(isinstance(value, int) and value.bit_length() > _BITS_MAX for value in (left, right)):
+            raise _TooMuchError(f"it calculates with numbers of more than {_BITS_MAX} bits")
         if operator == "*":
             _check_size(_size(left) * _factor(right) if _size(left) else _size(right) * _factor(left))
         if operator == "+" and _size(left):
             _check_size(_size(left) + _size(right))
-        return super().call_binop(context, operator, left, right)
+        return _measured(super().call_binop(context, operator, left, right))
+
+    def measured(self, value: Any) -> Any:  # noqa: ANN401
+        """What a template makes without calling anything."""
+        return _measured(value)
+
+    @staticmethod
+    def concat(parts: Iterable[str]) -> str:
+        """Blocks, and what macros give."""
+        listed = list(parts)
+        _check_size(sum(map(len, listed)))
+        return str(_measured("".join(listed)))
 
     def concatenated(self, parts: Sequence[object]) -> str:
         """`a ~ b ~ c`."""
         texts = [str(part) for part in parts]
         _check_size(sum(map(len, texts)))
-        return "".join(texts)
+        return str(_measured("".join(texts)))
 
 
 class ChatTemplate:
@@ -107,7 +157,7 @@ class ChatTemplate:
             raise UsageError(f"The chat template has {len(source):,} characters, more than {SOURCE_CHARACTERS_MAX:,}.")
         try:
             self._template = _Environment().from_string(source)
-        except (TemplateError, RecursionError, SyntaxError, OverflowError, MemoryError) as error:
+        except Exception as error:  # a stranger's text may make the compiler raise anything
             raise UsageError(f"The model's chat template cannot be read: {error}.") from error
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, prompt: bool, named: Mapping[str, str]) -> str:
@@ -119,6 +169,7 @@ class ChatTemplate:
         parts: list[str] = []
         size = 0
         before = sys.gettrace()
+        _made.size = 0
         sys.settrace(_counting(STEPS_MAX))
         try:
             for part in self._template.generate(values):
@@ -146,6 +197,34 @@ def _counting(steps_max: int) -> Callable[[FrameType, str, object], Any]:
         return trace if frame.f_code.co_filename == "<template>" or event != "call" else None
 
     return trace
+
+
+def _measured(value: _T) -> _T:
+    """Look how large all of a value is, whatever it shares with others, and how much was made before it."""
+    size, looking = 0, [cast("object", value)]
+    while looking:
+        one = looking.pop()
+        if isinstance(one, str | bytes):
+            size += len(one)
+        elif isinstance(one, list | tuple | dict):
+            size += _PART_CHARACTERS * len(one)
+            _check_size(size)
+            looking.extend((*one.keys(), *one.values()) if isinstance(one, dict) else one)
+        elif isinstance(one, int) and one.bit_length() > _BITS_MAX:
+            raise _TooMuchError(f"it makes numbers of more than {_BITS_MAX} bits")
+        _check_size(size)
+    _made.size = getattr(_made, "size", 0) + size
+    if _made.size > MADE_MAX:
+        raise _TooMuchError(f"all that it makes has more than {MADE_MAX:,} characters")
+    return value
+
+
+def _measuring(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(plain)  # with jinja's marks on it
+    def measuring(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return _measured(plain(*args, **kwargs))
+
+    return measuring
 
 
 def _size(value: object) -> int:

@@ -11,7 +11,7 @@ import msgspec
 
 from ...mesh.errors import UsageError
 from ..deployments import CONFIG_CHARACTERS_MAX, LAYERS_MAX
-from .rope import Rope, read_rope
+from .rope import Rope, read_rope, require_rotations
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 FAMILIES: Final[tuple[Family, ...]] = ("llama", "mistral", "qwen2", "qwen3")
@@ -131,6 +131,9 @@ def _normal(file: _File, family: Family) -> LanguageConfig:
     positions_max = file.max_position_embeddings or _POSITIONS[family]
     if file.num_attention_heads % key_value_heads:
         raise UsageError(f"{file.num_attention_heads} heads cannot share {key_value_heads} key/value heads evenly.")
+    head_width = _head_width(file, family)
+    rope = read_rope(file.rope_parameters or file.rope_scaling or {}, file.rope_theta, positions_max)
+    require_rotations(rope, head_width)
     return LanguageConfig(
         family=family,
         vocabulary=file.vocab_size,
@@ -139,10 +142,10 @@ def _normal(file: _File, family: Family) -> LanguageConfig:
         blocks=file.num_hidden_layers,
         heads=file.num_attention_heads,
         key_value_heads=key_value_heads,
-        head_width=_head_width(file, family),
+        head_width=head_width,
         positions_max=positions_max,
         epsilon=file.rms_norm_eps,
-        rope=read_rope(file.rope_parameters or file.rope_scaling or {}, file.rope_theta, positions_max),
+        rope=rope,
         tied=file.tie_word_embeddings,
         bias=_biases(file, family),
         head_norms=family == "qwen3",

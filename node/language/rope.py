@@ -60,6 +60,18 @@ def read_rope(fields: dict[str, Any], theta: float | None, positions_max: int) -
     return rope
 
 
+def require_rotations(rope: Rope, head_width: int) -> None:
+    """Raise UsageError where these settings give no numbers: they may be a stranger's."""
+    try:
+        with np.errstate(all="ignore"):
+            tables = Rotations(rope, head_width).up_to(_GROWTH)
+        wrong = not all(np.isfinite(table).all() for table in tables)
+    except (ArithmeticError, ValueError) as error:
+        raise UsageError(f"The rotary positions of this config.json cannot be worked out: {error}.") from error
+    if wrong:
+        raise UsageError("The rotary positions of this config.json are not finite numbers.")
+
+
 class Rotations:
     """Cosines and sines of every position: float32 (positions, head_width // 2) each, made as positions are reached."""
 

@@ -1,6 +1,6 @@
 """A model's own tokenizer: text to tokens and back, and which tokens end an answer; from a stranger's files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,6 +18,10 @@ FILES: Final = (TOKENIZER, SETTINGS, GENERATION, TEMPLATE)  # what is read of a 
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024  # Gemma's tokenizer.json, the largest known, has 33 MB
 # What templates and settings name: a token's text, or an object that holds it.
 _NAMED: Final = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+GROWTH_MAX: Final = 64  # by all rules together; published ones put one character in place of another
+TOKEN_CHARACTERS_MAX: Final = 4096  # the longest of published ones, rows of spaces, have some hundreds
+_MADE: Final = ("content", "prepend")  # what rules put in
+_PANIC: Final = "PanicException"  # what a library written in Rust raises for its own mistakes; it is no Exception
 _T = TypeVar("_T")
 
 
@@ -41,6 +45,13 @@ class _Settings(msgspec.Struct):
     cls_token: str | _Token | None = None
     mask_token: str | _Token | None = None
     chat_template: str | list[_Template] | None = None
+
+
+class _Rules(msgspec.Struct):
+    """What of tokenizer.json changes a text."""
+
+    normalizer: Any = None
+    decoder: Any = None
 
 
 class _Generation(msgspec.Struct):
@@ -72,13 +83,11 @@ class LanguageTokenizer:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the text's tokens; with ``special`` those that the tokenizer itself puts around it, such as `<s>`."""
-        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
-        return tokens
+        return _guarded(lambda: self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, without special ones. What is no whole character is U+FFFD."""
-        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
-        return text
+        return _guarded(lambda: self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, prompt: bool = True) -> list[int]:
         """Return the tokens of a conversation as the model's template puts it; ``prompt``: the model is to answer.
@@ -126,15 +135,51 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return files
 
 
+def _guarded(work: Callable[[], _T]) -> _T:
+    """Do what a stranger's file tells the library to do. Raises UsageError for whatever that raises, its panics too."""
+    try:
+        return work()
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == _PANIC:
+            raise UsageError(f"This model's tokenizer fails: {str(error)[:200]}.") from error
+        raise
+
+
+def _require_small(data: bytes) -> None:
+    """Raise UsageError for rules that make much of little, or look for what takes for ever to find."""
+    try:
+        rules = msgspec.json.decode(data, type=_Rules)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{TOKENIZER} cannot be read: {str(error)[:200]}.") from error
+    for part in (rules.normalizer, rules.decoder):
+        growth = 1
+        for text in (rule.get(made) for rule in _objects(part) for made in _MADE):
+            growth *= max(1, len(text)) if isinstance(text, str) else 1
+            if growth > GROWTH_MAX:
+                raise UsageError(f"{TOKENIZER} has rules that make a text more than {GROWTH_MAX} times as long.")
+    # An answer is decoded as it comes, where nothing may take long.
+    if any("Regex" in rule for rule in _objects(rules.decoder)):
+        raise UsageError(f"{TOKENIZER} has a decoder that looks for patterns; only plain texts may be replaced there.")
+
+
+def _objects(part: object) -> Iterator[dict[str, Any]]:
+    looking = [part]
+    while looking:
+        one = looking.pop()
+        if isinstance(one, dict):
+            yield one
+        looking.extend(one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+
+
 def _tokenizer(data: bytes) -> Tokenizer:
     if len(data) > FILE_BYTES_MAX:
         raise UsageError(f"{TOKENIZER} has {len(data):,} B, more than the {FILE_BYTES_MAX:,} allowed.")
-    try:
-        tokenizer = Tokenizer.from_buffer(data)
-        tokenizer.no_truncation()  # a prompt that is too long is refused, never cut in silence
-        tokenizer.no_padding()
-    except Exception as error:  # the library raises nothing more exact
-        raise UsageError(f"{TOKENIZER} cannot be read: {str(error)[:200]}.") from error
+    _require_small(data)
+    tokenizer: Tokenizer = _guarded(lambda: Tokenizer.from_buffer(data))
+    tokenizer.no_truncation()  # a prompt that is too long is refused, never cut in silence
+    tokenizer.no_padding()
+    if any(len(token) > TOKEN_CHARACTERS_MAX for token in tokenizer.get_vocab()):
+        raise UsageError(f"{TOKENIZER} has a token of more than {TOKEN_CHARACTERS_MAX:,} characters.")
     return tokenizer
 
 

@@ -1,4 +1,4 @@
-"""What an operation of a stranger's program must not do, whatever its name: looked at before it is run, on real tensors too.
+"""What an operation of a stranger's program must not do, looked at before it is run, on real tensors and others.
 
 Some operations of torch trust their arguments where they should not (they read behind a tensor's end, or crash), and
 some make little numbers into many parts, or whole numbers and lists without end.
@@ -24,7 +24,7 @@ Arguments = Sequence[Any]
 
 
 def require_bounded(op: str, args: Arguments, kwargs: Mapping[str, Any]) -> None:
-    """Raise UsageError for an operation (`conv2d.default`, `operator.add`) that must not be done with these arguments."""
+    """Raise UsageError for an operation (as `operator.add`) that must not be done with these arguments."""
     name = op.partition(".")[0]
     check = _CHECKS.get(op) or _CHECKS.get(name)
     try:
@@ -67,7 +67,8 @@ def _batch_norm(_op: str, args: Arguments, _kwargs: Mapping[str, Any]) -> bool:
 def _attention(_op: str, args: Arguments, _kwargs: Mapping[str, Any]) -> bool:
     queries, keys, values = args[:3]
     scores = math.prod(queries.shape[:-1]) * keys.shape[-2]
-    return keys.shape[:-1] == values.shape[:-1] and queries.shape[-1] == keys.shape[-1] and scores <= SCORES_MAX
+    fit = keys.shape[:-1] == values.shape[:-1] and queries.shape[-1] == keys.shape[-1]
+    return bool(fit and scores <= SCORES_MAX)
 
 
 def _recurrent(op: str, args: Arguments, _kwargs: Mapping[str, Any]) -> bool:
