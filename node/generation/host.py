@@ -5,7 +5,7 @@ A new version or another run is loaded beside the old one, which goes on with th
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol
@@ -33,6 +33,7 @@ _DRAIN_LOOK_S: Final = 0.5
 
 log = logging.getLogger(__name__)
 
+SendTogether = Callable[[Sequence[tuple[PeerId, Said]]], None]
 Load = Callable[[str, DeploymentRecord, Run], Awaitable[Engine]]
 
 
@@ -74,14 +75,24 @@ class Loaded:
 class GenerationHost:
     """One node's stages of language models."""
 
-    def __init__(self, mesh: Mesh, view: Pictured, load: Load, send: Send, soon: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        view: Pictured,
+        load: Load,
+        send: Send,
+        send_together: SendTogether,
+        soon: Callable[[float], None],
+    ) -> None:
         """``soon`` is told when `tick` is due."""
         self.loaded: list[Loaded] = []
+        self.more_comes = False  # of what arrived at once: no step begins before all of it is here
         self.trouble: dict[str, str] = {}  # model to why it cannot be served as asked
         self._mesh = mesh
         self._view = view
         self._load = load
         self._send = send
+        self._send_together = send_together
         self._soon = soon
         self._nursery: trio.Nursery
 
@@ -251,12 +262,22 @@ class GenerationHost:
         self._tell(loaded, Ran(results))
 
     def _tell(self, loaded: Loaded, event: Event) -> None:
-        self._carry_out(loaded, loaded.stage.handle(event, trio.current_time()))
+        more = self.more_comes and isinstance(event, Came)
+        self._carry_out(loaded, loaded.stage.handle(event, trio.current_time(), more=more))
         self._soon(loaded.stage.deadline)
 
+    def settle(self) -> None:
+        """All that came together is here: let what waits run."""
+        self.more_comes = False
+        for loaded in self.loaded:
+            self._carry_out(loaded, loaded.stage.settle(trio.current_time()))
+
     def _carry_out(self, loaded: Loaded, effects: list[Effect]) -> None:
+        sends = list[SendEffect]()
         for effect in effects:
             if isinstance(effect, SendEffect):
-                self._send(effect.peer, effect.said)
+                sends.append(effect)
             else:
                 loaded.thread.submit(effect)
+        if sends:
+            self._send_together([(one.peer, one.said) for one in sends])

@@ -6,7 +6,7 @@ muxer's reader calls in here, so a step wakes no task on its way from the wire t
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -56,12 +56,17 @@ class Links:
         received: Callable[[PeerId, Said], None],
         lost: Callable[[PeerId, str], None],
         in_use: Callable[[PeerId], bool],
+        together: Callable[[bool], None],
     ) -> None:
-        """``received`` and ``lost`` must neither wait nor raise; they are never called from within ``send``."""
+        """``received`` and ``lost`` must neither wait nor raise.
+
+        ``together`` hears True before, and False behind, all that one reading of the wire brought.
+        """
         self.traffic = Traffic()
         self._mesh = mesh
         self._received = received
         self._lost = lost
+        self._together = together
         self._outlets: dict[PeerId, _Outlet] = {}
         self._inlets: dict[PeerId, Stream] = {}
         self._own: deque[Callable[[], None]] = deque()
@@ -83,8 +88,23 @@ class Links:
         if peer == self._mesh.me:
             self._tell(partial(self._received, peer, said))
             return
-        data = encode(said)
         self.traffic.sent_frames += 1
+        self._send(peer, encode(said))
+
+    def send_together(self, all_said: Sequence[tuple[PeerId, Said]]) -> None:
+        """Say several things, those to one peer in one piece: what leaves a step together arrives together."""
+        frames_to: dict[PeerId, list[bytes]] = {}
+        for peer, said in all_said:
+            if peer != self._mesh.me:
+                frames_to.setdefault(peer, []).append(encode(said))
+        for peer, data in frames_to.items():
+            self.traffic.sent_frames += len(data)
+            self._send(peer, b"".join(data))
+        for peer, said in all_said:
+            if peer == self._mesh.me:
+                self.send(peer, said)
+
+    def _send(self, peer: PeerId, data: bytes) -> None:
         self.traffic.sent_bytes += len(data)
         outlet = self._outlets.get(peer)
         if outlet is None:
@@ -138,7 +158,9 @@ class Links:
 
     async def _answer(self, stream: Stream) -> None:
         peer = stream.peer_id
-        inlet = _Inlet(stream, lambda said: self._tell(partial(self._received, peer, said)), self.traffic)
+        inlet = _Inlet(
+            stream, lambda said: self._tell(partial(self._received, peer, said)), self.traffic, self._together
+        )
         old, self._inlets[peer] = self._inlets.get(peer), stream
         if old is not None:
             old.reset()  # it would not open another unless it lost the first
@@ -168,9 +190,12 @@ class Links:
 class _Inlet:
     """A peer's stream to us: bytes in, messages out, until it ends or breaks the rules."""
 
-    def __init__(self, stream: Stream, take: Callable[[Said], None], traffic: Traffic) -> None:
+    def __init__(
+        self, stream: Stream, take: Callable[[Said], None], traffic: Traffic, together: Callable[[bool], None]
+    ) -> None:
         self._stream = stream
         self._take = take
+        self._together = together
         self._traffic = traffic
         self._decoder: frames.FrameDecoder = decoder()
         self._over = trio.Event()
@@ -195,6 +220,7 @@ class _Inlet:
     def _read(self) -> None:
         if self._over.is_set():
             return
+        self._together(True)  # noqa: FBT003
         try:
             while pieces := self._stream.receive_nowait():
                 for piece in pieces:
@@ -205,6 +231,7 @@ class _Inlet:
         except PeerError as error:
             self._offence = error
             self._over.set()
+        self._together(False)  # noqa: FBT003
         if self._stream.broken:
             self._over.set()
 

@@ -20,8 +20,8 @@ class Sessions:
         self._mesh = mesh
         self._wake_at = math.inf
         self._sooner = trio.Event()
-        self.links = Links(mesh, self._received, self._lost, self._uses)
-        self.host = GenerationHost(mesh, view, load, self.links.send, self._soon)
+        self.links = Links(mesh, self._received, self._lost, self._uses, self._together)
+        self.host = GenerationHost(mesh, view, load, self.links.send, self.links.send_together, self._soon)
         self.generator = Generator(mesh, view, self.links.send, self._soon, config)
         mesh.on_absent.append(self._left)
 
@@ -57,6 +57,12 @@ class Sessions:
     def _received(self, peer: PeerId, said: Said) -> None:
         self.generator.receive(peer, said)
         self.host.receive(peer, said)
+
+    def _together(self, begins: bool) -> None:  # noqa: FBT001  one of two moments
+        if begins:
+            self.host.more_comes = True
+        else:
+            self.host.settle()
 
     def _lost(self, peer: PeerId, reason: str) -> None:
         self.generator.lost(peer, reason, left=False)

@@ -139,8 +139,11 @@ class Stage:
 
     # -- events -------------------------------------------------------------------------------------------------------
 
-    def handle(self, event: Event, now: float) -> list[Effect]:
-        """Take one event; ``now`` in monotonic seconds."""
+    def handle(self, event: Event, now: float, *, more: bool = False) -> list[Effect]:
+        """Take one event; ``now`` in monotonic seconds.
+
+        With ``more`` others follow at once, and no step begins before: what came together runs as one batch.
+        """
         self._now = now
         match event:
             case Came(peer, said):
@@ -151,6 +154,14 @@ class Stage:
                 self._lose(peer, reason, left=left)
             case Expired():
                 self._expire()
+        if not more:
+            self._start_step()
+        effects, self._effects = self._effects, []
+        return effects
+
+    def settle(self, now: float) -> list[Effect]:
+        """Begin a step, if one is due, behind events that had ``more``."""
+        self._now = now
         self._start_step()
         effects, self._effects = self._effects, []
         return effects
