@@ -4,34 +4,24 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 import trio
-from torch import Tensor, nn
 
 from ..mesh.errors import LeptonError, UsageError
 from ..mesh.identity import short
 from ..mesh.mesh import Mesh
-from .blobs.hub import folder_of
-from .blobs.publishing import Published, publish_folder
 from .blobs.store import BlobStore
 from .config import check_keys, check_values, require_name, sentence
 from .deployments import DEPLOYMENT, DeploymentRecord, Objective, Precision
 from .inference.view import View
-from .language.config import LanguageConfig
-from .language.folder import read_config
-from .language.layout import layer_of, layers, sizes
 from .placement import Plan
-from .programs.encoder import is_encoder, trace_encoder
-from .programs.folder import Description, ProgramFolder, is_program_folder, open_folder, save
-from .programs.publishing import deployment_of, publish
-from .programs.trace import trace
 
-_POSITIONS: Final = 2048
-_FLOAT_BYTES: Final = 4
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 _NAME_CHARACTERS_MAX: Final = 64
 
 
@@ -79,12 +69,18 @@ class Deploying:
         without the grant, DoesNotFit with what is missing.
         """
         name = name or name_for(source)
-        return await self._offered(partial(_read, self._blobs, source, self._traced / name), name, terms)
+
+        def read() -> RecordOf:
+            from .sources import of_folder  # torch, in the thread that needs it
+
+            return of_folder(self._blobs, source, self._traced / name)
+
+        return await self._offered(read, name, terms)
 
     async def offer_module(
         self,
-        module: nn.Module,
-        example: Sequence[Tensor],
+        module: "nn.Module",
+        example: "Sequence[Tensor]",
         name: str,
         *,
         sizes: Mapping[str, tuple[int, int]] | None = None,
@@ -94,10 +90,9 @@ class Deploying:
         """Trace a module (see `programs.trace`), and go on as `offer` does."""
 
         def read() -> RecordOf:
-            traced = trace(module, example, sizes=sizes, dims=dims)
-            kind = f"{type(module).__module__}.{type(module).__qualname__}"
-            program = save(traced, self._traced / name, Description(source=kind))
-            return partial(_program_record, program, publish(self._blobs, program))
+            from .sources import of_module  # torch, in the thread that needs it
+
+            return of_module(self._blobs, module, example, self._traced / name, sizes=sizes, dims=dims)
 
         return await self._offered(read, name, terms)
 
@@ -162,51 +157,6 @@ def name_for(source: str | Path) -> str:
     if not name:
         raise UsageError(f"No name can be made of {last[:80]!r}; give one with --name.")
     return name
-
-
-def _read(blobs: BlobStore, text: str | Path, into: Path) -> RecordOf:
-    """Make what a folder holds known as blobs; returns what makes a record of it. ``into`` is for a traced encoder."""
-    folder, within = folder_of(str(Path(text).expanduser()) if str(text).startswith("~") else str(text))
-    if is_program_folder(folder) or is_encoder(folder):
-        program = open_folder(folder) if is_program_folder(folder) else trace_encoder(folder, into)
-        return partial(_program_record, program, publish(blobs, program))
-    config = read_config(folder)
-    published = publish_folder(blobs, folder, lambda tensor: layer_of(tensor, config), layers(config), within=within)
-    return partial(_record, config, published)
-
-
-def _program_record(program: ProgramFolder, published: Published, terms: Terms, version: int) -> DeploymentRecord:
-    if terms.precision not in {"auto", "float32"}:
-        raise UsageError(f"Traced models are served as float32, not as {terms.precision}.")
-    return deployment_of(program, published, version=version, replicas=terms.replicas)
-
-
-def _record(config: LanguageConfig, published: Published, terms: Terms, version: int) -> DeploymentRecord:
-    """Say what a model takes; with the precision `auto` at that in which its files are."""
-    precision = _stored(published) if terms.precision == "auto" else terms.precision
-    needs = sizes(config, precision)
-    positions = min(_POSITIONS, config.positions_max) if terms.positions is None else terms.positions
-    if positions > config.positions_max:
-        raise UsageError(f"This model was made for {config.positions_max} positions, and {positions} were asked for.")
-    return DeploymentRecord(
-        version=version,
-        kind=published.manifest.kind,
-        manifest=published.ref,
-        precision=precision,
-        weights_bytes=needs.weights_bytes,
-        tied_bytes=needs.tied_bytes,
-        cache_bytes=needs.cache_bytes,
-        width_bytes=needs.width * _FLOAT_BYTES,
-        replicas=terms.replicas,
-        sessions=terms.sessions,
-        positions=positions,
-        objective=terms.objective,
-    )
-
-
-def _stored(published: Published) -> Precision:
-    kinds = {tensor.dtype for layer in published.layers for tensor in layer.values()}
-    return "bfloat16" if kinds <= {"BF16"} else "float32"  # float16 has finer steps than bfloat16
 
 
 def _terms(given: Mapping[str, Any]) -> Terms:

@@ -12,12 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, overload
 
 import msgspec
 import numpy as np
 import trio
-from torch import Tensor, nn
 
 from ..mesh.errors import LinkError, UsageError, single
 from ..mesh.identity import PeerId, short
@@ -41,8 +40,8 @@ from .inference.serving import Serving
 from .inference.traced import Programs
 from .inference.view import View
 from .inference.weights import Weights
+from .learning.allowed import Factories
 from .learning.data import Dataset, DataSource, data_source
-from .learning.factories import Factories
 from .learning.settings import Policy, TrainSettings, as_said
 from .learning.task import Task, task_from
 from .learning.tasks import Tasks, TrainResult
@@ -58,6 +57,9 @@ from .stages import StageLoader
 from .texts import TextModel, Texts
 from .tokenizing import Tokenizers
 from .web.opening import Web, open_web
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _MEMBERS_INTERVAL_S: Final = 10.0  # what devices are called changes seldom; it is also saved at the end
 _LINKS_INTERVAL_S: Final = 30.0  # each neighbour of a small mesh has been probed some times by then
@@ -349,8 +351,8 @@ class Node:
 
     async def serve_module(
         self,
-        module: nn.Module,
-        example: Sequence[Tensor],
+        module: "nn.Module",
+        example: "Sequence[Tensor]",
         *,
         name: str,
         sizes: Mapping[str, tuple[int, int]] | None = None,

@@ -7,12 +7,12 @@ from typing import Final
 import trio
 
 from ..mesh.errors import PeerError
-from .blobs.opening import require_sizes, stored_layer
+from .blobs.manifests import require_sizes
 from .blobs.sharing import Blobs
-from .deployments import DeploymentRecord, Manifest
+from .blobs.store import BlobStore
+from .deployments import DeploymentRecord, Manifest, Precision
 from .generation.engine import Engine
 from .language.config import LanguageConfig, parse_config
-from .language.engine import load_engine
 from .language.layout import layer_shapes, layers, sizes
 from .placement import Run
 
@@ -38,10 +38,7 @@ class StageLoader:
         config = parse_config(manifest.config)
         _require_true(name, record, manifest, config)
         await self._blobs.fetch_layers(name, manifest, range(first, end))
-        tensors = partial(stored_layer, self._blobs.store, manifest)
-        return await trio.to_thread.run_sync(
-            lambda: load_engine(config, first, end, tensors, record.precision), abandon_on_cancel=False
-        )
+        return await trio.to_thread.run_sync(_load, self._blobs.store, manifest, run, record.precision)
 
 
 def _require_true(name: str, record: DeploymentRecord, manifest: Manifest, config: LanguageConfig) -> None:
@@ -54,3 +51,11 @@ def _require_true(name: str, record: DeploymentRecord, manifest: Manifest, confi
         raise PeerError(f"{name!r} takes more memory than the record says by which it was placed; deploy it again.")
     numbers = [sum(math.prod(shape) for shape in layer_shapes(config, layer).values()) for layer in range(count)]
     require_sizes(manifest, [number * _ELEMENT_BYTES_MAX for number in numbers], range(count))
+
+
+def _load(store: BlobStore, manifest: Manifest, run: Run, precision: Precision) -> Engine:
+    from .blobs.opening import stored_layer  # torch, in the thread that needs it
+    from .language.engine import load_engine
+
+    tensors = partial(stored_layer, store, manifest)
+    return load_engine(parse_config(manifest.config), *run, tensors, precision)

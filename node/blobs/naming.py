@@ -6,7 +6,7 @@ from ...mesh.errors import LeptonError, PeerError
 from ...mesh.limits import MANIFEST_BYTES_MAX
 from ..deployments import BlobRef, Manifest
 from ..inference.view import View
-from .opening import read_manifest
+from .manifests import read_manifest
 from .store import BlobStore
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import msgspec
 
 from ...mesh.errors import LeptonError, UsageError
 from ..deployments import CONFIG_CHARACTERS_MAX, LAYERS_MAX, BlobRef, FileName, Kind, Manifest
-from .opening import manifest_bytes
+from .manifests import manifest_bytes
 from .store import IN_MEMORY_BYTES_MAX, BlobStore
 from .tensor_files import Tensor, header_of, in_order, read_header
 from .virtual import SourceFile, Span, Virtual

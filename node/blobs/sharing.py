@@ -46,8 +46,8 @@ from .fetching import (
     read_bitmap,
 )
 from .hashing import HASH_BYTES, chunk_count
+from .manifests import read_manifest
 from .naming import Naming
-from .opening import read_manifest
 from .parts import Part
 from .publishing import Published, publish_folder
 from .store import BlobStore

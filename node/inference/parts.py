@@ -1,7 +1,6 @@
-"""What a stage runs and what an asker knows of a model that keeps nothing between requests: a chain, or a program."""
+"""What a stage runs of a model that keeps nothing between requests, a chain or a program, and what it takes to ask."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,34 +8,14 @@ import torch
 from ...mesh import tensors
 from ...mesh.errors import LeptonError, PeerError, UsageError
 from ...mesh.tensors import Array
-from ..models import Chain, run_layers
+from ..blobs.layers import read_layer_blob
+from ..models import Chain, build_layers, load_layer, run_layers
 from ..programs.program import BATCH, Program, Value
 from ..programs.program import values as values_of
 from ..programs.run import Stage, batch_max, sizes_of
-from ..shapes import ModelSpec, layer_count, layer_input_shape, layer_output_shape
+from ..shapes import ModelSpec, layer_input_shape, layer_schema
+from .known import require_finite
 from .messages import BATCH_MAX
-
-
-class Part(Protocol):
-    """A run of layers, loaded."""
-
-    def check(self, arrays: Sequence[Array]) -> None:
-        """Raise PeerError when a stranger's arrays are not what it takes."""
-
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
-        """Compute what goes out of what came in and was checked, in a thread. Raises LeptonError when it cannot."""
-
-
-class Known(Protocol):
-    """What an asker has to know of a whole model."""
-
-    layers: int
-
-    def batches(self, inputs: Sequence[Array]) -> list[list[Array]]:
-        """Check a user's inputs and cut them into what may travel together. Raises UsageError."""
-
-    def check(self, results: Sequence[Array], samples: int) -> list[Array]:
-        """Check what a stranger sent as the result for so many samples. Raises PeerError."""
 
 
 class ChainPart:
@@ -60,32 +39,12 @@ class ChainPart:
         return [np.asarray(y.numpy(), dtype=np.float32)]
 
 
-class KnownChain:
-    """A trained model of our own: one tensor in, one out."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.layers = layer_count(spec)
-        self._inputs = layer_input_shape(spec, 0)
-        self._outputs = layer_output_shape(spec, self.layers - 1)
-
-    def batches(self, inputs: Sequence[Array]) -> list[list[Array]]:
-        if len(inputs) != 1:
-            raise UsageError(f"This model takes one array of samples, not {len(inputs)}.")
-        samples = np.asarray(inputs[0], dtype=np.float32)
-        if samples.size == 0 or samples.shape[1:] != self._inputs:
-            expected = " x ".join(str(size) for size in self._inputs)
-            raise UsageError(
-                f"Samples of this model have the shape ({expected}); these are {samples.shape[1:]}, "
-                f"{len(samples)} of them."
-            )
-        _require_finite(samples)
-        return [[samples[start : start + BATCH_MAX]] for start in range(0, len(samples), BATCH_MAX)]
-
-    def check(self, results: Sequence[Array], samples: int) -> list[Array]:
-        if len(results) != 1:
-            raise PeerError(f"A result carries one tensor; this one carries {len(results)}.")
-        shape = (samples, *self._outputs)
-        return [tensors.require(results[0], dtype="float32", shape=shape, what="the result of a request")]
+def chain_part(spec: ModelSpec, first: int, blobs: Sequence[bytes]) -> ChainPart:
+    """Build the layers from ``first`` on, one of each blob. Raises PeerError for a blob that is not that layer."""
+    chain = build_layers(spec, first, first + len(blobs))
+    for index, data in enumerate(blobs, start=first):
+        load_layer(chain, index, read_layer_blob(data, layer_schema(spec, index)))
+    return ChainPart(chain)
 
 
 class ProgramPart:
@@ -177,15 +136,10 @@ def _as(array: Array, name: str, value: Value) -> Array:
         raise UsageError(f"The input {name!r} of this model is {value.dtype}; this is {given.dtype}.")
     if found.dtype.kind != "f" and not np.array_equal(found, given):
         raise UsageError(f"The input {name!r} of this model is {value.dtype}, and these numbers do not fit into it.")
-    _require_finite(found)
+    require_finite(found)
     if not found.size:
         raise UsageError(f"The input {name!r} is empty; give at least one sample.")
     return found
-
-
-def _require_finite(samples: Array) -> None:
-    if not np.isfinite(samples).all():
-        raise UsageError("The samples hold values that are not finite numbers (NaN or infinite); clean them first.")
 
 
 def _without_batch_bound(program: Program) -> Mapping[str, tuple[int, int]]:

@@ -16,8 +16,8 @@ from ...mesh.errors import LeptonError, LinkError, UsageError
 from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from ...mesh.tensors import Array
+from .known import Known, KnownChain
 from .messages import StageBroke, StageResult, StageWork
-from .parts import Known, KnownChain
 from .session import Absent, Arrived, Ask, Broke, Config, Done, Expired, Failed, Picture, Session
 from .traced import Programs
 from .view import View

@@ -5,6 +5,7 @@ but the one that asked.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import trio
@@ -15,14 +16,12 @@ from ...mesh.errors import Busy, LeptonError, PeerError, UsageError
 from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from ...mesh.tensors import Array
-from ..blobs.layers import read_layer_blob
 from ..deployments import DeploymentRecord
-from ..models import build_layers, load_layer
 from ..picture import STAGE, ModelRecord, StageRecord
 from ..placement import Run
-from ..shapes import layer_schema, layer_sizes_bytes
+from ..shapes import ModelSpec, layer_sizes_bytes
+from .known import Part
 from .messages import StageBroke, StageResult, StageWork
-from .parts import ChainPart, Part
 from .traced import Programs
 from .view import View
 from .weights import Weights
@@ -140,11 +139,8 @@ class Serving:
             return await self._programs.load(name, model, run)
         size = sum(layer_sizes_bytes(model.spec)[run[0] : run[1]])
         assert size <= self._memory_bytes, "the plan never gives more than a device offers"
-        chain = build_layers(model.spec, *run)
-        for index in range(*run):
-            data = await self._weights.fetch(name, model, index)
-            load_layer(chain, index, read_layer_blob(data, layer_schema(model.spec, index)))
-        return ChainPart(chain)
+        blobs = [await self._weights.fetch(name, model, index) for index in range(*run)]
+        return await trio.to_thread.run_sync(_chain, model.spec, run[0], blobs)
 
     # -- a stage at work ----------------------------------------------------------------------------------------------
 
@@ -201,3 +197,9 @@ class Serving:
             await self._mesh.calls.call(work.asker, "infer.broke", broke, Empty, scope=name)
         except LeptonError as error:
             log.debug("could not tell the asker: %s", error)
+
+
+def _chain(spec: ModelSpec, first: int, blobs: Sequence[bytes]) -> Part:
+    from .parts import chain_part  # torch, in the thread that needs it
+
+    return chain_part(spec, first, blobs)

@@ -1,20 +1,19 @@
 """Traced models of deployments: their programs and weights, fetched as blobs and loaded by layer."""
 
 import logging
+from collections.abc import Sequence
 from typing import Final
 
-import torch
 import trio
 
 from ...mesh.errors import UsageError
-from ..blobs.opening import open_layer, require_sizes
+from ..blobs.manifests import require_sizes
 from ..blobs.sharing import Blobs
 from ..deployments import BlobRef, DeploymentRecord, Manifest
 from ..placement import Run
-from ..programs.folder import Description, layer_bytes, read_description
+from ..programs.description import Description, read_description
 from ..programs.program import PROGRAM_FILE, Program, read_program
-from ..programs.run import Stage, batch_max
-from .parts import KnownProgram, Part, ProgramPart
+from .known import Known, Part
 
 _KEPT_MAX: Final = 32  # programs whose description is held; each is up to some megabytes
 
@@ -28,10 +27,10 @@ class Programs:
         self._blobs = blobs
         self._kept: dict[BlobRef, tuple[Manifest, Program]] = {}
 
-    async def known(self, name: str, deployment: DeploymentRecord) -> KnownProgram:
+    async def known(self, name: str, deployment: DeploymentRecord) -> Known:
         """What an asker has to know. Raises LinkError when nobody has it, UsageError when it makes no sense."""
         _, program = await self._program(name, deployment)
-        return KnownProgram(program)
+        return await trio.to_thread.run_sync(_known, program)
 
     async def description(self, name: str, deployment: DeploymentRecord) -> Description:
         """What the model is for. Raises as `known` does."""
@@ -45,7 +44,7 @@ class Programs:
             raise UsageError(
                 f"{name!r} says it has {len(deployment.weights_bytes)} layers; its program {program.layers}."
             )
-        needs = layer_bytes(program)
+        needs = await trio.to_thread.run_sync(_layer_bytes, program)
         if any(needs[layer] > deployment.weights_bytes[layer] for layer in range(*run)):
             raise UsageError(f"{name!r} takes more memory than it was deployed with; deploy it again.")
         require_sizes(manifest, needs, range(*run))
@@ -53,6 +52,12 @@ class Programs:
         return await trio.to_thread.run_sync(self._loaded, manifest, program, run)
 
     def _loaded(self, manifest: Manifest, program: Program, run: Run) -> Part:
+        import torch  # in the thread that needs it
+
+        from ..blobs.opening import open_layer
+        from ..programs.run import Stage, batch_max
+        from .parts import ProgramPart
+
         weights: dict[str, torch.Tensor] = {}
         for index in range(*run):
             # Copied, so that a file that changes under a mapping cannot change a model that is served.
@@ -71,3 +76,15 @@ class Programs:
                 del self._kept[next(iter(self._kept))]
             self._kept[deployment.manifest] = manifest, program
         return self._kept[deployment.manifest]
+
+
+def _known(program: Program) -> Known:
+    from .parts import KnownProgram  # torch, in the thread that needs it: shapes are worked out with it
+
+    return KnownProgram(program)
+
+
+def _layer_bytes(program: Program) -> Sequence[int]:
+    from ..programs.folder import layer_bytes  # torch, in the thread that needs it
+
+    return layer_bytes(program)

@@ -1,13 +1,17 @@
 """Weights of layers: kept by their hash, given to peers, fetched from whichever peer has them."""
 
+from typing import TYPE_CHECKING
+
 from ...mesh.mesh import Mesh
 from ..blobs.layers import layer_blob
 from ..blobs.sharing import Blobs
 from ..deployments import BlobRef
-from ..models import Chain, layer_tensors
 from ..picture import MODEL, ModelRecord
 from ..shapes import ModelSpec, layer_count
 from .view import View
+
+if TYPE_CHECKING:
+    from ..models import Chain
 
 
 class Weights:
@@ -18,15 +22,17 @@ class Weights:
         self._mesh = mesh
         self._view = view
 
-    def publish(self, name: str, spec: ModelSpec, chain: Chain, *, version: int, copies: int) -> None:
+    def publish(self, name: str, spec: ModelSpec, chain: "Chain", *, version: int, copies: int) -> None:
         """Make this model the one to serve under its name."""
         layers = self.keep(spec, chain)
         self._mesh.publish(
             MODEL, name, ModelRecord(spec=spec, version=version, layers=layers, copies=copies), durable=True
         )
 
-    def keep(self, spec: ModelSpec, chain: Chain) -> tuple[BlobRef, ...]:
+    def keep(self, spec: ModelSpec, chain: "Chain") -> tuple[BlobRef, ...]:
         """Put every layer into the blob store, for peers to fetch; returns what they are called."""
+        from ..models import layer_tensors  # whoever has a chain has torch
+
         self._blobs.refresh()
         put = self._blobs.store.put
         return tuple(put(layer_blob(layer_tensors(chain, index))) for index in range(layer_count(spec)))

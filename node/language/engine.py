@@ -18,7 +18,8 @@ from .block import Batch, Block, vector
 from .cache import PAGE_POSITIONS, PagedCache
 from .config import LanguageConfig
 from .layout import EMBEDDING, HEAD, NORM, layer_shapes, layers
-from .linear import Linear, vocabulary_precision
+from .linear import Linear
+from .packing import vocabulary_precision
 from .rope import Rotations
 
 Float = npt.NDArray[np.float32]

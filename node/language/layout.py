@@ -10,7 +10,7 @@ from typing import Final
 from ...mesh.errors import UsageError
 from ..deployments import Precision
 from .config import LanguageConfig
-from .linear import packed_bytes, vocabulary_precision
+from .packing import packed_bytes, vocabulary_precision
 
 Shape = tuple[int, ...]
 EMBEDDING: Final = "model.embed_tokens.weight"

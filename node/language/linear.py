@@ -1,7 +1,6 @@
-"""Matrices as a stage holds them, packed at a precision by `kernels`: products, rows, and their sizes."""
+"""Matrices as a stage holds them, packed at a precision by `kernels`: products, rows, row by row."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +10,6 @@ from ..deployments import Precision
 from ..kernels import Matrix, Packed, pack
 
 Float = npt.NDArray[np.float32]
-_NUMBER_BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
-# As `kernels` packs: rows are padded to panels of 16, columns to groups of 32, which share a bfloat16 scale.
-_ROWS: Final = 16
-_COLUMNS: Final = 32
-_SCALE_BYTES: Final = 2
 
 
 class Linear:
@@ -56,15 +50,3 @@ class Stacked:
             if low < high:
                 yield part[low:high]
             at += part.shape[0]
-
-
-def vocabulary_precision(precision: Precision) -> Precision:
-    """Return the precision of the embedding and the head: 4 bits there cost more than they save."""
-    return "int8" if precision == "int4" else precision
-
-
-def packed_bytes(outputs: int, inputs: int, precision: Precision) -> int:
-    """Return what a matrix takes in memory, packed."""
-    rows, columns = -(-outputs // _ROWS) * _ROWS, -(-inputs // _COLUMNS) * _COLUMNS
-    scales = _SCALE_BYTES * rows * (columns // _COLUMNS) if precision in {"int8", "int4"} else 0
-    return int(rows * columns * _NUMBER_BYTES[precision]) + scales

@@ -10,7 +10,7 @@ worse still, and the next rounds mix it with what the others have.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from ...mesh.errors import LeptonError, PeerError
 from ...mesh.identity import PeerId
 from ..shapes import Vector
 from .messages import State, StateWanted
-from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
 
 # Measured on the digits, 4 nodes with Dirichlet(0.3) and (0.05) parts, MLPs and CNN, rounds 1 to 40: the mean of a
 # round had at most 1.5 times the loss of guessing on any held-out part; such a mean scaled by 30 had more than
@@ -70,7 +72,7 @@ async def ask(calls: Calls, peer: PeerId, *, scope: str, version: int, dimension
     return Donation(peer, answer.message.round, answer.message.reference, np.asarray(vector, dtype=np.float32))
 
 
-def judge(trainer: Trainer, donations: Sequence[Donation]) -> tuple[Donation | None, dict[PeerId, str]]:
+def judge(trainer: "Trainer", donations: Sequence[Donation]) -> tuple[Donation | None, dict[PeerId, str]]:
     """Return the best of these, if any will do, and why which others will not. Takes the time of three evaluations."""
     return choose(
         donations,

@@ -1,7 +1,4 @@
-"""Models from functions of the owner's own, ``package.module:factory``: on this node, those that its owner allowed.
-
-A task's record comes from another node, and to import a module is to run it. So a record's name is never imported: it
-is looked up among the names that the owner wrote down, and those were imported when the node started.
+"""What functions of the owner's own make of a description: models, tried before anything is learned.
 
 A factory takes nothing and returns a `torch.nn.Module` that takes float32 (B, *inputs) and gives (B, classes): logits,
 or values. Nodes average numbers by their place: `structure` says what a vector's numbers mean, so that two factories of
@@ -9,9 +6,7 @@ one name that make different models are told apart.
 """
 
 import hashlib
-import importlib
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -19,49 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ...mesh.errors import LeptonError, UsageError
-from ..limits import FACTORY_PATTERN
-from ..models import build
 from ..shapes import ModelSpec
 from .shared import Shared
 
 # A gigabyte of float32: a node that trains holds some six times as much. Rounds and joiners' models go in pieces.
 OWN_PARAMETERS_MAX: Final = 256 * 1024 * 1024
 _PROBE: Final = 2  # samples that a new model is tried on: batch normalisation takes no single one
-
-
-class Factories:
-    """The functions that this node's owner allows to make models, by name."""
-
-    def __init__(self, allowed: Iterable[str]) -> None:
-        """Raises UsageError for what cannot name a function."""
-        self._made: dict[str, Callable[[], object] | None] = dict.fromkeys(allowed)
-        for name in self._made:
-            if not re.fullmatch(FACTORY_PATTERN, name):
-                raise UsageError(f"{name!r} names no function that makes models: write package.module:factory")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What is allowed here."""
-        return tuple(sorted(self._made))
-
-    def load(self) -> None:
-        """Import all of them. Raises UsageError that names the one that cannot be."""
-        for name in self._made:
-            self._made[name] = _imported(name)
-
-    def make(self, spec: ModelSpec) -> nn.Module:
-        """Build a model with its first values. Raises UsageError when it cannot be or may not be here."""
-        if spec.architecture != "own":
-            return build(spec)
-        function = self._made.get(spec.factory)
-        if function is None:
-            raise UsageError(
-                f"this node does not have the model {spec.factory}: its owner allows it by `[models] allow` in "
-                "node.toml, or `up --allow-model`"
-            )
-        with owners_code(spec), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec.seed)  # all begin with the same values, if the factory takes them from torch
-            return _checked(spec, function())
 
 
 @contextmanager
@@ -77,24 +35,19 @@ def owners_code(spec: ModelSpec) -> Iterator[None]:
         raise UsageError(f"the model {spec.factory} failed: {type(error).__name__}: {error}") from error
 
 
+def made(spec: ModelSpec, function: Callable[[], object]) -> nn.Module:
+    """Build a model with its first values. Raises UsageError for one that cannot be trained here."""
+    with owners_code(spec), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)  # all begin with the same values, if the factory takes them from torch
+        return _checked(spec, function())
+
+
 def structure(shared: Shared, module: nn.Module) -> str:
     """Hash what the vector of ``shared`` means: how long it is, and its parameters' names, shapes and dtypes."""
     ids = {id(parameter) for parameter in shared.shared}
     named = module.named_parameters()
     lines = [f"{name} {tuple(one.shape)} {one.dtype}" for name, one in named if id(one) in ids]
     return hashlib.sha256("\n".join([str(shared.size), *lines]).encode()).hexdigest()
-
-
-def _imported(name: str) -> Callable[[], object]:
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever the owner's module raises
-        raise UsageError(f"{name}: cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise UsageError(f"{name}: is no function, but {type(found).__name__}")
-    made: Callable[[], object] = found
-    return made
 
 
 def _checked(spec: ModelSpec, module: object) -> nn.Module:

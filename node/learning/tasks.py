@@ -9,11 +9,10 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import trio
-from safetensors.torch import save
 
 from ...gossip.errors import GossipError
 from ...gossip.groups import GROUP_SIZE
@@ -28,25 +27,24 @@ from ..files import write_whole
 from ..home import Home
 from ..inference.view import View
 from ..inference.weights import Weights
-from ..models import build
 from ..objective import Objective
 from ..picture import PROFILE, TASK, TRAINER, Profile, TaskRecord, TrainerRecord, newest
 from ..shapes import ModelSpec, check_sizes
 from . import donors, exchange
+from .allowed import Factories
 from .begun import Begun
-from .checkpoint import CheckpointStore
 from .circle import Circle
 from .circles import Circles
 from .data import TEST_SEED, TEST_SHARE, Dataset, DataSource, hold_out, outputs_of
-from .factories import Factories, structure
-from .learner import Learner
 from .ledger import Ledger
 from .messages import RoundMessage, State, StateWanted
 from .policies import CODEC, WORDS, check_policy
-from .shared import Shared
 from .task import Task, task_from
 from .telling import Progress, RoundSaid
-from .trainer import Trainer, settings_for
+
+if TYPE_CHECKING:
+    from .learner import Learner
+    from .trainer import Trainer
 
 WHOLE: Final = "model.safetensors"  # beside the checkpoints: a trained model that is not served from layers
 
@@ -186,6 +184,10 @@ class Tasks:
             spec = await trio.to_thread.run_sync(self._spec, task)  # it reads the data file
         check_sizes(spec)
         model = await trio.to_thread.run_sync(self._factories.make, spec)
+        from .factories import structure  # they came with the model
+        from .shared import Shared
+        from .trainer import settings_for
+
         shared = Shared(model, task.parts)  # do its patterns fit?
         learners = [peer for peer in have if self._may(peer, f"train:{name}") and self._makes(peer, spec)]
         versions = [said.version for record, said in self._mesh.live(TASK, TaskRecord) if record.name == name]
@@ -273,7 +275,7 @@ class Tasks:
             return False
 
     async def _learn(self, scope: trio.CancelScope, name: str, owner: PeerId, task: TaskRecord) -> None:
-        async def trained(trainer: Trainer) -> None:
+        async def trained(trainer: "Trainer") -> None:
             await self._publish(name, owner, task, trainer)
 
         with scope:
@@ -281,10 +283,7 @@ class Tasks:
                 dataset = await trio.to_thread.run_sync(
                     self._dataset, task.data, task.spec.classes, task.spec.objective
                 )
-                checkpoints = CheckpointStore(self._home.folder("tasks", name, str(task.version)))
-                make = functools.partial(
-                    self._learner_of, name, task, dataset, checkpoints=checkpoints, on_trained=trained
-                )
+                make = functools.partial(self._learner_of, name, task, dataset, on_trained=trained)
                 learner = await trio.to_thread.run_sync(make)  # to find out how much noise is needed takes a while
                 self._learners[name] = learner
                 await learner.run()
@@ -303,9 +302,12 @@ class Tasks:
         task: TaskRecord,
         dataset: Dataset,
         *,
-        checkpoints: CheckpointStore,
-        on_trained: Callable[[Trainer], Awaitable[None]],
-    ) -> Learner:
+        on_trained: Callable[["Trainer"], Awaitable[None]],
+    ) -> "Learner":
+        from .checkpoint import CheckpointStore  # torch, in the thread that needs it
+        from .learner import Learner
+
+        checkpoints = CheckpointStore(self._home.folder("tasks", name, str(task.version)))
         dp, ledger = task.settings.dp, None
         if dp is not None:
             ledger = Ledger(self._home.folder("privacy", name) / f"{task.version}.json", dp)
@@ -322,8 +324,13 @@ class Tasks:
         log.error("task %s: %s", name, error)
         self._mesh.publish(TRAINER, name, TrainerRecord(state="failed", version=task.version, reason=str(error)[:1000]))
 
-    async def _publish(self, name: str, owner: PeerId, task: TaskRecord, trainer: Trainer) -> None:
+    async def _publish(self, name: str, owner: PeerId, task: TaskRecord, trainer: "Trainer") -> None:
         """Keep the trained layers; the task's owner makes them the model to serve, or whoever comes first after it."""
+        from safetensors.torch import save  # who has trained has torch
+
+        from ..models import build
+        from .shared import Shared
+
         if task.spec.architecture == "own":
             path = self._home.folder("tasks", name, str(task.version)) / WHOLE
             await trio.to_thread.run_sync(lambda: write_whole(path, save(trainer.tensors())))
@@ -366,7 +373,7 @@ class Tasks:
     async def _give_state(self, call: Incoming[StateWanted]) -> Answer[State]:
         return self._part_in(call.scope).give_state(call)
 
-    def _part_in(self, task: str) -> Learner | Circle:
+    def _part_in(self, task: str) -> "Learner | Circle":
         part = self.circles.open.get(task) or self._learners.get(task)
         if part is None:
             raise UsageError(f"This node takes no part in the task {task!r}.")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ...mesh.errors import UsageError
-from .folder import Description, ProgramFolder, save
+from .description import Description
+from .folder import ProgramFolder, save
 from .trace import trace
 
 INPUTS: Final = ("input_ids", "attention_mask")  # int64 (batch, positions) each, in this order

@@ -4,13 +4,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Final
 
 import msgspec
 import safetensors.torch
 
 from ...mesh.errors import UsageError
 from ..files import write_whole
+from .description import Description, read_description
 from .program import PROGRAM_FILE, Program, read_program, used, write_program
 from .run import weight_bytes
 from .trace import Traced
@@ -18,14 +19,6 @@ from .trace import Traced
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-
-
-class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """What people and gateways want to know of a program. ``positions``: an encoder's longest text, in tokens."""
-
-    program: Literal["module", "encoder"] = "module"
-    source: Annotated[str, msgspec.Meta(max_length=200)] = ""  # what it was traced from
-    positions: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +56,6 @@ def open_folder(path: Path) -> ProgramFolder:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return ProgramFolder(path, program, description)
-
-
-def read_description(data: bytes | str) -> Description:
-    """Read the configuration of a program. Raises UsageError."""
-    try:
-        return msgspec.json.decode(data, type=Description)
-    except msgspec.DecodeError as error:
-        raise UsageError(f"This is not the configuration of a program: {str(error)[:200]}.") from error
 
 
 def layers_of(program: Program) -> Mapping[str, tuple[int, ...]]:

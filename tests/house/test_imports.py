@@ -178,6 +178,10 @@ def test_loading_pure_modules_loads_neither_trio_nor_libp2p_nor_torch() -> None:
     assert load([m for m in MODULES if is_pure(m)], HEAVY) == ""
 
 
+def test_a_node_that_neither_trains_nor_serves_does_not_load_torch() -> None:
+    assert load(["lepton.node.node"], {"torch", "transformers"}) == ""
+
+
 def test_help_is_quick() -> None:
     if "lepton.node.__main__" not in MODULES:
         pytest.skip("the command line is not written yet")

@@ -9,8 +9,10 @@ import torch
 from lepton.mesh.errors import UsageError
 from lepton.node import models, shapes
 from lepton.node.config import load_config
+from lepton.node.learning import factories
+from lepton.node.learning.allowed import Factories
 from lepton.node.learning.data import digits
-from lepton.node.learning.factories import Factories, structure
+from lepton.node.learning.factories import structure
 from lepton.node.learning.settings import TrainSettings
 from lepton.node.learning.shared import Shared
 from lepton.node.learning.trainer import Trainer
@@ -70,9 +72,9 @@ def own(name: str) -> ModelSpec:
 
 
 def test_a_name_that_the_owner_did_not_allow_is_never_imported(module: str) -> None:
-    for factories in (allowed(), allowed("json:loads")):
+    for each in (allowed(), allowed("json:loads")):
         with pytest.raises(UsageError, match="this node does not have the model factories_of_a_test:good: its owner"):
-            factories.make(OWN)
+            each.make(OWN)
     assert module not in sys.modules
     allowed(f"{module}:good").make(OWN)
     assert module in sys.modules
@@ -107,7 +109,8 @@ def test_a_structure_tells_models_of_one_size_apart(module: str) -> None:
         ("broken", "failed: RuntimeError: no weights here"),
     ],
 )
-def test_what_makes_no_model_is_explained(module: str, name: str, why: str) -> None:
+def test_what_makes_no_model_is_explained(module: str, name: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factories, "OWN_PARAMETERS_MAX", 2**24)  # of the limit itself, a test would take a gigabyte
     with pytest.raises(UsageError, match=why):
         allowed(f"{module}:{name}").make(own(f"{module}:{name}"))
 

@@ -13,7 +13,8 @@ from lepton.mesh import limits
 from lepton.mesh.errors import LeptonError, PeerError, UsageError
 from lepton.node.blobs import opening
 from lepton.node.blobs.hashing import checked_chunks
-from lepton.node.blobs.opening import layer_contents, manifest_bytes, open_layer, read_manifest, stored_layer
+from lepton.node.blobs.manifests import manifest_bytes, read_manifest
+from lepton.node.blobs.opening import layer_contents, open_layer, stored_layer
 from lepton.node.blobs.publishing import Published, folder_tensors, publish_folder
 from lepton.node.blobs.store import BlobStore
 from lepton.node.blobs.tensor_files import Tensor, header_of, read_header

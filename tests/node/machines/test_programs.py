@@ -8,7 +8,8 @@ import msgspec
 import pytest
 import torch
 from lepton.mesh.errors import PeerError, UsageError
-from lepton.node.programs.folder import Description, layer_bytes, layers_of, open_folder, save
+from lepton.node.programs.description import Description
+from lepton.node.programs.folder import layer_bytes, layers_of, open_folder, save
 from lepton.node.programs.program import Node, Program, Ref, Several, Value, Weight, check, read_program, write_program
 from lepton.node.programs.run import RESULT_MAX, Stage, batch_max, largest_result
 from lepton.node.programs.trace import Traced, trace

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from lepton.node import speed
+from lepton.node.measuring import coarse
 from lepton.node.planning import PRECISIONS, Speed, SpeedRecord
 
 SAID = SpeedRecord(speeds={"int8": Speed(mib_ns=1, mib_many_ns=2)})
@@ -13,7 +14,7 @@ def test_every_precision_is_measured_and_more_sessions_take_no_less_for_each_ste
     found = speed.measure_speed()
     assert set(found.speeds) == set(PRECISIONS)
     for measured in found.speeds.values():
-        assert 0 < measured.mib_ns == speed.coarse(measured.mib_ns)
+        assert 0 < measured.mib_ns == coarse(measured.mib_ns)
         assert measured.mib_many_ns > 0
         assert measured.layer_ns > 0
 

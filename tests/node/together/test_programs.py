@@ -9,7 +9,8 @@ from lepton.mesh.errors import LinkError, UsageError
 from lepton.node import Node
 from lepton.node.deployments import DEPLOYMENT
 from lepton.node.inference.session import Config
-from lepton.node.programs.folder import Description, save
+from lepton.node.programs.description import Description
+from lepton.node.programs.folder import save
 from lepton.node.programs.publishing import deployment_of, publish
 from lepton.node.programs.trace import trace
 from torch import Tensor, nn
