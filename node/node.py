@@ -52,7 +52,7 @@ from .picture import CIRCLE, PROFILE, TASK, CircleRecord, ModelRecord, Profile, 
 from .placement import Plan
 from .planning import SPEED
 from .shapes import ModelSpec
-from .speed import cache_file, load_or_measure
+from .speed import cache_file, known_speed, load_or_measure
 from .stages import StageLoader
 from .texts import TextModel, Texts
 from .tokenizing import Tokenizers
@@ -512,9 +512,13 @@ class Node:
         revoke_running(self.mesh, PeerId(subject), reason=reason, keep_invited=keep_invited, disown=disown)
 
     async def _tell_speed(self) -> None:
-        """Say how fast this device is: at once if that is known, else when it has been measured."""
-        record = await trio.to_thread.run_sync(load_or_measure, cache_file())
-        self.mesh.publish(SPEED, "self", record)
+        """Say how fast this device is: at once if that is known, and when it has been measured, anew after a week."""
+        known = await trio.to_thread.run_sync(known_speed, cache_file())
+        if known is not None:
+            self.mesh.publish(SPEED, "self", known)
+        record = await trio.to_thread.run_sync(load_or_measure, cache_file(), time.time())
+        if record != known:
+            self.mesh.publish(SPEED, "self", record)
 
     async def _tell_links(self) -> None:
         """Say which neighbours are far away, whenever that has changed."""
