@@ -303,10 +303,10 @@ def _status_tables(said: Mapping[str, Any]) -> list["Table"]:
 def _deployments(deployments: Sequence[Mapping[str, Any]]) -> "Table":
     from rich.table import Table
 
-    table = Table("model", "precision", "layers", "on", "tokens/s expected", "state", title="Language models")
+    table = Table("model", "precision", "layers", "on", "tokens/s expected", "state", title="Deployed models")
     for model in deployments:
         state = "served" if model["served"] else model["trouble"] or "loading"
-        speed = f"{model['tokens_per_s']:.3g}" if model["tokens_per_s"] else ""
+        speed = f"{model['tokens_per_s']:,.0f}" if model["tokens_per_s"] else ""
         for stage in model["stages"] or [{"first": 0, "end": model["layers"], "devices": []}]:
             layers = f"{stage['first']} to {stage['end'] - 1}"
             table.add_row(model["name"], model["precision"], layers, ", ".join(stage["devices"]), speed, state)

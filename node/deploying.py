@@ -15,7 +15,7 @@ from ..mesh.identity import short
 from ..mesh.mesh import Mesh
 from .blobs.store import BlobStore
 from .config import check_keys, check_values, require_name, sentence
-from .deployments import DEPLOYMENT, DeploymentRecord, Objective, Precision
+from .deployments import DEPLOYMENT, Activations, DeploymentRecord, Objective, Precision
 from .inference.view import View
 from .placement import Plan
 
@@ -37,6 +37,7 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     sessions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
     positions: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
     objective: Objective = "latency"
+    activations: Activations = "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

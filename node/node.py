@@ -30,7 +30,7 @@ from .blobs.store import BlobStore
 from .config import Config, load_config, require_name
 from .deployed import described, is_loaded
 from .deploying import Deploying
-from .deployments import DeploymentRecord, Precision
+from .deployments import Activations, DeploymentRecord, Precision
 from .deployments import Objective as Aim
 from .encoders import Encoders
 from .generation.sessions import Sessions
@@ -337,6 +337,7 @@ class Node:
         sessions: int = 4,
         positions: int | None = None,
         objective: Aim = "latency",
+        activations: Activations = "float32",
     ) -> TextModel:
         """Have the mesh serve a language model: a folder in the Hugging Face layout, or a name on its Hub.
 
@@ -344,8 +345,15 @@ class Node:
         are promised memory. Raises UsageError for a model that is not understood or bad values, Refused without the
         grant ``train:NAME``, LinkError without the Hub, DoesNotFit (a LeptonError) when the devices cannot hold it.
         """
-        terms = {"replicas": replicas, "precision": precision, "sessions": sessions, "objective": objective}
-        offer = await self.deploying.offer(source, name=name, terms=terms | {"positions": positions})
+        terms = {
+            "replicas": replicas,
+            "precision": precision,
+            "sessions": sessions,
+            "positions": positions,
+            "objective": objective,
+            "activations": activations,
+        }
+        offer = await self.deploying.offer(source, name=name, terms=terms)
         self.deploying.accept(offer)
         return self.model(offer.name)
 

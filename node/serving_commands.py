@@ -34,6 +34,12 @@ _SIZES: Final = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
     type=click.Choice(["latency", "throughput"]),
     help="Quick for one session, or many tokens for all together.  [default: latency]",
 )
+@click.option(
+    "--activations",
+    default=None,
+    type=click.Choice(["float32", "bfloat16", "int8"]),
+    help="As what goes from device to device travels.  [default: float32]",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per step, the result last.")
 @home_option
@@ -166,7 +172,7 @@ def _offered(offer: Mapping[str, Any]) -> str:
         )
     if offer["tokens_per_s"]:
         whose = "for all sessions together" if offer["objective"] == "throughput" else "for one session"
-        lines.append(f"Expected: {offer['tokens_per_s']:.3g} tokens/s {whose}.")
+        lines.append(f"Expected: {offer['tokens_per_s']:,.0f} tokens/s {whose}.")
     return "\n".join(lines)
 
 

@@ -103,11 +103,11 @@ class Texts:
         return await self._encoders.embed(name, texts)
 
     def _deployment(self, name: str) -> DeploymentRecord:
-        deployments = {n: d for n, d in self._view.deployments().items() if d.kind == "causal_lm"}
+        every = self._view.deployments()
+        deployments = {n: d for n, d in every.items() if d.kind == "causal_lm"}
         if name not in deployments:
-            raise UsageError(
-                f"No language model {name!r} is served in this mesh.{did_you_mean(name, sorted(deployments))}"
-            )
+            what = f"{name!r} writes no text" if name in every else f"No language model {name!r} is served in this mesh"
+            raise UsageError(f"{what}.{did_you_mean(name, sorted(deployments))}")
         return deployments[name]
 
 

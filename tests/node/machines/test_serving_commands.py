@@ -42,7 +42,7 @@ def test_what_will_be_served_is_shown_before_it_is(monkeypatch: pytest.MonkeyPat
         "  layers 0 to 0         1.0 kB  kitchen",
         "  layers 1 to 1         2.0 MB  desk, eeeeeeee",
         "Only 1 of 2 copies for now: the others wait for more devices or memory.",
-        "Expected: 12.3 tokens/s for one session.",
+        "Expected: 12 tokens/s for one session.",
         "Loaded on 1 of 3 devices.",
         "Served. Ask it: lepton-node generate tales 'Once upon a time'",
         "Programs find it under OpenAI's interface at http://127.0.0.1:7533/v1 as 'tales'.",

@@ -129,3 +129,16 @@ async def test_serving_takes_a_grant_of_who_asks_for_it(tmp_path: Path) -> None:
     async with running(tmp_path, "a", "b", memory="4MB", roles={"b": "client"}) as world:
         with pytest.raises(Refused, match=r"lacks the capability 'train:tales'"):
             await world.nodes["b"].serve(STORIES, **TERMS)
+
+
+async def test_what_goes_between_devices_is_rounded_on_request(tmp_path: Path) -> None:
+    async with running(tmp_path, "a", "b", memory=PART) as world:
+        a, b = world.nodes["a"], world.nodes["b"]
+        await a.serve(STORIES, **TERMS, activations="int8")
+        await b.wait_served("tales", timeout_s=PATIENCE_S)
+        with trio.fail_after(PATIENCE_S):
+            assert (await b.model("tales").text(ONCE, tokens_max=12)).startswith(", there was a little")
+        (record,) = b.view.deployments().values()
+        assert (record.activations, record.width_bytes) == ("int8", 64 + 4)  # a scale beside 64 numbers
+        with pytest.raises(UsageError, match="int4"):
+            await a.serve(STORIES, **TERMS, activations="int4")
