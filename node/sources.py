@@ -13,6 +13,7 @@ from .blobs.publishing import Published, publish_folder
 from .blobs.store import BlobStore
 from .deploying import RecordOf, Terms
 from .deployments import DeploymentRecord, Precision
+from .generation.activations import position_bytes
 from .language.config import LanguageConfig
 from .language.folder import read_config
 from .language.layout import layer_of, layers
@@ -24,7 +25,6 @@ from .programs.publishing import deployment_of, publish
 from .programs.trace import trace
 
 _POSITIONS: Final = 2048
-_FLOAT_BYTES: Final = 4
 
 
 def of_folder(blobs: BlobStore, text: str | Path, into: Path) -> RecordOf:
@@ -57,6 +57,8 @@ def of_module(
 def _program_record(program: ProgramFolder, published: Published, terms: Terms, version: int) -> DeploymentRecord:
     if terms.precision not in {"auto", "float32"}:
         raise UsageError(f"Traced models are served as float32, not as {terms.precision}.")
+    if terms.activations != "float32":
+        raise UsageError(f"What travels between the layers of a traced model is not rounded to {terms.activations}.")
     return deployment_of(program, published, version=version, replicas=terms.replicas)
 
 
@@ -75,11 +77,12 @@ def _record(config: LanguageConfig, published: Published, terms: Terms, version:
         weights_bytes=needs.weights_bytes,
         tied_bytes=needs.tied_bytes,
         cache_bytes=needs.cache_bytes,
-        width_bytes=needs.width * _FLOAT_BYTES,
+        width_bytes=position_bytes(needs.width, terms.activations),
         replicas=terms.replicas,
         sessions=terms.sessions,
         positions=positions,
         objective=terms.objective,
+        activations=terms.activations,
     )
 
 

@@ -141,4 +141,4 @@ async def test_what_goes_between_devices_is_rounded_on_request(tmp_path: Path) -
         (record,) = b.view.deployments().values()
         assert (record.activations, record.width_bytes) == ("int8", 64 + 4)  # a scale beside 64 numbers
         with pytest.raises(UsageError, match="int4"):
-            await a.serve(STORIES, **TERMS, activations="int4")
+            await a.serve(STORIES, **TERMS, activations="int4")  # type: ignore[arg-type]
