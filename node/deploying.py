@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import trio
@@ -15,9 +15,10 @@ from ..mesh.identity import short
 from ..mesh.mesh import Mesh
 from .blobs.store import BlobStore
 from .config import check_keys, check_values, require_name, sentence
-from .deployments import DEPLOYMENT, Activations, DeploymentRecord, Objective, Precision
+from .deployments import DEPLOYMENT, DeploymentRecord
 from .inference.view import View
 from .placement import Plan
+from .terms import RecordOf, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,17 +30,6 @@ class DoesNotFit(LeptonError):
     """The devices that are here cannot hold the model."""
 
 
-class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a model ought to be served. ``positions`` None: 2048, or as many as the model was made for."""
-
-    replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
-    precision: Precision | Literal["auto"] = "auto"
-    sessions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
-    positions: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
-    objective: Objective = "latency"
-    activations: Activations = "float32"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
     """What will be served, and by whom as things are now."""
@@ -47,9 +37,6 @@ class Offer:
     name: str
     record: DeploymentRecord
     plan: Plan
-
-
-RecordOf = Callable[[Terms, int], DeploymentRecord]  # of a model that was read: its terms and its version
 
 
 class Deploying:

@@ -11,7 +11,6 @@ from ..mesh.errors import UsageError
 from .blobs.hub import folder_of
 from .blobs.publishing import Published, publish_folder
 from .blobs.store import BlobStore
-from .deploying import RecordOf, Terms
 from .deployments import DeploymentRecord, Precision
 from .generation.activations import position_bytes
 from .language.config import LanguageConfig
@@ -23,6 +22,7 @@ from .programs.encoder import is_encoder, trace_encoder
 from .programs.folder import ProgramFolder, is_program_folder, open_folder, save
 from .programs.publishing import deployment_of, publish
 from .programs.trace import trace
+from .terms import RecordOf, Terms
 
 _POSITIONS: Final = 2048
 

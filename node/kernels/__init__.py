@@ -4,6 +4,7 @@ from lepton.node.kernels import pack
 """
 
 from .native import Capabilities, arithmetic, available
-from .packed import Matrix, Packed, Precision, pack
+from .packed import Matrix, Packed, Precision
+from .packing import pack
 
 __all__ = ["Capabilities", "Matrix", "Packed", "Precision", "arithmetic", "available", "pack"]

@@ -94,16 +94,3 @@ def slices(weight: Matrix) -> Iterator[tuple[int, torch.Tensor]]:
     rows = max(_SLICE_NUMBERS // inputs // LANES, 1) * LANES
     for first in range(0, outputs, rows):
         yield first, weight[first : first + rows].detach()
-
-
-def pack(weight: Matrix, precision: Precision, *, native: bool | None = None) -> Packed:
-    """Pack float (outputs, inputs) for products at this precision, compiled where that is there or ``native`` says so.
-
-    Raises UsageError for weights that cannot be packed, and where the kernel is asked for and is not there.
-    """
-    from .native import NativePacked, available
-    from .plain import PlainPacked
-
-    if native is None:
-        native = available().native
-    return NativePacked(weight, precision) if native else PlainPacked(weight, precision)
