@@ -1,10 +1,14 @@
 """The picture of serving, read from the records: what ought to be served, who has it loaded, who should."""
 
 import logging
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
 
 from ...mesh.errors import UsageError
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
+from ...mesh.records import Record
 from ..config import did_you_mean
 from ..deployments import DEPLOYMENT, DeploymentRecord, Precision
 from ..links import LINKS, LinksRecord, links_of
@@ -12,6 +16,9 @@ from ..picture import MODEL, PROFILE, STAGE, ModelRecord, Profile, StageRecord, 
 from ..placement import Links, Plan, Run
 from ..planning import SPEED, Offer, Small, SpeedRecord, choose_precision, plans
 from ..shapes import check_spec, layer_count, layer_sizes_bytes
+
+# Every node plans all of them whenever something changes, and one of the largest may take half a second on 32 devices.
+DEPLOYMENTS_PER_OWNER_MAX: Final = 16
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +53,23 @@ class View:
     def deployments(self) -> dict[str, DeploymentRecord]:
         """Return the deployments that ought to be served, by name; what makes no sense is passed over.
 
-        Only who has the grant to train a model of that name may deploy one.
+        Only who has the grant to train a model of that name may deploy one, and of one owner its first ones count.
         """
         found = {}
-        said = self._mesh.live(DEPLOYMENT, DeploymentRecord)
-        for name, (record, deployment) in newest(
-            (record, one) for record, one in said if self._may(record.owner, f"train:{record.name}")
-        ).items():
+        for name, (record, deployment) in newest(self._allowed()).items():
             if len(deployment.cache_bytes) in {0, len(deployment.weights_bytes)}:
                 found[name] = deployment
             else:
                 log.warning("%s deployed %r with caches for other layers than it has", short(record.owner), name)
         return found
+
+    def _allowed(self) -> Iterator[tuple[Record, DeploymentRecord]]:
+        count: Counter[PeerId] = Counter()
+        said = self._mesh.live(DEPLOYMENT, DeploymentRecord)
+        for record, deployment in sorted(said, key=lambda pair: (pair[1].version, pair[0].name)):
+            if self._may(record.owner, f"train:{record.name}") and count[record.owner] < DEPLOYMENTS_PER_OWNER_MAX:
+                count[record.owner] += 1
+                yield record, deployment
 
     def _may(self, peer: PeerId, capability: str) -> bool:
         try:

@@ -34,7 +34,7 @@ _GROWING_FILTERS: Final = _GROWING | {
 }  # fmt: skip
 MADE_MAX: Final = 64 * 1024 * 1024  # characters and parts of lists, of all that one rendering makes
 _BITS_MAX: Final = 64  # of a whole number: larger ones take for ever to multiply
-_PART_CHARACTERS: Final = 8  # that a part of a list counts for: as many bytes
+_PART_CHARACTERS: Final = 32  # that a part of a list counts for: a small object has some 32 bytes
 _T = TypeVar("_T")
 _made = threading.local()  # how much the rendering of this thread has made
 
@@ -208,11 +208,11 @@ def _measured(value: _T) -> _T:
             size += len(one)
         elif isinstance(one, list | tuple | dict):
             size += _PART_CHARACTERS * len(one)
-            _check_size(size)
             looking.extend((*one.keys(), *one.values()) if isinstance(one, dict) else one)
         elif isinstance(one, int) and one.bit_length() > _BITS_MAX:
             raise _TooMuchError(f"it makes numbers of more than {_BITS_MAX} bits")
-        _check_size(size)
+        if size > TEXT_CHARACTERS_MAX:
+            _check_size(size)
     _made.size = getattr(_made, "size", 0) + size
     if _made.size > MADE_MAX:
         raise _TooMuchError(f"all that it makes has more than {MADE_MAX:,} characters")

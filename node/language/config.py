@@ -90,7 +90,7 @@ def parse_config(text: str | bytes) -> LanguageConfig:
     family = _family(text)
     try:
         file = msgspec.json.decode(text, type=_File, strict=True)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"This config.json is not one of a {family} model: {error}.") from error
     _refuse_unknown(file)
     return _normal(file, family)
@@ -102,7 +102,7 @@ def _family(text: str | bytes) -> Family:
 
     try:
         name = msgspec.json.decode(text, type=Kind).model_type
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"This config.json cannot be read: {error}.") from error
     for family in FAMILIES:
         if name == family:

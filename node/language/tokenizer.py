@@ -186,7 +186,7 @@ def _tokenizer(data: bytes) -> Tokenizer:
 def _decoded(files: Mapping[str, bytes], name: str, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(files.get(name, b"{}"), type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{name} cannot be read: {error}.") from error
 
 

@@ -19,5 +19,5 @@ def read_description(data: bytes | str) -> Description:
     """Read the configuration of a program. Raises UsageError."""
     try:
         return msgspec.json.decode(data, type=Description)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"This is not the configuration of a program: {str(error)[:200]}.") from error

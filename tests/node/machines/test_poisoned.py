@@ -12,7 +12,7 @@ from lepton.mesh.errors import LeptonError, UsageError
 from lepton.node.inference.parts import ProgramPart
 from lepton.node.language.chat import ChatTemplate
 from lepton.node.language.config import parse_config
-from lepton.node.language.tokenizer import TOKENIZER, LanguageTokenizer
+from lepton.node.language.tokenizer import GENERATION, SETTINGS, TOKENIZER, LanguageTokenizer
 from lepton.node.programs.program import Program, Value, read_program
 from lepton.node.programs.run import Stage, batch_max
 
@@ -63,6 +63,8 @@ def test_a_template_that_makes_much_of_little_is_stopped(name: str) -> None:
 
 # -- tokenizers and configurations ------------------------------------------------------------------------------------
 
+STRANGE = b'{"normalizer": "\xff", "eos_token": "\xff", "eos_token_id": "\xff", "model_type": "\xff"}'
+FILES = (TOKENIZER, SETTINGS, GENERATION)
 PLAIN: dict[str, Any] = {
     "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
     "pre_tokenizer": None, "post_processor": None, "decoder": None,
@@ -89,6 +91,14 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
 def test_a_tokenizer_that_breaks_the_library_is_an_error_like_others(name: str) -> None:
     with pytest.raises(UsageError, match="tokenizer"):
         LanguageTokenizer({TOKENIZER: json.dumps(PLAIN | TOKENIZERS[name]).encode()}).encode("a a a")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_no_text_are_an_error_like_others(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        LanguageTokenizer({TOKENIZER: json.dumps(PLAIN).encode(), name: STRANGE})
+    with pytest.raises(UsageError):
+        parse_config(STRANGE)
 
 
 @pytest.mark.parametrize(
