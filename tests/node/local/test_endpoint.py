@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 import openai
@@ -418,6 +419,14 @@ async def test_connections_beyond_what_may_be_are_closed() -> None:
         async with await trio.open_tcp_stream("127.0.0.1", server.listen.port) as second:
             with trio.fail_after(60), suppress(trio.BrokenResourceError):  # closed, perhaps with a reset
                 assert await second.receive_some() == b""
+
+
+async def test_who_begins_a_request_and_does_not_end_it_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lepton.node.web.server.KEEP_ALIVE_S", 0.1)
+    async with served(Fake()) as url, await trio.open_tcp_stream("127.0.0.1", urlsplit(url).port or 0) as stream:
+        await stream.send_all(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
+        with trio.fail_after(60), suppress(trio.BrokenResourceError):
+            assert await stream.receive_some() == b""
 
 
 async def test_a_port_that_is_taken_is_replaced_or_named(caplog: pytest.LogCaptureFixture) -> None:
