@@ -7,9 +7,9 @@ import json
 
 from .fuzzing import Data, main, watched
 
-with watched("lepton.node.blobs.tensor_files", "lepton.node.blobs.opening", "lepton.node.programs.program"):
+with watched("lepton.node.blobs.tensor_files", "lepton.node.blobs.manifests", "lepton.node.programs.program"):
     from lepton.mesh.errors import LeptonError
-    from lepton.node.blobs.opening import manifest_bytes, read_manifest
+    from lepton.node.blobs.manifests import manifest_bytes, read_manifest
     from lepton.node.blobs.tensor_files import BITS, Tensor, header_of, read_header
     from lepton.node.deployments import BlobRef, Manifest
     from lepton.node.language.config import parse_config

@@ -8,8 +8,8 @@ import pytest
 import trio
 from lepton.mesh import limits
 from lepton.mesh.errors import LeptonError, PeerError, UsageError
+from lepton.node.blobs.manifests import manifest_bytes, require_sizes
 from lepton.node.blobs.naming import Naming
-from lepton.node.blobs.opening import manifest_bytes, require_sizes
 from lepton.node.blobs.sharing import Blobs
 from lepton.node.blobs.store import BlobStore
 from lepton.node.deployments import DEPLOYMENT, BlobRef, DeploymentRecord, Manifest
@@ -178,7 +178,9 @@ async def test_a_model_that_makes_loading_raise_anything_does_not_end_the_node()
             plans=lambda: {"toy": plan}, deployments=lambda: {"toy": deployment(kind=kind)}, models=dict
         )
 
-    host = GenerationHost(cast("Any", mesh), seen("causal_lm"), load_engine, lambda *_: None, lambda _: None)
+    def nothing(*_: object) -> None: ...
+
+    host = GenerationHost(cast("Any", mesh), seen("causal_lm"), load_engine, nothing, nothing, nothing)
     assert not await host._follow_plans()
     programs = cast("Any", SimpleNamespace(load=load_engine))
     serving = Serving(cast("Any", mesh), seen("program"), cast("Any", None), programs, 1)
