@@ -18,6 +18,7 @@ from .web.listen import OFF, PORT, Listen, parse_listen
 _UNITS: Final = {
     "b": 1, "": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3,
 }  # fmt: skip
+_SAID_UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 _SIZE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 DataName = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
@@ -87,6 +88,16 @@ def parse_size(text: str) -> int:
         msg = f"{text!r} is not a size; write a number and B, kB, MB, GB, KiB, MiB or GiB, as in '512MB'."
         raise UsageError(msg)
     return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def size_text(size_bytes: int) -> str:
+    """Say a size for people, rounded up to three digits: who adds as much has enough."""
+    if size_bytes < 1000:
+        return f"{size_bytes} B"
+    exponent = len(str(size_bytes)) - 3
+    rounded = -(-size_bytes // 10**exponent) * 10**exponent
+    place = min((len(str(rounded)) - 1) // 3, len(_SAID_UNITS) - 1)
+    return f"{rounded / 1000**place:.4g} {_SAID_UNITS[place]}"
 
 
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:

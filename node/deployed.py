@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .config import size_text
 from .deployments import DeploymentRecord
 from .placement import Plan, Run
 
@@ -28,6 +29,12 @@ def described(
         "missing_bytes": plan.missing_bytes,
         "stages": [_stage(record, plan, stage, devices, serving) for stage in plan.stages],
     }
+
+
+def shortage(missing_bytes: int, fits_at: str = "") -> str:
+    """Say why a model is not loaded anywhere: how much memory is missing, and which precision would fit."""
+    said = f"no devices that are here can hold it: {size_text(missing_bytes)} of memory for serving are missing"
+    return f"{said}; at {fits_at} it would fit" if fits_at else said
 
 
 def is_loaded(plan: Plan | None, serving: Mapping[Run, Sequence[str]]) -> bool:

@@ -14,7 +14,7 @@ from ..mesh.errors import LeptonError, UsageError
 from ..mesh.identity import short
 from ..mesh.mesh import Mesh
 from .blobs.store import BlobStore
-from .config import check_keys, check_values, require_name, sentence
+from .config import check_keys, check_values, require_name, sentence, size_text
 from .deployments import DEPLOYMENT, DeploymentRecord
 from .inference.view import View
 from .placement import Plan
@@ -126,8 +126,8 @@ def _missing(offer: Offer) -> str:
     weights = record.run_bytes((0, len(record.weights_bytes)))
     said = (
         f"The devices that are here cannot hold {offer.name!r} at {record.precision}: it takes "
-        f"{weights:,} B of weights and {caches:,} B for {record.sessions} sessions of "
-        f"{record.positions} positions, and {plan.missing_bytes:,} B of memory for serving are missing."
+        f"{size_text(weights)} of weights and {size_text(caches)} for {record.sessions} sessions of "
+        f"{record.positions} positions, and {size_text(plan.missing_bytes)} of memory for serving are missing."
     )
     if plan.fits_at:
         return f"{said} At {plan.fits_at} it would fit."

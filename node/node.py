@@ -201,7 +201,7 @@ class Node:
                 self.serving = Serving(mesh, self.view, self.weights, programs, memory_bytes)
                 self.requests = Requests(mesh, self.view, programs)
                 self.tasks = Tasks(mesh, self.view, self.weights, self.home, self._datasets, nursery, self._factories)
-                self.sessions = Sessions(mesh, self.view, StageLoader(self.blobs).load)
+                self.sessions = Sessions(mesh, self.view, StageLoader(self.blobs).load, memory_bytes=memory_bytes)
                 tokenizers = Tokenizers(self.blobs)
                 encoders = Encoders(self.view, programs, tokenizers, self.predict)
                 self.texts = Texts(self.view, self.sessions.generator, tokenizers, encoders, self._trouble)

@@ -1,6 +1,8 @@
 """The shell of stages: loads the runs of layers that the plan gives this node, and serves sessions on them.
 
 A new version or another run is loaded beside the old one, which goes on with the sessions that it has until they end.
+Where memory has no room for both, the old one drains first if others serve its layers meanwhile, for a bounded time;
+if nobody does it is stopped, and its sessions go on as soon as the new one is there.
 """
 
 import logging
@@ -15,6 +17,7 @@ import trio
 from ...mesh.errors import Refused
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
+from ..deployed import shortage
 from ..deployments import DeploymentRecord
 from ..picture import STAGE, StageRecord
 from .engine import Engine
@@ -22,7 +25,8 @@ from .engine_thread import EngineThread
 from .events import Came, Expired, Lost, Ran
 from .events import Send as SendEffect
 from .messages import BLOCK, Alive, Close, Declined, Open, Probe, Said, Send
-from .route import Run
+from .room import Takes, lacking_bytes, waits_for
+from .route import Run, choose
 from .stage import Effect, Event, Stage, StageConfig
 from .steps import Result
 from .worker import Worker
@@ -30,6 +34,7 @@ from .worker import Worker
 _RETRY_S: Final = 1.0
 _DRAIN_S: Final = 600.0  # for sessions on layers that are served elsewhere by now; what is left then is mended there
 _DRAIN_LOOK_S: Final = 0.5
+_ROOM_S: Final = 20.0  # the same where a successor waits for their memory: a third of what sessions wait for a route
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,8 @@ class _Planned(Protocol):
     def assigned(self) -> Mapping[Any, Run]: ...
     @property
     def missing_bytes(self) -> int: ...
+    @property
+    def fits_at(self) -> str: ...
 
 
 class Pictured(Protocol):
@@ -69,6 +76,9 @@ class Loaded:
     run: Run
     engine: Engine
     stage: Stage
+    takes: Takes
+    drains_since: float = 0.0  # if it does
+    gone: trio.Event = field(default_factory=trio.Event)  # and nothing holds its memory any more
     thread: EngineThread = field(init=False)
 
 
@@ -83,8 +93,10 @@ class GenerationHost:
         send: Send,
         send_together: SendTogether,
         soon: Callable[[float], None],
+        *,
+        memory_bytes: int | None = None,
     ) -> None:
-        """``soon`` is told when `tick` is due."""
+        """``soon`` is told when `tick` is due; ``memory_bytes`` may be held for serving, None: as much as plans say."""
         self.loaded: list[Loaded] = []
         self.more_comes = False  # of what arrived at once: no step begins before all of it is here
         self.trouble: dict[str, str] = {}  # model to why it cannot be served as asked
@@ -94,6 +106,7 @@ class GenerationHost:
         self._send = send
         self._send_together = send_together
         self._soon = soon
+        self._memory_bytes = memory_bytes
         self._nursery: trio.Nursery
 
     async def run(self) -> None:
@@ -125,22 +138,24 @@ class GenerationHost:
         plans, done = self._view.plans(), True
         for name in {loaded.name for loaded in self.loaded} - set(wanted):
             self._retire(name, f"{name!r} is not served any more")
-        for name, record in wanted.items():
-            if (plan := plans.get(name)) is None:
-                continue
+        planned = {name: plan for name in wanted if (plan := plans.get(name)) is not None}
+        for name, plan in planned.items():
             self.trouble.pop(name, None)
             if plan.missing_bytes:
-                self.trouble[name] = f"no devices that are here can hold it: {plan.missing_bytes} B are missing"
-            done = await self._follow(name, record, plan.assigned.get(self._mesh.me)) and done
+                self.trouble[name] = shortage(plan.missing_bytes, plan.fits_at)
+            if self._mesh.me not in plan.assigned:  # before others are loaded in its place
+                self._retire(name, f"layers of {name!r} are served elsewhere now")
+        for name, plan in planned.items():
+            if self._mesh.me in plan.assigned:
+                done = await self._follow(name, wanted[name], plan.assigned[self._mesh.me]) and done
         return done
 
-    async def _follow(self, name: str, record: DeploymentRecord, run: Run | None) -> bool:
-        have = self.current(name)
-        if have is not None and (have.version, have.run) == (record.version, run):
+    async def _follow(self, name: str, record: DeploymentRecord, run: Run) -> bool:
+        if any((one.name, one.version, one.run) == (name, record.version, run) for one in self._current()):
             return True
-        if run is None:
-            self._retire(name, f"layers of {name!r} are served elsewhere now")
-            return True
+        if lacking := await self._make_room(name, record, run):
+            self.trouble[name] = waits_for(run[0], run[1] - 1, lacking, self._draining_sessions())
+            return False
         try:
             engine = await self._load(name, record, run)
         except Exception as error:  # noqa: BLE001  a stranger's model may make anything raise anything
@@ -162,31 +177,81 @@ class GenerationHost:
             position_bytes=position_bytes,
             input_bytes=worker.input_bytes,
         )
-        loaded = Loaded(name, record.version, run, engine, stage)
+        loaded = Loaded(name, record.version, run, engine, stage, _takes(record, run))
         loaded.thread = EngineThread(f"{name} {run[0]}:{run[1]}", worker, partial(self._ran, loaded))
         self.loaded.append(loaded)
         said = StageRecord(version=record.version, first=run[0], end=run[1], arithmetic=engine.arithmetic)
         self._mesh.publish(STAGE, name, said)
         log.info("serving layers %d to %d of %s, version %d", run[0], run[1] - 1, name, record.version)
 
+    # -- what goes ----------------------------------------------------------------------------------------------------
+
     def _retire(self, name: str, reason: str) -> None:
         """Take no new sessions on what is loaded of a model."""
         have = self.current(name)
         if have is not None:
-            have.stage.draining = reason
+            have.stage.draining, have.drains_since = reason, trio.current_time()
             self._mesh.withdraw(STAGE, name)
             self._nursery.start_soon(self._drain, have)
 
     async def _drain(self, loaded: Loaded) -> None:
         with trio.move_on_after(_DRAIN_S):
-            while loaded.stage.sessions or loaded.stage.waiting:  # noqa: ASYNC110  sessions are seconds to minutes
-                await trio.sleep(_DRAIN_LOOK_S)
+            while loaded.stage.sessions or loaded.stage.waiting:
+                with trio.move_on_after(_DRAIN_LOOK_S):
+                    await loaded.gone.wait()
         await self._unload(loaded, loaded.stage.draining)
 
     async def _unload(self, loaded: Loaded, reason: str) -> None:
+        if loaded not in self.loaded:
+            return  # it did not drain in time
         self._carry_out(loaded, loaded.stage.close_all(trio.current_time(), reason))
         self.loaded.remove(loaded)
+        loaded.gone.set()
         await loaded.thread.aclose()
+
+    def _current(self) -> list[Loaded]:
+        return [loaded for loaded in self.loaded if not loaded.stage.draining]
+
+    def _draining_sessions(self) -> int:
+        return sum(loaded.stage.sessions for loaded in self.loaded if loaded.stage.draining)
+
+    async def _make_room(self, name: str, record: DeploymentRecord, run: Run) -> int:
+        """Have what is older make room for layers; returns how many bytes it still has to give back.
+
+        Whatever cannot be had back in time is stopped: plans keep the bounds of memory, so there is room in the end.
+        """
+        lacking = self._lacking(record, run)
+        have = self.current(name)
+        if lacking and have is not None:
+            others = self._others(name, have.version)
+            self._retire(name, f"other layers or another version of {name!r} are about to be served here")
+            if choose(others, have.engine.layers) is None:  # nobody could answer meanwhile
+                await self._unload(have, have.stage.draining)
+        for old in list(self.loaded):
+            idle = not (old.stage.sessions or old.stage.waiting)
+            late = trio.current_time() >= old.drains_since + _ROOM_S
+            if old.stage.draining and (idle or late) and self._lacking(record, run):
+                await self._unload(old, old.stage.draining)
+        return self._lacking(record, run) if self._awaits(name) else 0
+
+    def _lacking(self, record: DeploymentRecord, run: Run) -> int:
+        loaded = [(one.takes, bool(one.stage.draining)) for one in self.loaded]
+        return lacking_bytes(self._memory_bytes, loaded, _takes(record, run))
+
+    def _awaits(self, name: str) -> bool:
+        """Whether anything else is about to give memory back: what drains, or has to make way in its turn."""
+        deployments, plans = self._view.deployments(), self._view.plans()
+        for one in self.loaded:
+            plan, record = plans.get(one.name), deployments.get(one.name)
+            if one.stage.draining or one.name == name or plan is None or record is None:
+                return True
+            if (one.version, one.run) != (record.version, plan.assigned.get(self._mesh.me)):
+                return True
+        return False
+
+    def _others(self, name: str, version: int) -> dict[Run, list[PeerId]]:
+        serving = self._view.serving(name, version)
+        return {run: [peer for peer in peers if peer != self._mesh.me] for run, peers in serving.items()}
 
     # -- what is said -------------------------------------------------------------------------------------------------
 
@@ -281,3 +346,8 @@ class GenerationHost:
                 loaded.thread.submit(effect)
         if sends:
             self._send_together([(one.peer, one.said) for one in sends])
+
+
+def _takes(record: DeploymentRecord, run: Run) -> Takes:
+    caches = sum(record.cache_bytes[slice(*run)]) * record.sessions * record.positions
+    return Takes(record.run_bytes(run), caches)

@@ -16,12 +16,22 @@ from .messages import Said
 class Sessions:
     """One node's part in sessions of language models, as asker and as stage."""
 
-    def __init__(self, mesh: Mesh, view: Pictured, load: Load, config: AskerConfig | None = None) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        view: Pictured,
+        load: Load,
+        config: AskerConfig | None = None,
+        *,
+        memory_bytes: int | None = None,
+    ) -> None:
+        """``memory_bytes`` may be held for serving; None: as much as plans say."""
         self._mesh = mesh
         self._wake_at = math.inf
         self._sooner = trio.Event()
         self.links = Links(mesh, self._received, self._lost, self._uses, self._together)
-        self.host = GenerationHost(mesh, view, load, self.links.send, self.links.send_together, self._soon)
+        send, together = self.links.send, self.links.send_together
+        self.host = GenerationHost(mesh, view, load, send, together, self._soon, memory_bytes=memory_bytes)
         self.generator = Generator(mesh, view, self.links.send, self._soon, config)
         mesh.on_absent.append(self._left)
 

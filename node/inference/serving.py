@@ -16,6 +16,7 @@ from ...mesh.errors import Busy, LeptonError, PeerError, UsageError
 from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from ...mesh.tensors import Array
+from ..deployed import shortage
 from ..deployments import DeploymentRecord
 from ..picture import STAGE, ModelRecord, StageRecord
 from ..placement import Run
@@ -101,9 +102,7 @@ class Serving:
                 continue  # a language model
             self.trouble.pop(name, None)
             if plan.missing_bytes:
-                self.trouble[name] = (
-                    f"no devices that are here can hold it: {plan.missing_bytes} B of memory for serving are missing"
-                )
+                self.trouble[name] = shortage(plan.missing_bytes)
             wanted = plan.assigned.get(self._mesh.me)
             have = self._stages.get(name)
             if have is not None and (have.run, have.version) == (wanted, models[name].version):

@@ -45,6 +45,7 @@ class Setting(msgspec.Struct, frozen=True):
 class Planned:
     assigned: Mapping[PeerId, Run]
     missing_bytes: int = 0
+    fits_at: str = ""
 
 
 @dataclass

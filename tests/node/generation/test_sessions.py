@@ -43,6 +43,7 @@ undisturbed = partial(_undisturbed, runs=RUNS, draw=sample)
 class Planned:
     assigned: Mapping[PeerId, Run]
     missing_bytes: int = 0
+    fits_at: str = ""
 
 
 @dataclass
@@ -80,6 +81,8 @@ class Serving:
     sessions: dict[str, Sessions] = field(default_factory=dict)
     engines: list[ToyEngine] = field(default_factory=list)
     stops: dict[str, trio.CancelScope] = field(default_factory=dict)
+    memory_bytes: int | None = None
+    records: dict[str, DeploymentRecord] = field(default_factory=lambda: {"toy": RECORD})
 
     async def load(self, _name: str, _record: DeploymentRecord, run: Run) -> ToyEngine:
         engine = ToyEngine(*run)
@@ -94,8 +97,8 @@ class Serving:
         return all(self.sessions[name].host.current("toy") for name in names)
 
     async def serve(self, name: str, node: Node, task_status: trio.TaskStatus[None]) -> None:
-        view = Pictured(node.mesh, self.assigned)
-        self.sessions[name] = Sessions(node.mesh, view, self.load, AskerConfig(trouble_s=20.0))
+        view, patience = Pictured(node.mesh, self.assigned, self.records), AskerConfig(trouble_s=20.0)
+        self.sessions[name] = Sessions(node.mesh, view, self.load, patience, memory_bytes=self.memory_bytes)
         with trio.CancelScope() as self.stops[name]:
             task_status.started()
             await self.sessions[name].run()
