@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ...mesh.identity import PeerId, short
+from .apart import Apart, find_gap
 from .events import Came, Expired, Lost, Send
 from .messages import (
     FRAME_POSITIONS_MAX,
@@ -124,7 +125,16 @@ class Tally:
 class Asker:
     """One session. Start it with a `Picture`. ``deadline`` says when ``Expired`` is due."""
 
-    def __init__(self, me: PeerId, asked: Asked, choose: Choose, now: float, config: AskerConfig | None = None) -> None:
+    def __init__(
+        self,
+        me: PeerId,
+        asked: Asked,
+        choose: Choose,
+        now: float,
+        config: AskerConfig | None = None,
+        apart: Apart | None = None,
+    ) -> None:
+        """``apart`` is what all sessions of this node have found out."""
         self.tally = Tally()
         self.deadline = now
         self.over = False
@@ -138,8 +148,10 @@ class Asker:
         self._blocks = block_hashes(asked.prompt)
         self._serving: Serving = {}
         self._epoch = 0
-        self._given = False  # the first stage has said what it needs
+        self._given: int | None = None  # up to where the first stage has got tokens, once it said what it needs
         self._avoid: set[PeerId] = set()
+        self._doubted: set[PeerId] = set()  # whom others could not reach
+        self._apart = apart or Apart()
         self._holders: set[PeerId] = set()  # who may have a cache
         self._answers: dict[PeerId, Alive] | None = None  # to the probe that is out
         self._moved: tuple[object, ...] = ()  # how far the stages were at the last probe
@@ -191,13 +203,16 @@ class Asker:
     # -- what stages say ----------------------------------------------------------------------------------------------
 
     def _receive(self, peer: PeerId, said: Said, now: float) -> None:
-        if said.epoch != self._epoch or peer not in self.route.peers:
+        late = said.epoch < self._epoch and isinstance(said, Alive)  # the opening of this epoch has not come to it
+        if (said.epoch != self._epoch and not late) or peer not in self.route.peers:
             return
         match said:
             case Token(_, _, position, id_) if peer == self.route.peers[-1] and position == len(self._tokens):
                 self._take(id_, now)
-            case Need(position=position, loads=loads) if peer == self.route.peers[0] and not self._given:
-                self._given = True  # once in an epoch: each costs the whole prompt, and puts off the deadline
+            case Need(position=position, loads=loads) if peer == self.route.peers[0] and self._given is None:
+                self._given = len(
+                    self._tokens
+                )  # once in an epoch: each costs the whole prompt, and puts off the deadline
                 self.loads.update(zip(zip(*self.route, strict=True), loads, strict=False))
                 self._give(position)
                 self._wait(now)
@@ -206,7 +221,9 @@ class Asker:
                 if len(self._answers) == len(self.route.peers):
                     self._judge(now)
             case Broke(peer=lost, reason=reason) if lost in self.route.peers and lost != peer:
-                self._give_up({lost}, f"{short(peer)} cannot reach {short(lost)}: {reason}", now)
+                self._doubted.add(lost)
+                self._apart.note(peer, lost, now)
+                self._give_up(set(), f"{short(peer)} cannot reach {short(lost)}: {reason}", now)
             case Declined():
                 self._declined(peer, said, now)
 
@@ -222,6 +239,7 @@ class Asker:
         self._heard_at, self._trouble_since, self._last_word = now, None, None
         self._hopeless_at, self._computed = now + self._config.trouble_s, 0
         self._avoid.clear()
+        self._doubted.clear()
         self._effects.append(Emit(len(self._tokens), id_))
         self._tokens.append(id_)
         if id_ in self._asked.stop_ids or len(self._tokens) >= self._asked.positions:
@@ -284,12 +302,22 @@ class Asker:
         elif not any(alive.state in {"working", "waiting"} for alive in answers.values()):
             self._quiet += 1
         if self._quiet >= self._config.quiet_max:
-            again = self._trouble_since is not None and self.tally.attempts > 1
-            self._give_up(set(self.route.peers) if again else set(), "something that was said got lost", now)
+            self._lost_something(answers, now)
         elif now - self._moved_at >= self._config.stuck_s:
             self._give_up(set(self.route.peers), f"nothing has moved for {self._config.stuck_s:g} s", now)
         else:
             self.deadline = now + self._patience_s
+
+    def _lost_something(self, answers: dict[PeerId, Alive], now: float) -> None:
+        """All are there, and none has anything to do: go on without the pair between which it stopped, if it shows."""
+        given, tokens = self._given, len(self._tokens)
+        gap = find_gap(self.route.peers, answers, epoch=self._epoch, given=given, tokens=tokens)
+        if gap is not None:
+            self._apart.note(gap.said, gap.missed, now)
+            self._give_up(set(), str(gap), now)
+            return
+        again = self._trouble_since is not None and self.tally.attempts > 1
+        self._give_up(set(self.route.peers) if again else set(), "something that was said got lost", now)
 
     # -- routes -------------------------------------------------------------------------------------------------------
 
@@ -310,15 +338,29 @@ class Asker:
         if now >= self._hopeless_at:
             self._fail(Failed("link", self._diagnosis()))
             return
-        found = self._choose(self._serving, self._avoid, self._holders)
+        apart = self._apart.pairs(now)
+        found = self._choose(self._serving, self._avoid | self._doubted, self._holders, apart)
+        if found is None and self._doubted:  # by some: others may reach them
+            found = self._choose(self._serving, self._avoid, self._holders, apart)
         if found is None and self._last_word is not None:
             self._fail(self._last_word)
             return
         if found is None:
-            self._avoid.clear()  # after a pause anybody may be asked again: who was stopped may go on
+            self._relent()
             self._renew(now)
             return
         self._begin(found, now)
+
+    def _relent(self) -> None:
+        """Let some be tried again after a pause: a pair if that may do, or else anybody, for who was stopped may go on.
+
+        Pairs take turns, so that of several broken routes none is tried for ever while another is whole again.
+        """
+        self._doubted.clear()
+        able = {run: [p for p in peers if p not in self._avoid] for run, peers in self._serving.items()}
+        there = reached(able, self._asked.layers) == self._asked.layers
+        if not there or not self._apart.forget_one({p for peers in able.values() for p in peers}):
+            self._avoid.clear()
 
     def _renew(self, now: float) -> None:
         """Have those who hold a cache keep it while there is no route."""
@@ -331,7 +373,7 @@ class Asker:
         for peer in sorted(self._holders - set(route.peers)):
             self._send(peer, Close(session=self.session, epoch=self._epoch))
         self._epoch += 1
-        self._given = False
+        self._given = None
         self.tally.attempts += 1
         self.route, self._holders = route, set(route.peers)
         asked = self._asked

@@ -20,6 +20,7 @@ from ...mesh.mesh import Mesh
 from ..config import did_you_mean
 from ..deployments import DeploymentRecord
 from .alike import Alike
+from .apart import Apart, Pair
 from .asker import (
     Asked,
     Asker,
@@ -160,6 +161,7 @@ class Generator:
         self._send = send
         self._soon = soon
         self._config = config
+        self._apart = Apart()
         self._live: dict[bytes, tuple[Asker, Generation, str, int]] = {}
         self._loads: dict[tuple[str, PeerId, Run], tuple[float, float]] = {}  # seconds a step, and when that was said
 
@@ -207,14 +209,16 @@ class Generator:
         return deployments[name]
 
     def _begin(self, asked: Asked) -> Generation:
-        def chosen(serving: Serving, avoid: Collection[PeerId], keep: Collection[PeerId]) -> Route | None:
+        def chosen(
+            serving: Serving, avoid: Collection[PeerId], keep: Collection[PeerId], apart: Collection[Pair]
+        ) -> Route | None:
             load_s = partial(self._load, asked.name)
-            find = partial(choose, layers=asked.layers, avoid=avoid, keep=keep, load_s=load_s)
+            find = partial(choose, layers=asked.layers, avoid=avoid, keep=keep, apart=apart, load_s=load_s)
             arithmetic = self._view.arithmetics(asked.name, asked.version)
             return alike.choose(find, serving, arithmetic, begun=asker.tally.tokens > 0)
 
         now = trio.current_time()
-        asker = Asker(self._mesh.me, asked, chosen, now, self._config)
+        asker = Asker(self._mesh.me, asked, chosen, now, self._config, self._apart)
         generation = Generation(asker, lambda: self._tell(asked.session, Cancel()))
         alike = Alike(generation.notice)
         self._live[asked.session] = (asker, generation, asked.name, asked.version)

@@ -131,6 +131,7 @@ class Alive(Message, frozen=True, kw_only=True):
     epoch: Count
     state: Literal["unknown", "waiting", "working", "idle"]
     length: Count = 0
+    asked: bool = False  # the stage behind it has said what it needs
     load_s: Seconds = 0.0
 
 

@@ -551,6 +551,7 @@ class Stage:
                 epoch=session.opened.epoch,
                 state="working" if busy else "idle",
                 length=len(session.ids),
+                asked=session.asked,
                 load_s=round(self.load_s, 6),
             )
         self._send(peer, alive)

@@ -170,6 +170,11 @@ class Lan:
         with self._lock:
             return dict(self._switch.counted)
 
+    def carried(self, source: str, to: str) -> int:
+        """Return how many frames went from one device to another so far."""
+        with self._lock:
+            return self._switch.carried(source, to)
+
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _forward(self) -> None:

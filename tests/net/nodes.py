@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import trio
@@ -99,16 +100,25 @@ def together(members: Sequence[Member]) -> bool:
 
 @contextmanager
 def mesh_of(
-    lan: Lan, folder: Path, names: Sequence[str], *, words: Sequence[str] = (), **addresses: bool
+    lan: Lan,
+    folder: Path,
+    names: Sequence[str],
+    *,
+    words: Sequence[str] = (),
+    own: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    **addresses: bool,
 ) -> Iterator[list[Member]]:
-    """Devices in one mesh, their nodes up (with these words on the command line): they found it over the network."""
+    """Devices in one mesh, their nodes up: they found it over the network.
+
+    ``words`` are on the command line of every node, ``own`` on that of one.
+    """
     members = [Member(lan.add(name, **addresses), folder / name) for name in names]
     first, *others = members
     with ExitStack() as stack:
         for member in members:
             stack.callback(member.down)
         first.said("mesh", "create", "home")
-        first.up(*words)
+        first.up(*words, *own.get(first.name, ()))
         code = first.said("invite", "--uses", str(max(1, len(others))))
         joining = [other.begin("join", code, "--timeout", str(PATIENCE_S / 2)) for other in others]
         for process in joining:
@@ -116,7 +126,7 @@ def mesh_of(
         for process in joining:
             assert process.ended() == 0, process.err
         for other in others:
-            other.start(*words)
+            other.start(*words, *own.get(other.name, ()))
         for member in members:
             member.ready()
         yield members

@@ -49,6 +49,7 @@ class _State:
     chances: random.Random
     free_at: float = 0.0  # when the sender has put its last frame on the line
     last_at: float = 0.0  # when the latest frame in order arrives
+    carried: int = 0  # frames so far
 
 
 @dataclass(slots=True)
@@ -84,6 +85,11 @@ class Switch:
         self._groups = ()
         self.change_all(cut=False)
 
+    def carried(self, source: Port, to: Port) -> int:
+        """Return how many frames a line has carried so far, this direction alone."""
+        state = self._states.get((source, to))
+        return 0 if state is None else state.carried
+
     def forward(self, source: Port, frame: bytes, now: float) -> list[Delivery]:
         """Take a frame that came in at a port; return what comes out, where and when."""
         if len(frame) < _HEADER_BYTES:
@@ -118,6 +124,7 @@ class Switch:
             self.counted["lost"] += 1
             return []
         self.counted["carried"] += 1
+        state.carried += 1
         state.free_at = begin + len(frame) / line.rate_bytes_s
         at = state.free_at + line.delay_s + line.jitter_s * jitter
         if held < line.held:

@@ -15,6 +15,7 @@ from lepton.mesh.identity import PeerId
 from lepton.mesh.tensors import Array
 from lepton.node.generation import asker as asking
 from lepton.node.generation import messages, stage
+from lepton.node.generation.apart import Apart, Pair
 from lepton.node.generation.asker import Asked, Asker, AskerConfig
 from lepton.node.generation.engine import Piece
 from lepton.node.generation.events import Came, Expired, Lost, Ran, Send
@@ -184,6 +185,8 @@ class World:
         self.devices: dict[PeerId, Device] = {}
         self.askers: dict[bytes, tuple[PeerId, Asker, Heard]] = {}
         self.said: list[tuple[float, PeerId, PeerId, Said]] = []
+        self.cut: set[tuple[PeerId, PeerId]] = set()  # what one says does not come to the other, and nobody is told
+        self.apart: dict[PeerId, Apart] = {}  # what each asking device has found out
         self._queue: list[tuple[float, int, Callable[[], object]]] = []
         self._count = itertools.count()
         self._last_on: dict[tuple[PeerId, PeerId], float] = {}
@@ -270,10 +273,14 @@ class World:
             sampling=sampling or Sampling(),
         )
 
-        def chosen(serving: Serving, avoid: Collection[PeerId], keep: Collection[PeerId]) -> Route | None:
-            return choose(serving, LAYERS, avoid=avoid, keep=keep, load_s=lambda *_: self.rng.random() / 100)
+        def chosen(
+            serving: Serving, avoid: Collection[PeerId], keep: Collection[PeerId], apart: Collection[Pair]
+        ) -> Route | None:
+            load_s = lambda *_: self.rng.random() / 100  # noqa: E731
+            return choose(serving, LAYERS, avoid=avoid, keep=keep, apart=apart, load_s=load_s)
 
-        asker, heard = Asker(owner, asked, chosen, self.now, self.asker_config), Heard()
+        apart = self.apart.setdefault(owner, Apart())
+        asker, heard = Asker(owner, asked, chosen, self.now, self.asker_config, apart), Heard()
         self.askers[session] = (owner, asker, heard)
         self._carry_out_asker(owner, asker, heard, asker.handle(self.picture(), self.now))
         return heard
@@ -366,6 +373,8 @@ class World:
         self.said.append((self.now, sender, peer, said))
         if sender == peer:
             self.after(0.0, lambda: self._arrive(sender, self.devices[peer], said))
+            return
+        if (sender, peer) in self.cut:
             return
         faulty = 0.0 < self.now < self.faults.until_s
         said = messages.decode(messages.decoder().receive(messages.encode(said))[0])

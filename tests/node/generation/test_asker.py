@@ -29,7 +29,7 @@ def asker(count: int = 3) -> Asker:
         session=ID, name="toy", version=1, layers=4, prompt=(5, 6), positions=2 + count, stop_ids=frozenset({9}),
         sampling=Sampling(),
     )  # fmt: skip
-    return Asker(ME, asked, lambda s, avoid, keep: choose(s, 4, avoid=avoid, keep=keep), 0.0)
+    return Asker(ME, asked, lambda s, avoid, keep, apart: choose(s, 4, avoid=avoid, keep=keep, apart=apart), 0.0)
 
 
 def said(effects: list[AskerEffect], kind: type) -> list[tuple[PeerId, Said]]:
@@ -101,7 +101,8 @@ def test_stages_that_work_are_waited_for_and_idle_ones_are_opened_anew() -> None
 
     def probe(state: str, length: int) -> list[AskerEffect]:
         assert said(machine.handle(Expired(), machine.deadline), Probe)
-        machine.handle(Came(A, Alive(session=ID, epoch=1, state="idle", length=length)), machine.deadline)
+        idle = Alive(session=ID, epoch=1, state="idle", length=length, asked=True)
+        machine.handle(Came(A, idle), machine.deadline)
         alive = Alive(session=ID, epoch=1, state=state, length=length)  # type: ignore[arg-type]
         return machine.handle(Came(B, alive), machine.deadline)
 
@@ -151,3 +152,12 @@ def test_who_does_not_want_it_any_more_has_it_closed() -> None:
     effects = machine.handle(Cancel(), 0.3)
     assert [peer for peer, _ in said(effects, Close)] == [A, B]
     assert machine.over
+
+
+def test_whom_one_stage_cannot_reach_is_reached_through_another() -> None:
+    a2 = PeerId("a2")
+    machine = begun({(0, 2): [A, a2], (2, 4): [B]})
+    effects = machine.handle(Came(A, Broke(session=ID, epoch=1, peer=B, reason="no way")), 0.3)
+    ((_, opened),) = said(effects, Open)
+    assert isinstance(opened, Open)
+    assert opened.route == (a2, B)

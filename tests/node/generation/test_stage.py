@@ -215,7 +215,7 @@ def test_a_session_of_which_nothing_is_heard_is_dropped_and_a_probe_keeps_it() -
     bench.begin(1)
     bench.now = 8.0
     assert bench.come(ASKER, Probe(session=bytes(16), epoch=1))[0][1] == Alive(
-        session=bytes(16), epoch=1, state="idle", length=0
+        session=bytes(16), epoch=1, state="idle", length=0, asked=True
     )
     bench.expire(10.0)
     assert bench.stage.sessions == 1
