@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -98,6 +99,13 @@ def together(members: Sequence[Member]) -> bool:
     return all(member.sees() >= {other.name for other in members} - {member.name} for member in members)
 
 
+def _all_down(members: Sequence[Member]) -> None:
+    """See that no node is left; each takes a second or two to say goodbye."""
+    with ThreadPoolExecutor(len(members)) as pool:
+        for ending in [pool.submit(member.down) for member in members]:
+            ending.result()
+
+
 @contextmanager
 def mesh_of(
     lan: Lan,
@@ -115,8 +123,7 @@ def mesh_of(
     members = [Member(lan.add(name, **addresses), folder / name) for name in names]
     first, *others = members
     with ExitStack() as stack:
-        for member in members:
-            stack.callback(member.down)
+        stack.callback(_all_down, members)
         first.said("mesh", "create", "home")
         first.up(*words, *own.get(first.name, ()))
         code = first.said("invite", "--uses", str(max(1, len(others))))

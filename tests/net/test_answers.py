@@ -23,6 +23,7 @@ PART = "1.5MB"  # of 2.4 MB of weights and caches
 
 pytestmark = [
     pytest.mark.net,
+    pytest.mark.slow,  # five nodes that load torch take twenty seconds to come up; the machines alone: test_apart.py
     pytest.mark.skipif(not MODEL.exists(), reason="the trained model of ../shared/data is not here"),
 ]
 
@@ -156,7 +157,6 @@ def test_an_answer_goes_on_when_its_two_stages_do_not_reach_each_other(house: Ho
     assert answer.pauses
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", ["there", "back"])
 def test_an_answer_goes_on_when_one_stage_does_not_hear_the_other(
     house: House, right: str, tell: Tell, way: str
@@ -169,7 +169,6 @@ def test_an_answer_goes_on_when_one_stage_does_not_hear_the_other(
     assert answer.pauses
 
 
-@pytest.mark.slow
 def test_a_stage_that_only_the_asker_reaches_is_left(house: House, right: str, tell: Tell) -> None:
     answer = Answer(house)
     house.air.split(house.names - {answer.first}, {answer.first, "desk"})
@@ -179,7 +178,6 @@ def test_a_stage_that_only_the_asker_reaches_is_left(house: House, right: str, t
     assert answer.pauses
 
 
-@pytest.mark.slow
 def test_an_answer_goes_on_without_its_first_stage_which_comes_back(house: House, right: str, tell: Tell) -> None:
     answer = Answer(house)
     house.air.split(house.names - {answer.first}, {answer.first})
@@ -197,7 +195,6 @@ def test_an_answer_goes_on_without_its_first_stage_which_comes_back(house: House
     assert last.text == right
 
 
-@pytest.mark.slow
 def test_an_answer_over_bad_radio_is_right(house: House, right: str, tell: Tell) -> None:
     house.air.change_all(delay_s=0.03, loss=0.05)
     lost = house.air.counted["lost"]
