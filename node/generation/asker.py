@@ -210,9 +210,8 @@ class Asker:
             case Token(_, _, position, id_) if peer == self.route.peers[-1] and position == len(self._tokens):
                 self._take(id_, now)
             case Need(position=position, loads=loads) if peer == self.route.peers[0] and self._given is None:
-                self._given = len(
-                    self._tokens
-                )  # once in an epoch: each costs the whole prompt, and puts off the deadline
+                # Once in an epoch: each costs the whole prompt, and puts off the deadline.
+                self._given = len(self._tokens)
                 self.loads.update(zip(zip(*self.route, strict=True), loads, strict=False))
                 self._give(position)
                 self._wait(now)
