@@ -2,6 +2,7 @@
 
 import logging
 import math
+import random
 import secrets
 import time
 from collections import deque
@@ -39,11 +40,11 @@ from .events import Came, Expired, Lost
 from .events import Send as SendEffect
 from .host import Pictured
 from .messages import POSITIONS_MAX, SESSION_BYTES, STOP_IDS_MAX, Said, Send
-from .route import Route, Run, Serving, choose
+from .route import Load, Route, Run, Serving, choose
 from .sampling import Sampling
 
 SESSIONS_MAX: Final = 1024  # of one node's askers at once: as many as a deployment can promise
-_LOAD_LASTS_S: Final = 3.0  # what a stage said of its load; older, it is taken for one that nobody knows
+_LOAD_LASTS_S: Final = 60.0  # what a stage said of its load; older, it is taken for one that nobody knows
 _CROWD: Final = 0.25  # how much longer a step takes for each session more in it: measured 0.2 to 0.3 on laptops
 
 log = logging.getLogger(__name__)
@@ -163,6 +164,7 @@ class Generator:
         self._config = config
         self._apart = Apart()
         self._live: dict[bytes, tuple[Asker, Generation, str, int]] = {}
+        self._rng = random.Random()
         self._loads: dict[tuple[str, PeerId, Run], tuple[float, float]] = {}  # seconds a step, and when that was said
 
     def generate(
@@ -212,8 +214,8 @@ class Generator:
         def chosen(
             serving: Serving, avoid: Collection[PeerId], keep: Collection[PeerId], apart: Collection[Pair]
         ) -> Route | None:
-            load_s = partial(self._load, asked.name)
-            find = partial(choose, layers=asked.layers, avoid=avoid, keep=keep, apart=apart, load_s=load_s)
+            load = partial(self._load, asked.name)
+            find = partial(choose, layers=asked.layers, rng=self._rng, avoid=avoid, keep=keep, apart=apart, load=load)
             arithmetic = self._view.arithmetics(asked.name, asked.version)
             return alike.choose(find, serving, arithmetic, begun=asker.tally.tokens > 0)
 
@@ -284,13 +286,14 @@ class Generator:
         for key in [key for key, (_, at) in self._loads.items() if now > at + _LOAD_LASTS_S]:
             del self._loads[key]
 
-    def _load(self, name: str, peer: PeerId, run: Run) -> float | None:
+    def _load(self, name: str, peer: PeerId, run: Run) -> Load | None:
         """What a step of a stage takes, this node's own sessions on it counted."""
         said = self._loads.get((name, peer, run))
-        if said is None or trio.current_time() > said[1] + _LOAD_LASTS_S:
+        age_s = 0.0 if said is None else trio.current_time() - said[1]
+        if said is None or age_s > _LOAD_LASTS_S:
             return None
         own = sum(peer in asker.route.peers for asker, *_ in self._live.values())
-        return said[0] * (1 + _CROWD * own)
+        return Load(said[0] * (1 + _CROWD * own), age_s)
 
 
 def _checked(prompt_ids: Sequence[int], record: DeploymentRecord) -> tuple[int, ...]:

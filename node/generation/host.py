@@ -26,7 +26,7 @@ from .events import Came, Expired, Lost, Ran
 from .events import Send as SendEffect
 from .messages import BLOCK, Alive, Close, Declined, Open, Probe, Said, Send
 from .room import Takes, lacking_bytes, waits_for
-from .route import Run, choose
+from .route import Run, reached
 from .stage import Effect, Event, Stage, StageConfig
 from .steps import Result
 from .worker import Worker
@@ -225,7 +225,7 @@ class GenerationHost:
         if lacking and have is not None:
             others = self._others(name, have.version)
             self._retire(name, f"other layers or another version of {name!r} are about to be served here")
-            if choose(others, have.engine.layers) is None:  # nobody could answer meanwhile
+            if reached(others, have.engine.layers) < have.engine.layers:  # nobody could answer meanwhile
                 await self._unload(have, have.stage.draining)
         for old in list(self.loaded):
             idle = not (old.stage.sessions or old.stage.waiting)

@@ -20,7 +20,7 @@ from lepton.node.generation.asker import Asked, Asker, AskerConfig
 from lepton.node.generation.engine import Piece
 from lepton.node.generation.events import Came, Expired, Lost, Ran, Send
 from lepton.node.generation.messages import Said
-from lepton.node.generation.route import Route, Run, Serving, choose
+from lepton.node.generation.route import Load, Route, Run, Serving, choose
 from lepton.node.generation.sampling import Sampling
 from lepton.node.generation.stage import Stage, StageConfig
 from lepton.node.generation.steps import Step
@@ -276,8 +276,8 @@ class World:
         def chosen(
             serving: Serving, avoid: Collection[PeerId], keep: Collection[PeerId], apart: Collection[Pair]
         ) -> Route | None:
-            load_s = lambda *_: self.rng.random() / 100  # noqa: E731
-            return choose(serving, LAYERS, avoid=avoid, keep=keep, apart=apart, load_s=load_s)
+            load = lambda *_: Load(self.rng.random() / 100)  # noqa: E731
+            return choose(serving, LAYERS, rng=self.rng, avoid=avoid, keep=keep, apart=apart, load=load)
 
         apart = self.apart.setdefault(owner, Apart())
         asker, heard = Asker(owner, asked, chosen, self.now, self.asker_config, apart), Heard()

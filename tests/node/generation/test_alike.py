@@ -1,11 +1,12 @@
 """A session stays with stages that round alike as long as there are any, and its user hears when there are none."""
 
+import random
 from collections.abc import Mapping
 from functools import partial
 
 from lepton.mesh.identity import PeerId
 from lepton.node.generation.alike import Alike
-from lepton.node.generation.route import Route, Serving, choose
+from lepton.node.generation.route import Load, Route, Serving, choose
 
 C, T = "compiled-1", "torch-2.13.0 x86_64 AVX2 1"
 KINDS = {PeerId(name): C if name[0] == "c" else T for name in ("c1", "c2", "c3", "t1", "t2", "t3")}
@@ -25,7 +26,13 @@ class Session:
     def go(
         self, serving: Serving, *, begun: bool, avoid: tuple[str, ...] = (), loads: Mapping[str, float] | None = None
     ) -> tuple[str, ...]:
-        find = partial(choose, layers=4, avoid=peers(*avoid), load_s=lambda peer, _: (loads or {}).get(peer, 0.01))
+        find = partial(
+            choose,
+            layers=4,
+            avoid=peers(*avoid),
+            rng=random.Random(0),
+            load=lambda peer, _: Load((loads or {}).get(peer, 0.01)),
+        )
         route = self.alike.choose(find, serving, KINDS, begun=begun)
         assert isinstance(route, Route | None)
         return () if route is None else route.peers

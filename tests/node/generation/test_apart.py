@@ -9,7 +9,7 @@ from lepton.mesh.identity import PeerId
 from lepton.node.generation.apart import LASTS_S, PAIRS_MAX, Apart, Gap, Pair, find_gap
 from lepton.node.generation.asker import AskerConfig
 from lepton.node.generation.messages import Alive
-from lepton.node.generation.route import Route, Run, choose
+from lepton.node.generation.route import Load, Route, Run, choose
 from lepton.node.generation.sampling import Sampling
 
 from .fakes import World, undisturbed
@@ -88,12 +88,12 @@ def test_the_quickest_route_without_pairs_that_are_apart_is_found() -> None:
             around = [peer for peer, _ in route]
             return not any(frozenset(pair) in apart for pair in zip(around, [*around[1:], around[0]], strict=True))
 
-        def load_s(peer: PeerId, _run: Run, loads: dict[PeerId, float] = loads) -> float:
-            return loads[peer]
+        def load(peer: PeerId, _run: Run, loads: dict[PeerId, float] = loads) -> Load:
+            return Load(loads[peer])
 
         best = min(filter(whole, every_route(serving, 3)), key=lasts_s, default=None)
         right = Route(tuple(peer for peer, _ in best), tuple(run for _, run in best)) if best else None
-        assert choose(serving, 3, apart=apart, load_s=load_s) == right, seed
+        assert choose(serving, 3, rng=rng, apart=apart, load=load) == right, seed
         found += best is not None
     assert 200 < found < 290  # some have a route, and some have none
 

@@ -1,7 +1,11 @@
 """The asking side, step by step: whom it blames, how long it waits, and what it says when there is no way."""
 
+import random
+from collections.abc import Collection
+
 import pytest
 from lepton.mesh.identity import PeerId
+from lepton.node.generation.apart import Pair
 from lepton.node.generation.asker import (
     Asked,
     Asker,
@@ -15,7 +19,7 @@ from lepton.node.generation.asker import (
 )
 from lepton.node.generation.events import Came, Expired, Lost, Send
 from lepton.node.generation.messages import Alive, Broke, Close, Data, Declined, Need, Open, Probe, Said, Token
-from lepton.node.generation.route import Run, choose
+from lepton.node.generation.route import Load, Route, Run, Serving, choose
 from lepton.node.generation.sampling import Sampling
 
 ME, A, B, B2 = map(PeerId, ("me", "a", "b", "b2"))
@@ -24,12 +28,23 @@ ONE: dict[Run, list[PeerId]] = {(0, 2): [A], (2, 4): [B]}
 ID = bytes(16)
 
 
+def load(peer: PeerId, _run: Run) -> Load:
+    """The first by name is the quickest."""
+    return Load(0.001 * len(peer))
+
+
 def asker(count: int = 3) -> Asker:
     asked = Asked(
         session=ID, name="toy", version=1, layers=4, prompt=(5, 6), positions=2 + count, stop_ids=frozenset({9}),
         sampling=Sampling(),
     )  # fmt: skip
-    return Asker(ME, asked, lambda s, avoid, keep, apart: choose(s, 4, avoid=avoid, keep=keep, apart=apart), 0.0)
+
+    def chosen(
+        s: Serving, avoid: Collection[PeerId], keep: Collection[PeerId], apart: Collection[Pair]
+    ) -> Route | None:
+        return choose(s, 4, rng=random.Random(0), avoid=avoid, keep=keep, apart=apart, load=load)
+
+    return Asker(ME, asked, chosen, 0.0)
 
 
 def said(effects: list[AskerEffect], kind: type) -> list[tuple[PeerId, Said]]:

@@ -12,7 +12,6 @@ from lepton.mesh.identity import PeerId
 from lepton.node.generation import messages
 from lepton.node.generation.messages import Alive, Broke, Close, Data, Open, Said, Token
 from lepton.node.generation.prefixes import Prefix, Prefixes, block_hashes
-from lepton.node.generation.route import Route, choose, reached
 from lepton.node.generation.sampling import Sampling
 
 ID = bytes(range(16))
@@ -118,20 +117,3 @@ def test_the_longest_prefix_in_whole_blocks_is_found_and_the_oldest_goes_first()
     assert kept.find(block_hashes(ids[:64]), 64) == (longer, 64)
     assert kept.keep(Prefix(4, ids[50:114], block_hashes(ids[50:114]))) == [other]
     assert kept.positions == 192 + 64
-
-
-def test_the_quickest_route_is_taken_and_who_holds_the_cache_is_kept() -> None:
-    a, b, c, d = map(PeerId, "abcd")
-    serving = {(0, 2): [a], (2, 4): [b, c], (0, 4): [d]}
-    loads = {a: 0.002, b: 0.004, c: 0.003, d: 0.1}
-
-    def load_s(peer: PeerId, _run: tuple[int, int]) -> float:
-        return loads[peer]
-
-    everybody = set(serving[0, 2] + serving[2, 4] + serving[0, 4])
-    assert choose(serving, 4, keep=everybody, load_s=load_s) == Route((a, c), ((0, 2), (2, 4)))
-    assert choose(serving, 4, keep=everybody, avoid={c}, load_s=load_s) == Route((a, b), ((0, 2), (2, 4)))
-    assert choose(serving, 4, keep={a, b}, load_s=load_s) == Route((a, b), ((0, 2), (2, 4)))
-    assert choose(serving, 4, avoid={a}, load_s=load_s) == Route((d,), ((0, 4),))
-    assert choose(serving, 5) is None
-    assert reached({(0, 2): [a], (2, 4): [], (3, 5): [b]}, 5) == 2
