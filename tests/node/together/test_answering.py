@@ -150,6 +150,6 @@ async def test_too_little_memory_is_said(tmp_path: Path) -> None:
     async with running(tmp_path, "small", memory="10kB") as world:
         (small,) = world.nodes.values()
         publish(small)
-        with pytest.raises(LinkError, match=r"not served after 0.2 s: no devices that are here can hold it: .* of memory"):
+        with pytest.raises(LinkError, match=r"not served after 0.2 s: no devices that are here can hold it: .* of mem"):
             await small.wait_served("net", timeout_s=0.2)
         assert not small.is_served("nothing")
