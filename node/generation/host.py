@@ -143,12 +143,24 @@ class GenerationHost:
             self.trouble.pop(name, None)
             if plan.missing_bytes:
                 self.trouble[name] = shortage(plan.missing_bytes, plan.fits_at)
-            if self._mesh.me not in plan.assigned:  # before others are loaded in its place
-                self._retire(name, f"layers of {name!r} are served elsewhere now")
+            if self._mesh.me not in plan.assigned and not self._keeps(name, wanted[name], planned):
+                self._retire(name, f"layers of {name!r} are served elsewhere now")  # before others are loaded instead
         for name, plan in planned.items():
             if self._mesh.me in plan.assigned:
                 done = await self._follow(name, wanted[name], plan.assigned[self._mesh.me]) and done
         return done
+
+    def _keeps(self, name: str, record: DeploymentRecord, planned: Mapping[str, _Planned]) -> bool:
+        """Whether to hold layers of a model that the devices which are here cannot hold: one may come back soon.
+
+        Not of another version, and not when this node is to load something else, which may need the room.
+        """
+        runs = {(one.name, one.run) for one in self._current()}
+        others = {
+            (other, plan.assigned[self._mesh.me]) for other, plan in planned.items() if self._mesh.me in plan.assigned
+        }
+        held = any((one.name, one.version) == (name, record.version) for one in self._current())
+        return planned[name].missing_bytes > 0 and held and others <= runs
 
     async def _follow(self, name: str, record: DeploymentRecord, run: Run) -> bool:
         if any((one.name, one.version, one.run) == (name, record.version, run) for one in self._current()):

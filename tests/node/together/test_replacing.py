@@ -62,3 +62,24 @@ async def test_a_session_goes_on_when_the_only_device_with_its_layers_leaves(tmp
             assert tokens == alone(150)
             assert c.mesh.me in generation.route.peers
             assert generation.tally.attempts > 1
+
+
+async def test_layers_stay_loaded_while_the_mesh_is_short_of_a_device_that_may_come_back(tmp_path: Path) -> None:
+    async with running(tmp_path, "a", memory=PART) as world:
+        a = world.nodes["a"]
+        async with world.node("b", memory=PART) as b:
+            await world.acquainted()
+            await a.serve(STORIES, **TERMS)
+            await a.wait_served("tales", timeout_s=PATIENCE_S)
+            (held,) = a.sessions.host.loaded
+            assert b.sessions.host.loaded
+        await until(lambda: "memory for serving are missing" in a.sessions.host.trouble.get("tales", ""))
+        assert a.sessions.host.loaded == [held]
+        async with world.node("b", memory=PART) as b:
+            await a.wait_served("tales", timeout_s=PATIENCE_S)
+            with trio.fail_after(PATIENCE_S):
+                tokens = [
+                    token.id async for token in b.sessions.generator.generate("tales", PROMPT, Sampling(tokens_max=8))
+                ]
+            assert tokens == alone(8)
+            assert a.sessions.host.loaded == [held]  # and was not loaded again
