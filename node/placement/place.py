@@ -9,7 +9,6 @@ stays the plan.
 """
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -109,9 +108,25 @@ def _moved_bytes(job: Job, holds: Run | None, run: Run) -> int:
 
 
 def _missing(scene: Scene) -> int:
-    """Say how much is missing: of all together, or of the largest device for the largest layer or for all layers."""
+    """Say how much is missing: of all together, or of the largest device for the largest layer or for all layers.
+
+    Where there is enough together and only no cut fits, it is what would do if the largest device had it.
+    """
     layers = [scene.job.resident_bytes(layer) for layer in range(scene.job.layers)]
-    together = math.fsum(device.memory_bytes for device in scene.devices)
-    largest = max((device.memory_bytes for device in scene.devices), default=0)
-    spread = max(sum(layers) - together, max(layers) - largest)
+    memories = sorted(device.memory_bytes for device in scene.devices)
+    largest = memories[-1] if memories else 0
+    spread = max(sum(layers) - sum(memories), max(layers) - largest)
+    if spread <= 0:
+        spread = _left_over(layers, memories[-2::-1]) - largest
     return int(max(min(spread, scene.job.run_bytes((0, scene.job.layers)) - largest), 1))
+
+
+def _left_over(layers: Sequence[int], memories: Iterable[int]) -> int:
+    """Return what is left when each of these memories in turn takes all the next layers that fit it."""
+    first = 0
+    for memory in memories:
+        held = 0
+        while first < len(layers) and held + layers[first] <= memory:
+            held += layers[first]
+            first += 1
+    return sum(layers[first:])

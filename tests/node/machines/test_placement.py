@@ -154,7 +154,9 @@ def test_nodes_that_load_in_any_order_with_old_news_come_to_rest(
         ([10, 10], [], 20),  # nobody is here
         ([10, 10], [12], 8),  # of all memory together
         ([10, 2], [4, 4, 4], 6),  # of the largest device for the largest layer
-        ([4, 4, 4], [6, 6], 1),  # enough together, but no cut fits
+        ([4, 4, 4], [6, 6], 2),  # enough together, but no cut fits: 8 and 6 would do
+        ([1, 3, 3, 3, 3, 3, 1], [10, 10], 0),
+        ([1, 3, 3, 3, 3, 3, 1], [9, 9], 1),  # 7 and 10
         ([3, 3], [3, 3], 0),
     ],
 )
