@@ -25,7 +25,7 @@ from .engine_thread import EngineThread
 from .events import Came, Expired, Lost, Ran
 from .events import Send as SendEffect
 from .messages import BLOCK, Alive, Close, Declined, Open, Probe, Said, Send
-from .room import Takes, lacking_bytes, waits_for
+from .room import Takes, lacking_bytes, stays, waits_for
 from .route import Run, reached
 from .stage import Effect, Event, Stage, StageConfig
 from .steps import Result
@@ -139,28 +139,18 @@ class GenerationHost:
         for name in {loaded.name for loaded in self.loaded} - set(wanted):
             self._retire(name, f"{name!r} is not served any more")
         planned = {name: plan for name in wanted if (plan := plans.get(name)) is not None}
+        held = {one.name: (one.version, one.run) for one in self._current()}
+        runs = {name: plan.assigned[self._mesh.me] for name, plan in planned.items() if self._mesh.me in plan.assigned}
         for name, plan in planned.items():
             self.trouble.pop(name, None)
             if plan.missing_bytes:
                 self.trouble[name] = shortage(plan.missing_bytes, plan.fits_at)
-            if self._mesh.me not in plan.assigned and not self._keeps(name, wanted[name], planned):
+            short = plan.missing_bytes > 0 and stays(name, wanted[name].version, held, runs)
+            if name not in runs and not short:
                 self._retire(name, f"layers of {name!r} are served elsewhere now")  # before others are loaded instead
-        for name, plan in planned.items():
-            if self._mesh.me in plan.assigned:
-                done = await self._follow(name, wanted[name], plan.assigned[self._mesh.me]) and done
+        for name, run in runs.items():
+            done = await self._follow(name, wanted[name], run) and done
         return done
-
-    def _keeps(self, name: str, record: DeploymentRecord, planned: Mapping[str, _Planned]) -> bool:
-        """Whether to hold layers of a model that the devices which are here cannot hold: one may come back soon.
-
-        Not of another version, and not when this node is to load something else, which may need the room.
-        """
-        runs = {(one.name, one.run) for one in self._current()}
-        others = {
-            (other, plan.assigned[self._mesh.me]) for other, plan in planned.items() if self._mesh.me in plan.assigned
-        }
-        held = any((one.name, one.version) == (name, record.version) for one in self._current())
-        return planned[name].missing_bytes > 0 and held and others <= runs
 
     async def _follow(self, name: str, record: DeploymentRecord, run: Run) -> bool:
         if any((one.name, one.version, one.run) == (name, record.version, run) for one in self._current()):

@@ -4,10 +4,11 @@ A successor is loaded beside its predecessor, whose sessions end in peace, where
 sessions hold may go beyond the memory for serving: their caches shrink with every session that ends, weights do not.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..config import size_text
+from .route import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,16 @@ def lacking_bytes(memory_bytes: int | None, loaded: Iterable[tuple[Takes, bool]]
         return 0
     held = sum(takes.weights_bytes + (0 if drains else takes.cache_bytes) for takes, drains in loaded)
     return max(0, held + more.weights_bytes + more.cache_bytes - memory_bytes)
+
+
+def stays(name: str, version: int, held: Mapping[str, tuple[int, Run]], runs: Mapping[str, Run]) -> bool:
+    """Whether layers of a model stay that the devices which are here cannot hold together: one may come back soon.
+
+    ``held`` is what is loaded here, with its version, ``runs`` what is to be. Layers of another version do not stay,
+    and none do when something else is to be loaded, which may need the room.
+    """
+    loaded = {other: run for other, (_, run) in held.items()}
+    return held.get(name, (None,))[0] == version and all(loaded.get(other) == run for other, run in runs.items())
 
 
 def waits_for(first: int, last: int, lacking: int, sessions: int) -> str:

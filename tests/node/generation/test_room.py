@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lepton.node.config import parse_size, size_text
 from lepton.node.deployed import shortage
 from lepton.node.generation import host
-from lepton.node.generation.room import Takes, lacking_bytes, waits_for
+from lepton.node.generation.room import Takes, lacking_bytes, stays, waits_for
 from lepton.node.generation.sampling import Sampling
 from lepton.node.picture import STAGE, StageRecord
 
@@ -108,3 +108,13 @@ async def test_a_successor_without_room_waits_for_its_predecessor_or_stops_it(
         await until(lambda: [one.run for one in moved.loaded] == [RUNS[1]])
         assert not moved.trouble
         nursery.cancel_scope.cancel()
+
+
+def test_layers_stay_while_one_is_missing_but_not_in_the_way_of_others_nor_of_a_new_version() -> None:
+    held = {"tales": (3, (0, 4)), "songs": (1, (2, 5))}
+    assert stays("tales", 3, held, {})
+    assert stays("tales", 3, held, {"songs": (2, 5)})
+    assert not stays("tales", 4, held, {})
+    assert not stays("tales", 3, held, {"songs": (0, 2)})
+    assert not stays("tales", 3, held, {"poems": (0, 1)})
+    assert not stays("poems", 3, held, {})
