@@ -1,4 +1,4 @@
-"""The simulator's command line: `python -m lepton.simulations run NAME` plays a scenario, `list` names them."""
+"""The simulator's command line: `lepton-sim run NAME` plays a scenario, `list` names them."""
 
 import sys
 from pathlib import Path
@@ -59,4 +59,4 @@ def _stop(why: str, status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m lepton.simulations")
+    main(prog_name="lepton-sim")

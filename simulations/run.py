@@ -61,7 +61,7 @@ def simulate(
         return run.to_the_end()
     except Exception as error:
         what = str(error) if isinstance(error, Violation) else f"a machine raised {type(error).__name__}: {error}"
-        again = f"python -m lepton.simulations run {name} --seed {run.world.seed}"
+        again = f"lepton-sim run {name} --seed {run.world.seed}"
         message = f"At {run.world.now:.3f} s: {what}. Seed {run.world.seed}; replay it with: {again}"
         raise Broken(message, tuple(run.world.transcript)) from error
 

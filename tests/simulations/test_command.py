@@ -40,7 +40,7 @@ def test_a_run_that_breaks_ends_with_status_1_and_the_command_that_replays_it(ti
     story = tmp_path / "story.txt"
     ran = command("run", str(tiny), "--seed", "7", "--transcript", str(story))
     assert ran.returncode == 1
-    assert f"python -m lepton.simulations run {tiny} --seed 7" in ran.stderr
+    assert f"lepton-sim run {tiny} --seed 7" in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
     assert story.exists()
 

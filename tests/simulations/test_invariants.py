@@ -45,7 +45,7 @@ LOSSY = Scenario(
 def broken(machines: Machines, scenario: Scenario = SHORT) -> str:
     with pytest.raises(Broken) as caught:
         simulate(scenario, seed=3, name="short", machines=machines)
-    assert "Seed 3; replay it with: python -m lepton.simulations run short --seed 3" in str(caught.value)
+    assert "Seed 3; replay it with: lepton-sim run short --seed 3" in str(caught.value)
     assert caught.value.transcript
     return str(caught.value)
 

@@ -1,0 +1,1 @@
+"""Learning scenarios that ship with Lepton, as TOML files."""
