@@ -5,6 +5,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
@@ -133,8 +134,9 @@ def check_keys(where: str, found: Mapping[str, Any], kind: type[msgspec.Struct],
     for key, value in found.items():
         if key not in fields:
             raise UsageError(f"{where}: there is no key {prefix + key!r}.{did_you_mean(key, list(fields), prefix)}")
-        for inner in _tables(fields[key]) if isinstance(value, Mapping) else ():
-            check_keys(where, value, inner, f"{prefix}{key}.")
+        tables = [table for table in (value if isinstance(value, list) else [value]) if isinstance(table, Mapping)]
+        for table, inner in product(tables, _tables(fields[key])):
+            check_keys(where, table, inner, f"{prefix}{key}.")
 
 
 def check_values(where: str, found: Mapping[str, Any], kind: type[msgspec.Struct], prefix: str = "") -> None:

@@ -3,7 +3,6 @@
 TOML in, frozen structs out; a key that does not exist, or a value that cannot be, is an error that names it.
 """
 
-import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -14,6 +13,7 @@ import msgspec
 from ..gossip.codecs import CODECS
 from ..mesh.errors import UsageError
 from ..node.config import did_you_mean
+from .files import converted, parsed, path_of
 
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
@@ -133,45 +133,15 @@ def shipped() -> dict[str, Path]:
 
 def load(file_or_name: str) -> Scenario:
     """Read a file, or a shipped scenario by its name. Raises UsageError that says what is wrong and where."""
-    known = shipped()
-    path = known.get(file_or_name, Path(file_or_name))
-    if not path.is_file():
-        hint = did_you_mean(file_or_name, list(known))
-        raise UsageError(f"There is no scenario and no file {file_or_name!r}.{hint}")
-    try:
-        found = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{path} is not a readable TOML file: {error}.") from error
-    return read(found, str(path))
+    path = path_of(file_or_name, shipped())
+    return read(parsed(path), str(path))
 
 
 def read(found: Mapping[str, Any], where: str) -> Scenario:
     """Check what a file says. Raises UsageError."""
-    _check_keys(found, Scenario, where, "")
-    try:
-        scenario = msgspec.convert(found, Scenario, strict=True)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{where}: {error}.") from error
+    scenario = converted(found, Scenario, where)
     _check_sense(scenario, where)
     return scenario
-
-
-def _check_keys(found: Mapping[str, Any], kind: type[msgspec.Struct], where: str, prefix: str) -> None:
-    valid = [field.name for field in msgspec.structs.fields(kind)]
-    for key, value in found.items():
-        if key not in valid:
-            raise UsageError(f"{where}: there is no key {prefix + key!r}.{did_you_mean(key, valid, prefix)}")
-        inner = _SECTIONS.get(prefix + key)
-        if inner is not None:
-            for table in value if isinstance(value, list) else [value]:
-                if isinstance(table, Mapping):
-                    _check_keys(table, inner, where, f"{prefix}{key}.")
-
-
-_SECTIONS: dict[str, type[Section]] = {
-    "link": Link, "model": Model, "task": Task, "requests": Requests, "crash": Crash, "freeze": Freeze,
-    "partition": Partition,
-}  # fmt: skip
 
 
 def _check_sense(scenario: Scenario, where: str) -> None:

@@ -20,6 +20,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     megabytes_sent_max: float  # by the node that sent most
     seconds: float  # simulated, from the start
     here: int  # nodes that took part
+    extra: dict[str, float] = {}  # `Population.measure`, mean over the nodes that were looked at
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

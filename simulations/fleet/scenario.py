@@ -14,6 +14,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 
+TestedOn = Literal["all", "own"]
 Split = Literal["even", "dirichlet", "shards", "quantity", "silo"]
 Topology = Literal["groups", "pull", "ring", "regular", "epidemic", "exponential", "hypercube", "complete", "alone"]
 Policy = Literal["trusted", "private", "robust"]
@@ -26,14 +27,16 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Data(Section, frozen=True, kw_only=True):
-    """Whose data: a name that `fleet/sources.py` knows, and how it is given out to nodes."""
+    """Whose data: a name that `fleet/sources/known.py` knows, and how it is given out to nodes."""
 
     name: str = "digits"
+    folder: str = ""  # where the real data lie that Lepton does not carry; empty: what `--data` says
     split: Split = "dirichlet"
     alpha: Positive = 0.5  # of the Dirichlet distribution over labels (or, with `quantity`, over nodes)
     shards: Count = 2  # label shards of a node (McMahan et al. 2017)
     samples: Number = 0  # take so many for training; 0: all
     test: Number = 0  # so many for the test; 0: what the source says
+    tested_on: TestedOn = "all"  # with `silo`, "own": every node on its own silo's part of the test
 
 
 class Model(Section, frozen=True, kw_only=True):
