@@ -8,12 +8,16 @@ import click
 
 from ..mesh.errors import UsageError
 from . import report, scenario
+from .fleet import commands as fleet
 from .run import Broken, simulate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Play scenarios of a mesh, with every fault in them, on virtual time: the same seed, the same history."""
+
+
+main.add_command(fleet.compare)
 
 
 @main.command()
