@@ -1,13 +1,13 @@
-"""The picture of serving, read from the records: what ought to be served, who has it loaded, who should."""
+"""The picture of serving, read from the records: what ought to be served, who has it loaded, who should. Pure."""
 
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from ...mesh.errors import UsageError
+from ...mesh.grants import Authority
 from ...mesh.identity import PeerId, short
-from ...mesh.mesh import Mesh
 from ...mesh.records import Record
 from ..config import did_you_mean
 from ..deployments import DEPLOYMENT, DeploymentRecord, Precision
@@ -20,13 +20,25 @@ from ..shapes import check_spec, layer_count, layer_sizes_bytes
 # Every node plans all of them whenever something changes: one of a lying record's 256 uneven layers took up to 2.7 s.
 DEPLOYMENTS_PER_OWNER_MAX: Final = 16
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
+
+
+class Pictured(Protocol):
+    """What is read of a mesh."""
+
+    def live(self, kind: str, value: type[T]) -> list[tuple[Record, T]]:
+        """Return what members that are here say of one kind."""
+
+    def authority(self, peer: PeerId) -> Authority:
+        """Return what a member may do. Raises KeyError for one that was never met."""
 
 
 class View:
     """What one node reads about serving out of the records, afresh at each question."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Pictured) -> None:
         self._mesh = mesh
         self._planned_from: object = None
         self._planned: dict[str, Plan] = {}

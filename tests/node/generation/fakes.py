@@ -1,6 +1,5 @@
-"""A toy model whose every number depends on all that came before, and a world of stages and askers on virtual time."""
+"""A world of stages and askers on virtual time, around a toy model."""
 
-import hashlib
 import heapq
 import itertools
 import math
@@ -10,14 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from lepton.mesh.errors import UsageError
 from lepton.mesh.identity import PeerId
-from lepton.mesh.tensors import Array
 from lepton.node.generation import asker as asking
 from lepton.node.generation import messages, stage
 from lepton.node.generation.apart import Apart, Pair
 from lepton.node.generation.asker import Asked, Asker, AskerConfig
-from lepton.node.generation.engine import Piece
 from lepton.node.generation.events import Came, Expired, Lost, Ran, Send
 from lepton.node.generation.messages import Said
 from lepton.node.generation.route import Load, Route, Run, Serving, choose
@@ -25,85 +21,7 @@ from lepton.node.generation.sampling import Sampling
 from lepton.node.generation.stage import Stage, StageConfig
 from lepton.node.generation.steps import Step
 from lepton.node.generation.worker import Drawer, Worker
-
-LAYERS, WIDTH, VOCABULARY = 6, 4, 97
-
-
-class ToyCache:
-    """A hash of all positions so far, for each position."""
-
-    def __init__(self, engine: "ToyEngine", hashes: Sequence[bytes] = ()) -> None:
-        self.engine = engine
-        self.hashes = list(hashes)
-        self.closed = False
-        engine.open += 1
-
-    @property
-    def length(self) -> int:
-        return len(self.hashes)
-
-    @property
-    def size_bytes(self) -> int:
-        return 16 * len(self.hashes)
-
-    def truncate(self, length: int) -> None:
-        assert not self.closed
-        assert length <= self.length
-        del self.hashes[length:]
-
-    def fork(self, length: int) -> "ToyCache":
-        assert not self.closed
-        assert length <= self.length
-        return ToyCache(self.engine, self.hashes[:length])
-
-    def close(self) -> None:
-        assert not self.closed
-        self.closed = True
-        self.engine.open -= 1
-
-
-class ToyEngine:
-    """Numbers out of hashes: one wrong, lost or doubled position changes every token behind it."""
-
-    cache_bytes_per_position = 16
-    weights_bytes = 1000
-    arithmetic = "hashes"
-    width = WIDTH
-    vocabulary = VOCABULARY
-    layers = LAYERS
-
-    def __init__(self, first: int, end: int) -> None:
-        self.first, self.end = first, end
-        self.open = 0  # caches
-        self.computed = 0
-
-    def new_cache(self) -> ToyCache:
-        return ToyCache(self)
-
-    def run(self, pieces: Sequence[Piece]) -> list[Array | None]:
-        for piece in pieces:
-            if self.first == 0 and int(np.max(piece.x)) >= VOCABULARY:
-                raise UsageError("There is no such token.")
-        assert len({id(piece.cache) for piece in pieces}) == len(pieces), "a cache is in a batch once"
-        return [self._run(piece) for piece in pieces]
-
-    def _run(self, piece: Piece) -> Array | None:
-        cache = piece.cache
-        assert isinstance(cache, ToyCache)
-        assert cache.engine is self
-        assert not cache.closed
-        outputs = []
-        for x in piece.x:
-            self.computed += 1
-            before = cache.hashes[-1] if cache.hashes else bytes((self.first, self.end))
-            given = np.asarray(x, dtype=np.float32).tobytes()
-            cache.hashes.append(hashlib.blake2b(before + given, digest_size=16).digest())
-            outputs.append(np.frombuffer(cache.hashes[-1], dtype=np.uint8)[:WIDTH])
-        if self.end < LAYERS:
-            return np.array(outputs, dtype=np.float32)
-        if not piece.wants_logits:
-            return None
-        return np.random.default_rng(list(cache.hashes[-1])).random(VOCABULARY, dtype=np.float32)
+from lepton.simulations.toy import LAYERS, ToyEngine, alone
 
 
 def draw(logits: npt.NDArray[np.float32], history: Sequence[int], sampling: Sampling, position: int) -> int:
@@ -116,28 +34,9 @@ def draw(logits: npt.NDArray[np.float32], history: Sequence[int], sampling: Samp
     return int(np.argmax(scores))
 
 
-def undisturbed(
-    prompt: Sequence[int], count: int, sampling: Sampling, runs: Sequence[Run], draw: Drawer = draw
-) -> list[int]:
-    """What must come out, computed token by token with nobody else there."""
-    engines = [ToyEngine(*run) for run in runs]
-    caches = [engine.new_cache() for engine in engines]
-    tokens, waiting = list(prompt), list(prompt)
-    while True:
-        logits = None
-        for id_ in waiting:
-            x: Array = np.array([id_], dtype=np.int32)
-            for engine, cache in zip(engines, caches, strict=True):
-                (y,) = engine.run([Piece(cache=cache, x=x, wants_logits=engine.end == LAYERS)])
-                assert y is not None
-                x = y
-            logits = x
-        if len(tokens) - len(prompt) == count:
-            return tokens[len(prompt) :]
-        assert logits is not None
-        penalised = sampling.repetition_penalty != 1.0
-        tokens.append(draw(logits.astype(np.float32), tokens if penalised else (), sampling, len(tokens)))
-        waiting = tokens[-1:]
+def undisturbed(prompt: Sequence[int], count: int, sampling: Sampling, draw: Drawer = draw) -> list[int]:
+    """What must come out, computed with nobody else there."""
+    return list(itertools.islice(alone(prompt, sampling, draw=draw), count))
 
 
 @dataclass(kw_only=True)

@@ -10,8 +10,9 @@ import pytest
 from lepton.mesh.identity import PeerId
 from lepton.node.generation.asker import AskerConfig
 from lepton.node.generation.sampling import Sampling
+from lepton.simulations.toy import VOCABULARY
 
-from .fakes import VOCABULARY, Faults, Heard, World, undisturbed
+from .fakes import Faults, Heard, World, undisturbed
 
 RUNS = ((0, 2), (2, 4), (4, 6))
 WARM = Sampling(temperature=0.8, seed=7, repetition_penalty=1.3)
@@ -42,7 +43,7 @@ def end(world: World) -> None:
 
 def assert_right(world: World, heard: Heard, given: list[int], count: int, sampling: Sampling) -> None:
     assert heard.failed is None, heard.failed
-    assert heard.tokens == undisturbed(given, count, sampling, RUNS)
+    assert heard.tokens == undisturbed(given, count, sampling)
     assert heard.finish == "length"
 
 
@@ -120,7 +121,7 @@ def test_tokens_are_right_or_there_is_a_reason(lossy: bool) -> None:
         world.run(until_s=0.7)
         end(world)
         for heard, given, count, sampling in asked:
-            right = undisturbed(given, count, sampling, RUNS)
+            right = undisturbed(given, count, sampling)
             assert heard.tokens == right[: len(heard.tokens)], seed
             if heard.failed is None:
                 assert (heard.tokens, heard.finish) == (right, "length"), seed

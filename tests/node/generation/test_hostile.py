@@ -17,8 +17,9 @@ from lepton.node.generation.sampling import Sampling
 from lepton.node.generation.stage import Stage, StageConfig
 from lepton.node.generation.steps import Draw, Fork, New, Step, Work
 from lepton.node.generation.worker import Worker
+from lepton.simulations.toy import LAYERS, ToyEngine
 
-from .fakes import LAYERS, ToyEngine, draw
+from .fakes import draw
 from .test_stage import ASKER, BYTES, FIRST, LAST, MIDDLE, OTHER, ROUTE, RUNS, Bench, data, opened
 
 LIAR = OTHER

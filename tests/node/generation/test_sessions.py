@@ -19,9 +19,9 @@ from lepton.node.generation.route import Run
 from lepton.node.generation.sampling import Sampling, sample
 from lepton.node.generation.sessions import Sessions
 from lepton.node.picture import STAGE, StageRecord
+from lepton.simulations.toy import LAYERS, ToyEngine
 
 from ..together.fakes import World, running, until
-from .fakes import LAYERS, ToyEngine
 from .fakes import undisturbed as _undisturbed
 
 RUNS = ((0, 2), (2, 4), (4, 6))
@@ -36,7 +36,7 @@ RECORD = DeploymentRecord(
 )
 
 
-undisturbed = partial(_undisturbed, runs=RUNS, draw=sample)
+undisturbed = partial(_undisturbed, draw=sample)
 
 
 @dataclass
