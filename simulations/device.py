@@ -21,6 +21,8 @@ from ..mesh.records import Record, RecordStore, SignedRecord
 from ..mesh.revocations import Revocation
 from ..mesh.signed import Version
 from ..mesh.swaps import Swap, Swapped
+from ..node.generation.asker import Asker
+from ..node.generation.stage import Stage
 from ..node.inference.session import Session
 from .calls import Answer, Calls, Done, Empty, Incoming, Method, Reply, Request
 from .network import Connection, Network
@@ -40,6 +42,8 @@ class Machines:
     store: Callable[[Identity, int, Iterable[SignedRecord]], RecordStore] = RecordStore
     session: type[Session] = Session
     averager: type[Averager] = Averager
+    stage: type[Stage] = Stage
+    asker: type[Asker] = Asker
 
 
 @dataclass(slots=True)
@@ -87,6 +91,8 @@ class Device:
         self.connections: dict[PeerId, list[Connection]] = {}
         self.refusals = 0
         self.on_absent: list[Callable[[PeerId], None]] = []
+        self.on_other: list[Callable[[Connection, object], None]] = []  # what is neither a call nor its answer came
+        self.on_gone: list[Callable[[Connection], None]] = []  # a connection ended, for whatever reason
         self._left = watch.left
         self._served = watch.served
         self.admission = Admission(credentials, self.me, world.unix_s, disk.revocations)
@@ -195,6 +201,9 @@ class Device:
                 waiting.append((connection, packet))
             else:
                 self.calls.on_request(connection, packet)
+        else:
+            for listener in self.on_other:
+                listener(connection, packet)
 
     def on_connection(self, connection: Connection) -> None:
         """Give who dialled us a while to show a grant."""
@@ -214,6 +223,8 @@ class Device:
         left = [other for other in self.connections.get(peer, []) if other is not connection]
         self.connections[peer] = left
         self.calls.closed(connection)
+        for listener in self.on_gone:
+            listener(connection)
         if self._comparing.get(peer) is connection:
             del self._comparing[peer]
         if not left and peer in self.connected:
@@ -329,6 +340,10 @@ class Device:
         authority = self.admission.standing(peer, self.world.unix_s)
         self._served(self.me, peer)
         return authority
+
+    def serves(self, peer: PeerId) -> None:
+        """Note that this device is about to do something for a peer."""
+        self._served(self.me, peer)
 
     def offended(self, peer: PeerId, reason: str) -> None:
         self.refuse(peer, reason)

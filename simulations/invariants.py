@@ -16,6 +16,7 @@ from ..mesh.errors import PeerError
 from ..mesh.identity import PeerId
 from ..mesh.records import Key, Record, SignedRecord, Version, open_record
 from .device import Device
+from .generating import Generating
 from .learner import Learner, Share
 from .ledgers import Published, Requests
 from .serving import Serving
@@ -29,6 +30,7 @@ class Member:
     device: Device
     serving: Serving
     learner: Learner | None
+    generating: Generating | None = None
 
 
 class Signatures:

@@ -15,8 +15,11 @@ from ..mesh.grants import GRANT_LIFETIME_S, ROLES, Grant, issue
 from ..mesh.identity import Identity, PeerId
 from ..mesh.invites import Host, InviteBook
 from ..mesh.revocations import Revocations
+from .answers import Answers, check_given_back, check_promises
 from .device import Device, Disk, Machines, Watch
+from .generating import Generating
 from .invariants import Invariants, Member, Signatures
+from .language import publish_language
 from .learner import Learner, Share
 from .ledgers import Crashed, Crashes, Freezes, Published, Requests, Rounds
 from .network import Network
@@ -74,6 +77,7 @@ class Run:
         self.network = Network(self.world, scenario.link)
         self.published, self.requests, self.crashes = Published(), Requests(self.world), Crashes()
         self.rounds = Rounds(self.world, scenario.task.codec)
+        self.answers = Answers(self.world, scenario.language)
         self.members: dict[str, Member] = {}  # by name, those that live
         self.strangers: list[Device] = []
         self.shares: dict[PeerId, Share] = {}
@@ -103,12 +107,16 @@ class Run:
         for number in range(self.scenario.requests.count):
             due_s = self.scenario.requests.first_s + number * self.scenario.requests.interval_s
             self.world.after(due_s, lambda asked=number: self._ask(asked))  # type: ignore[misc]
+        for number in range(self.scenario.language.requests):
+            due_s = self.scenario.language.first_s + number * self.scenario.language.interval_s
+            self.world.after(due_s, self._ask_language)
         self.world.after(self.scenario.duration_s - self.scenario.settle_s, self.network.mend)
         moment_s = 0.0
         while moment_s < self.scenario.duration_s:
             moment_s = min(moment_s + self.scenario.check_interval_s, self.scenario.duration_s)
             self.world.run(moment_s)
             self.invariants.check_moment([member.device for member in self.members.values()] + self._liars())
+            check_promises(self._generating())
         return Outcome(self._check_end(), tuple(self.world.transcript))
 
     def _check_end(self) -> Figures:
@@ -116,6 +124,8 @@ class Run:
         self.invariants.check_converged(members)
         self.invariants.check_plans(members)
         self.invariants.check_requests(self.scenario.requests.failed_max)
+        self.answers.check_end()
+        check_given_back(self._generating())
         errors = [0.0]
         if self.scenario.task.rounds:
             errors = self.invariants.check_learning(members, self.shares, self.scenario.task.error_max)
@@ -214,7 +224,8 @@ class Run:
             learner = Learner(
                 device, scenario.task, self.shares[me], members_min=len(scenario.names), watch=self.rounds
             )  # fmt: skip
-        self.members[name] = Member(device, serving, learner)
+        generating = Generating(device, scenario.language, self.answers) if scenario.language.requests else None
+        self.members[name] = Member(device, serving, learner, generating)
         self.crashes.returned(me)
         device.start()
         device.records.publish(PROFILE, "self", Profile(memory_bytes=scenario.model.memory_bytes))
@@ -222,6 +233,8 @@ class Run:
             layers = (scenario.model.layer_bytes,) * scenario.model.layers
             model = ModelRecord(version=1, layer_bytes=layers, copies=scenario.model.copies)
             device.records.publish(MODEL, MODEL_NAME, model, durable=True)
+        if generating is not None:
+            publish_language(device, scenario.language, deploys=name == scenario.names[0] and disk.incarnation == 1)
         if learner is not None:
             learner.start()
 
@@ -239,6 +252,7 @@ class Run:
         device = self.members.pop(name).device
         device.crash()
         self.requests.abandon(device.me)
+        self.answers.abandon(device.me)
         self.crashes.all.append(Crashed(device.me, self.world.now))
         if crash.restart_after_s:
             self.world.after(crash.restart_after_s, lambda: self._start(name))
@@ -247,7 +261,8 @@ class Run:
         for name, member in self.members.items():
             computing = member.serving.computing not in {None, member.device.me}
             exchanging = member.learner is not None and member.learner.in_round
-            moment = {"": True, "request": computing, "round": exchanging}[crash.during]
+            answering = member.generating is not None and bool(member.generating.host.computing)
+            moment = {"": True, "request": computing, "round": exchanging, "answer": answering}[crash.during]
             if moment and crash.node in {"", name}:
                 return name
         return None
@@ -296,3 +311,13 @@ class Run:
         if member.serving.offered() is not None:
             self.requests.accepted(number, member.device.me, run_layers(0, self.scenario.model.layers, x))
             member.serving.ask(number, x)
+
+    def _ask_language(self) -> None:
+        """Let a live member begin a session with the language model."""
+        name = self._dice.choice(sorted(name for name, member in self.members.items() if not member.device.frozen))
+        generating = self.members[name].generating
+        if generating is not None:
+            self.answers.ask(self.members[name].device.me, generating)
+
+    def _generating(self) -> list[tuple[str, Generating]]:
+        return [(name, member.generating) for name, member in self.members.items() if member.generating is not None]

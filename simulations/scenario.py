@@ -14,16 +14,8 @@ from ..gossip.codecs import CODECS
 from ..mesh.errors import UsageError
 from ..node.config import did_you_mean
 from .files import converted, parsed, path_of
-
-Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
-Period = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
-Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
-Number = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
-
-
-class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every table of a scenario."""
+from .language import Language
+from .sections import Count, Number, Period, Seconds, Section, Share
 
 
 class Link(Section, frozen=True, kw_only=True):
@@ -77,7 +69,7 @@ class Crash(Section, frozen=True, kw_only=True):
 
     at_s: Seconds
     node: str = ""  # its name; empty: whoever fits
-    during: Literal["", "request", "round"] = ""  # computing a stage of another's request; in a round
+    during: Literal["", "request", "round", "answer"] = ""  # computing for another's request or session; in a round
     restart_after_s: Seconds = 0.0  # with its disk; 0: never
 
 
@@ -116,6 +108,7 @@ class Scenario(Section, frozen=True, kw_only=True):
     model: Model = Model()
     task: Task = Task()
     requests: Requests = Requests()
+    language: Language = Language()
     crash: tuple[Crash, ...] = ()
     freeze: tuple[Freeze, ...] = ()
     partition: tuple[Partition, ...] = ()
