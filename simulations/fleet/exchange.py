@@ -4,8 +4,9 @@ An exchange is one way in which nodes average (`Scenario.averaging`); it draws n
 handed, so a round is a function of its inputs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -41,4 +42,18 @@ class Exchange(Protocol):
 
     def mix(self, moment: Moment) -> Mixed:
         """Return the models after one exchange."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An exchange that learns from round to round, as the machines' gates do: a checkpoint has to hold that too."""
+
+    @property
+    def memory(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What it knows after the last round, by name; to be copied, since it changes."""
+        ...
+
+    def recall(self, memory: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from there."""
         ...
