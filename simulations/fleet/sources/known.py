@@ -6,7 +6,11 @@ from typing import Final
 
 from ....mesh.errors import UsageError
 from ....node.config import did_you_mean
+from .cameras import video
+from .homes import adl, occupancy
 from .pictures import digits, fashion_mnist, mnist, speech
+from .roles import shakespeare
+from .series import nab, traffic
 from .source import Source
 from .tables import breast_cancer, diabetes, hospitals, retinopathy
 
@@ -19,6 +23,12 @@ SOURCES: Final[dict[str, Callable[[Path | None], Source]]] = {
     "speech": speech,
     "retinopathy": retinopathy,
     "hospitals": hospitals,
+    "shakespeare": shakespeare,
+    "traffic": traffic,
+    "nab": nab,
+    "video": video,
+    "occupancy": occupancy,
+    "adl": adl,
 }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ Whole = npt.NDArray[np.int64]
 TEST_SEED = 0  # which samples are held out where a data set has no test of its own: the same in every run
 
 # A model's raw outputs (t, K), the labels that belong to them and the marks (t, M), to figures.
-Score = Callable[[Floats, npt.NDArray[np.generic], Floats], Mapping[str, float]]
+Score = Callable[[Floats, npt.NDArray[Any], Floats], Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

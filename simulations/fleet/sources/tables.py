@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....mesh.errors import UsageError
+from .scores import of_yes
 from .source import Floats, Source, Whole, file_in, held_out, standardised
 
 _Table = npt.NDArray[np.float64]
@@ -26,7 +27,7 @@ def breast_cancer(_folder: Path | None) -> Source:
     from sklearn.datasets import load_breast_cancer
 
     x, y = load_breast_cancer(return_X_y=True)
-    return _of_classes(x, y.astype(np.int64), 2)
+    return _of_two(x, y.astype(np.int64))
 
 
 def diabetes(_folder: Path | None) -> Source:
@@ -42,7 +43,7 @@ def diabetes(_folder: Path | None) -> Source:
 def retinopathy(folder: Path | None) -> Source:
     """1,151 patients' eyes, 19 features, diabetic retinopathy or not (Antal & Hajdu 2014); a fifth is held out."""
     table = _eyes(folder)
-    return _of_classes(table[:, :-1], table[:, -1].astype(np.int64), 2)
+    return _of_two(table[:, :-1], table[:, -1].astype(np.int64))
 
 
 def hospitals(folder: Path | None) -> Source:
@@ -57,7 +58,7 @@ def hospitals(folder: Path | None) -> Source:
         for column, share in ((_DISC, _OLD_CAMERAS), (_MANY_LESIONS, _IN_TOWN))
     )
     silos = (2 * new + clinic).astype(np.int64)
-    return _of_classes(table[:, :-1], table[:, -1].astype(np.int64), 2, silos, _HOSPITALS)
+    return _of_two(table[:, :-1], table[:, -1].astype(np.int64), silos, _HOSPITALS)
 
 
 def _eyes(folder: Path | None) -> _Table:
@@ -71,7 +72,7 @@ def _eyes(folder: Path | None) -> _Table:
     return table
 
 
-def _of_classes(x: _Table, y: Whole, classes: int, silos: Whole | None = None, names: tuple[str, ...] = ()) -> Source:
+def _of_two(x: _Table, y: Whole, silos: Whole | None = None, names: tuple[str, ...] = ()) -> Source:
     test = held_out(len(y))
     inputs: Floats = standardised(x, ~test)
     return Source(
@@ -79,8 +80,9 @@ def _of_classes(x: _Table, y: Whole, classes: int, silos: Whole | None = None, n
         labels=y[~test],
         test_inputs=inputs[test],
         test_labels=y[test],
-        classes=classes,
+        classes=2,
         names=names,
         silos=None if silos is None else silos[~test],
         test_silos=None if silos is None else silos[test],
+        score=of_yes,
     )
