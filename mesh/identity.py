@@ -4,6 +4,7 @@ A peer id of an Ed25519 key carries the whole public key (libp2p peer-ids specif
 protobuf-encoded key), so a signature can be checked by anyone who knows the name of its maker.
 """
 
+from functools import lru_cache
 from typing import NewType
 
 import base58
@@ -20,6 +21,7 @@ SIGNATURE_BYTES = 64
 # identity multihash (0x00), 36 bytes, protobuf: field 1 = Ed25519 (1), field 2 = 32 bytes
 _PEER_ID_PREFIX = bytes((0x00, 0x24, 0x08, 0x01, 0x12, 0x20))
 _PEER_ID_CHARACTERS_MAX = 64  # base58 of 38 bytes has 52
+_NAMES_KEPT = 4096  # as many as a mesh has members; to read one takes as long as to check a signature
 
 
 class Identity:
@@ -60,6 +62,7 @@ def peer_id_of(public_key: bytes) -> PeerId:
     return PeerId(base58.b58encode(_PEER_ID_PREFIX + public_key).decode())
 
 
+@lru_cache(_NAMES_KEPT)
 def public_key_of(peer_id: str) -> bytes:
     """Return the 32-byte Ed25519 key inside a peer id. Raises PeerError when the text is no such id."""
     try:

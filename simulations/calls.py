@@ -14,7 +14,7 @@ from ..mesh.grants import Authority
 from ..mesh.identity import PeerId
 from ..mesh.messages import Message, pack, unpack
 from .network import Connection, Network
-from .world import Action, World
+from .world import Action
 
 _ERRORS: Final[dict[str, type[LeptonError]]] = {
     "usage": UsageError, "peer": PeerError, "link": LinkError, "refused": Refused, "busy": Busy,
@@ -88,19 +88,19 @@ class Calls:
 
     def __init__(
         self,
-        world: World,
         network: Network,
         me: PeerId,
         *,
+        unix_s: Callable[[], float],
         after: Callable[[float, Action], None],
         admit: Callable[[PeerId], Authority],
         offend: Callable[[PeerId, str], None],
     ) -> None:
-        """``after`` is the device's clock; ``admit`` gives a caller's authority or raises Refused; ``offend`` hears who
-        broke the protocol.
+        """``unix_s`` and ``after`` are the device's clocks; ``admit`` gives a caller's authority or raises Refused;
+        ``offend`` hears who broke the protocol.
         """
-        self._after = after
-        self._world, self._network, self._me = world, network, me
+        self._after, self._unix_s = after, unix_s
+        self._network, self._me = network, me
         self._admit, self._offend = admit, offend
         self._methods: dict[str, Method] = {}
         self._pending: dict[int, _Pending] = {}
@@ -194,6 +194,6 @@ class Calls:
         if method is None:
             raise UsageError(f"There is no method {request.method!r} here.")
         needed = method.needs if method.needs == "mesh" else f"{method.needs}:{request.scope}"
-        authority.require(needed, self._world.unix_s)
+        authority.require(needed, self._unix_s())
         message = unpack(request.payload, method.takes)
         return method.handler(Incoming(caller, request.scope, message, request.body, reply))

@@ -4,7 +4,7 @@ Hello with a grant on every connection, then talk about records; membership deci
 Nothing here decides anything: where this file and the real shell differ, the simulation proves less.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,21 +15,26 @@ from ..mesh.admission import Admission, Credentials
 from ..mesh.errors import LeptonError, LinkError, PeerError, Refused
 from ..mesh.grants import Authority, Grant
 from ..mesh.identity import Identity, PeerId
+from ..mesh.invites import OpenInvite
 from ..mesh.messages import Message, pack, unpack
 from ..mesh.protocol import ADDRESS, Hello, HelloAnswer, Part, Whereabouts
-from ..mesh.records import Record, RecordStore, SignedRecord
+from ..mesh.records import Record, RecordStore, SignedRecord, open_record
 from ..mesh.revocations import Revocation
 from ..mesh.signed import Version
 from ..mesh.swaps import Swap, Swapped
 from ..node.generation.asker import Asker
 from ..node.generation.stage import Stage
 from ..node.inference.session import Session
+from . import joining
 from .calls import Answer, Calls, Done, Empty, Incoming, Method, Reply, Request
+from .faults import Skew
+from .joining import Invites
 from .network import Connection, Network
 from .probing import Probing
+from .process import Process
 from .records import Records
 from .revoking import COMPARE, Revoking
-from .world import Action, World
+from .world import World
 
 _ANNOUNCE_S = 10.0  # how often mDNS repeats itself; zeroconf asks again on a similar scale
 _BYE_S = 0.2  # as in mesh/mesh.py
@@ -39,7 +44,7 @@ _BYE_S = 0.2  # as in mesh/mesh.py
 class Machines:
     """The machines that devices run: the deployed ones, unless a test breaks one on purpose."""
 
-    store: Callable[[Identity, int, Iterable[SignedRecord]], RecordStore] = RecordStore
+    store: type[RecordStore] = RecordStore
     session: type[Session] = Session
     averager: type[Averager] = Averager
     stage: type[Stage] = Stage
@@ -51,8 +56,10 @@ class Disk:
     """What a crash leaves."""
 
     incarnation: int = 0
+    life: int = 0  # how often its device was started, whatever was lost of the disk since: only the world knows
     records: list[SignedRecord] = field(default_factory=list)
     revocations: list[Revocation] = field(default_factory=list)
+    invites: tuple[OpenInvite, ...] = ()
     checkpoint: tuple[int, np.ndarray] | None = None  # the last finished round, the model after it
 
 
@@ -64,9 +71,10 @@ class Watch:
     left: Callable[[PeerId, PeerId], None]  # who noticed, who left
     told: Callable[[PeerId, PeerId], None] = lambda _who, _subject: None  # who heard that somebody was revoked, whom
     served: Callable[[PeerId, PeerId], None] = lambda _who, _caller: None  # who is about to answer whose call
+    opens: Callable[[SignedRecord], Record] = open_record  # so that a run checks each signature but once
 
 
-class Device:
+class Device(Process):
     """One process, from its start to its crash."""
 
     def __init__(
@@ -80,13 +88,17 @@ class Device:
         *,
         watch: Watch,
         machines: Machines,
+        skew: Skew | None = None,
     ) -> None:
+        """``skew`` is what is wrong with the clocks of its machine. Raises Refused when it is no member any more."""
+        super().__init__(world)
+        if skew is not None:
+            self.skew(skew.offset_s, skew.drift)
         disk.incarnation += 1
-        self.world, self.network, self.name, self.disk, self.machines = world, network, name, disk, machines
+        disk.life += 1
+        self.network, self.name, self.disk, self.machines = network, name, disk, machines
         self.me = identity.peer_id
-        self.alive = True
-        self._held: list[Action] | None = None  # while it is stopped: what it does first when it goes on
-        self.dice = world.dice(f"{name}/{disk.incarnation}")
+        self.dice = world.dice(f"{name}/{disk.life}")
         self.members = membership.Membership(self.me, self.dice)
         self.connections: dict[PeerId, list[Connection]] = {}
         self.refusals = 0
@@ -95,15 +107,24 @@ class Device:
         self.on_gone: list[Callable[[Connection], None]] = []  # a connection ended, for whatever reason
         self._left = watch.left
         self._served = watch.served
-        self.admission = Admission(credentials, self.me, world.unix_s, disk.revocations)
-        self.calls = Calls(world, network, self.me, after=self.after, admit=self._admitted, offend=self.offended)
+        self.admission = Admission(credentials, self.me, self.unix_s, disk.revocations)
+        self.calls = Calls(
+            network,
+            self.me,
+            unix_s=lambda: self.unix_s,
+            after=self.after,
+            admit=self._admitted,
+            offend=self.offended,
+        )
         self._greeting: dict[PeerId, list[tuple[Connection, Request]]] = {}
         self.calls.serve("mesh.part", Method("mesh", Part, self._answer_part))
         self._read: dict[PeerId, Version] = {}  # whose address was read last in which record
         self._comparing: dict[PeerId, Connection] = {}  # who was let in, but has not heard all revocations yet
         self.probing = Probing(self, identity, disk.incarnation)
-        self.records = Records(self, machines.store(identity, disk.incarnation, disk.records), watch.published)
+        store = machines.store(identity, disk.incarnation, disk.records, check=watch.opens)
+        self.records = Records(self, store, watch.published)
         self.revoking = Revoking(self, watch.told)
+        self.invites = Invites(self, identity)
 
     @property
     def peer_id(self) -> PeerId:
@@ -136,34 +157,15 @@ class Device:
         self.tell("crashes")
 
     def freeze(self) -> None:
-        """Stop: it hears and does nothing, and its connections stay open. What comes waits in the kernel."""
-        self._held = []
+        super().freeze()
         self.tell("is frozen")
 
     def thaw(self) -> None:
-        """Go on, with all that has come and all timers that have run out meanwhile."""
-        held, self._held = self._held or [], None
         self.tell("thaws")
-        for action in held:
-            self.awake(action)
-
-    @property
-    def frozen(self) -> bool:
-        return self._held is not None
-
-    def awake(self, action: Action) -> None:
-        """Do something at once, or as soon as this process is not stopped any more; never when it is dead."""
-        if self._held is not None:
-            self._held.append(action)
-        elif self.alive:
-            action()
+        super().thaw()
 
     def tell(self, what: str) -> None:
         self.world.tell(self.name, self.world.in_words(what))
-
-    def after(self, delay_s: float, action: Action) -> None:
-        """Do something later, unless this process is dead by then."""
-        self.world.after(delay_s, lambda: self.awake(action))
 
     def authority(self, peer: PeerId) -> Authority:
         return self.admission.authority(peer)
@@ -195,6 +197,8 @@ class Device:
             self._serve_hello(connection, packet)
         elif isinstance(packet, Request) and packet.method == COMPARE:
             self._serve_comparison(connection, packet)
+        elif isinstance(packet, Request) and packet.method in {joining.ASK, joining.PROVE}:
+            self._serve_join(connection, packet)
         elif isinstance(packet, Request):
             waiting = self._greeting.get(connection.other(self.me))
             if waiting is not None:  # it may overtake its caller's answer to our hello
@@ -267,7 +271,7 @@ class Device:
             self.revoking.take(answer.proof, peer)
             if answer.refused:
                 raise Refused(answer.refused)
-            self.admission.check(peer, answer.chain, self.world.unix_s)
+            self.admission.check(peer, answer.chain, self.unix_s)
             if hello is not None and answer.revocations != hello.revocations:
                 self.revoking.compare(connection, lambda error: self._enter(connection, answer, error))
                 return
@@ -283,8 +287,8 @@ class Device:
         try:
             if answer is None or error is not None:
                 raise error or LinkError("there was no answer")
-            self.admission.admit(peer, answer.chain, self.world.unix_s)
-            self.admission.standing(peer, self.world.unix_s)
+            self.admission.admit(peer, answer.chain, self.unix_s)
+            self.admission.standing(peer, self.unix_s)
             if not connection.open_at[self.me]:
                 raise LinkError("the connection is gone")
             self.note(membership.Connected(peer, dialled=True))
@@ -305,10 +309,10 @@ class Device:
         try:
             hello = unpack(request.payload, Hello)
             chain = hello.chain
-            self.admission.admit(peer, chain, self.world.unix_s)
+            self.admission.admit(peer, chain, self.unix_s)
         except (Refused, PeerError) as error:
             self.refuse(peer, str(error))
-            answer = HelloAnswer(refused=str(error), proof=self.admission.proof(peer, chain, self.world.unix_s))
+            answer = HelloAnswer(refused=str(error), proof=self.admission.proof(peer, chain, self.unix_s))
             self.after(_BYE_S, lambda: self.hang_up(peer))
         else:
             mine = self.hello()
@@ -328,16 +332,22 @@ class Device:
         try:
             if self.revoking.serve_comparison(connection, request):
                 del self._comparing[peer]
-                self.admission.standing(peer, self.world.unix_s)
+                self.admission.standing(peer, self.unix_s)
                 self.note(membership.Connected(peer))
         except (Refused, PeerError) as error:
             self.refuse(peer, str(error))
             self.after(_BYE_S, lambda: self.hang_up(peer))
 
+    def _serve_join(self, connection: Connection, request: Request) -> None:
+        try:
+            self.invites.serve(connection, request)
+        except (Refused, PeerError) as error:
+            self.offended(connection.other(self.me), str(error))
+
     def _admitted(self, peer: PeerId) -> Authority:
         if peer not in self.connected:
             raise Refused("A call came before a grant of this mesh was shown.")
-        authority = self.admission.standing(peer, self.world.unix_s)
+        authority = self.admission.standing(peer, self.unix_s)
         self._served(self.me, peer)
         return authority
 
@@ -360,7 +370,8 @@ class Device:
         for endpoint in self.network.heard_by(self.me):
             if isinstance(endpoint, Device):
                 endpoint.after(0.0, lambda heard=endpoint: heard.hint(self.me))  # type: ignore[misc]
-                self.hint(endpoint.me)
+                if self.network.carries(endpoint.me, self.me):  # its answer
+                    self.hint(endpoint.me)
         self.after(_ANNOUNCE_S, self._announce)
 
     def _address_of(self, peer: PeerId) -> str:
@@ -380,7 +391,7 @@ class Device:
     def note(self, event: membership.Event) -> None:
         before, linked = set(self.present), set(self.connected)
         whole = self.members.neighbours.whole
-        for effect in self.members.handle(event, self.world.now):
+        for effect in self.members.handle(event, self.now):
             self._carry_out(effect)
         match event:
             case membership.Connected() | membership.Disconnected() | membership.DialFailed() | membership.Expelled():
@@ -446,4 +457,4 @@ class Device:
     def _tick(self) -> None:
         """Call the machine at its deadline, which may move in either direction meanwhile."""
         self.note(membership.Expired())
-        self.after(max(self.members.deadline - self.world.now, 0.01), self._tick)
+        self.after(max(self.members.deadline - self.now, 0.01), self._tick)

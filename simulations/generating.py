@@ -103,7 +103,7 @@ class Generating:
             arithmetic = self.view.arithmetics(NAME, asked.version)
             return alike.choose(find, serving, arithmetic, begun=asker.tally.tokens > 0)
 
-        asker = device.machines.asker(device.me, asked, chosen, device.world.now, None, self._apart)
+        asker = device.machines.asker(device.me, asked, chosen, device.now, None, self._apart)
         self._live[asked.session] = _Live(question.number, asked.version, asker)
         self._tell(asked.session, self._picture(asked.version))
 
@@ -145,7 +145,7 @@ class Generating:
         live = self._live.get(session)
         if live is None:
             return
-        for effect in live.asker.handle(event, self._device.world.now):
+        for effect in live.asker.handle(event, self._device.now):
             match effect:
                 case Send(peer, said):
                     self._streams.send(peer, said)
@@ -169,12 +169,12 @@ class Generating:
         """Set the clock for a deadline that is sooner than it would ring."""
         if deadline < self._wake_at:
             self._wake_at = deadline
-            self._device.after(max(deadline - self._device.world.now, 0.0), lambda: self._ring(deadline))
+            self._device.after(max(deadline - self._device.now, 0.0), lambda: self._ring(deadline))
 
     def _ring(self, due: float) -> None:
         if self._wake_at != due:
             return  # it was set for a sooner moment meanwhile
-        now, self._wake_at = self._device.world.now, math.inf
+        now, self._wake_at = self._device.now, math.inf
         self.host.tick(now)
         for session, live in list(self._live.items()):
             if live.asker.deadline <= now:
@@ -186,12 +186,12 @@ class Generating:
 
     def _note_loads(self, asker: Asker) -> None:
         for stage, step_s in asker.loads.items():
-            self._loads[stage] = (step_s, self._device.world.now)
+            self._loads[stage] = (step_s, self._device.now)
         asker.loads.clear()
 
     def _load(self, peer: PeerId, run: Run) -> Load | None:
         said = self._loads.get((peer, run))
-        age_s = 0.0 if said is None else self._device.world.now - said[1]
+        age_s = 0.0 if said is None else self._device.now - said[1]
         if said is None or age_s > _LOAD_LASTS_S:
             return None
         own = sum(peer in live.asker.route.peers for live in self._live.values())

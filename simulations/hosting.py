@@ -107,7 +107,7 @@ class Hosting:
         if self._loading or self._make_room(name, record, run):
             return False
         self._loading = True
-        self._device.after(self._language.load_s, lambda: self._begin(name, record, run))
+        self._device.work(self._language.load_s, lambda: self._begin(name, record, run))
         return False
 
     def _begin(self, name: str, record: DeploymentRecord, run: Run) -> None:
@@ -135,7 +135,7 @@ class Hosting:
     def _retire(self, name: str, reason: str) -> None:
         have = self.current(name)
         if have is not None:
-            have.stage.draining, have.drains_since = reason, self._device.world.now
+            have.stage.draining, have.drains_since = reason, self._device.now
             self._device.records.withdraw(KIND + STAGE, name)
             self._device.after(0.0, lambda: self._drain(have))
 
@@ -143,7 +143,7 @@ class Hosting:
         busy = loaded.stage.sessions or loaded.stage.waiting
         if loaded.gone:
             return
-        if busy and self._device.world.now < loaded.drains_since + _DRAIN_S:
+        if busy and self._device.now < loaded.drains_since + _DRAIN_S:
             self._device.after(_DRAIN_LOOK_S, lambda: self._drain(loaded))
         else:
             self._unload(loaded, loaded.stage.draining)
@@ -151,14 +151,14 @@ class Hosting:
     def _unload(self, loaded: Loaded, reason: str) -> None:
         if loaded not in self.loaded:
             return
-        self._carry_out(loaded, loaded.stage.close_all(self._device.world.now, reason))
+        self._carry_out(loaded, loaded.stage.close_all(self._device.now, reason))
         self.loaded.remove(loaded)
         loaded.gone = True
         loaded.worker.close()
         self._device.tell(f"unloads layers {loaded.run[0]} to {loaded.run[1] - 1} of {loaded.name}: {reason}")
 
     def _make_room(self, name: str, record: DeploymentRecord, run: Run) -> int:
-        have, now = self.current(name), self._device.world.now
+        have, now = self.current(name), self._device.now
         if self._lacking(record, run) and have is not None:
             serving = self._view.serving(name, have.version)
             others = {each: [peer for peer in peers if peer != self._device.me] for each, peers in serving.items()}
@@ -230,7 +230,7 @@ class Hosting:
             self._streams.send(opened.asker, gone)
 
     def _is_refused(self, peer: PeerId, opened: Open) -> bool:
-        unix_s = self._device.world.unix_s
+        unix_s = self._device.unix_s
         for who in dict.fromkeys((peer, opened.asker)):
             try:
                 self._device.admission.standing(who, unix_s).require(f"infer:{opened.name}", unix_s)
@@ -246,14 +246,14 @@ class Hosting:
 
     def _hear(self, loaded: Loaded, event: Event) -> None:
         more = self.more_comes and isinstance(event, Came)
-        self._carry_out(loaded, loaded.stage.handle(event, self._device.world.now, more=more))
+        self._carry_out(loaded, loaded.stage.handle(event, self._device.now, more=more))
         self._soon(loaded.stage.deadline)
 
     def settle(self) -> None:
         """All that came together is here: let what waits run."""
         self.more_comes = False
         for loaded in list(self.loaded):
-            self._carry_out(loaded, loaded.stage.settle(self._device.world.now))
+            self._carry_out(loaded, loaded.stage.settle(self._device.now))
 
     def _carry_out(self, loaded: Loaded, effects: list[Effect]) -> None:
         sends = [effect for effect in effects if isinstance(effect, Send)]
@@ -276,7 +276,7 @@ class Hosting:
             self.computing = set()
             self._hear(loaded, Ran(results))
 
-        self._device.after(took_s, done)
+        self._device.work(took_s, done)
 
 
 def _takes(record: DeploymentRecord, run: Run) -> Takes:

@@ -6,7 +6,7 @@ exactly once and rightly, and learning reached the optimum. Rounds and answers a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..mesh.records import Key, Record, SignedRecord, Version, open_record
 from .device import Device
 from .generating import Generating
 from .learner import Learner, Share
-from .ledgers import Published, Requests
+from .ledgers import Published, Requests, Revoked
 from .serving import Serving
 from .world import Violation, World
 
@@ -34,16 +34,17 @@ class Member:
 
 
 class Signatures:
-    """Which records are truly signed; each is checked once."""
+    """Which records are truly signed; each is checked once, for all devices of a run and for the invariants."""
 
     def __init__(self) -> None:
-        self._good: set[SignedRecord] = set()
+        self._good: dict[SignedRecord, Record] = {}
 
-    def check(self, signed: SignedRecord) -> None:
-        """Raises PeerError when a record is not signed by the owner that it names."""
-        if signed not in self._good:
-            open_record(signed)
-            self._good.add(signed)
+    def open(self, signed: SignedRecord) -> Record:
+        """Open a record. Raises PeerError when it is not signed by the owner that it names."""
+        record = self._good.get(signed)
+        if record is None:
+            record = self._good[signed] = open_record(signed)
+        return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Invariants:
     world: World
     published: Published
     requests: Requests
-    belongs: frozenset[PeerId]  # who was given a grant
+    belongs: Collection[PeerId]  # who was given a grant
     signatures: Signatures
     newest: dict[tuple[PeerId, int, Key], Version] = field(default_factory=dict)  # by device, its life, and record
 
@@ -66,6 +67,15 @@ class Invariants:
                 self._check_genuine(device, record)
                 self._check_not_back(device, record)
             self._check_presence(device)
+            self._check_kept(device, device, "now")
+
+    def _check_kept(self, device: Device, owner: Device, when: str) -> None:
+        """See that a device has what another, or itself, stated for good: that or what took its place."""
+        for record in self.published.lasting(owner.me):
+            held = device.records.store.get(record.key)
+            if held is None or held.version < record.version:
+                what = f"{record.content.kind} record {record.name!r} of {owner.name}, version {tuple(record.version)}"
+                raise Violation(f"{device.name} has lost a durable record {when}: the {what}")
 
     def _check_genuine(self, device: Device, record: Record) -> None:
         where = f"the store of {device.name} has a record {record.content.kind!r} of {self.world.called(record.owner)}"
@@ -74,12 +84,12 @@ class Invariants:
         if record.signed.content not in self.published.contents:
             raise Violation(f"{where}, who never wrote it: it is forged")
         try:
-            self.signatures.check(record.signed)
+            self.signatures.open(record.signed)
         except PeerError as error:
             raise Violation(f"{where} with a bad signature") from error
 
     def _check_not_back(self, device: Device, record: Record) -> None:
-        life = (device.me, device.disk.incarnation)
+        life = (device.me, device.disk.life)
         before = self.newest.setdefault((*life, record.key), record.version)
         if record.version < before:
             what = f"{record.content.kind!r} of {self.world.called(record.owner)}, version {tuple(record.version)}"
@@ -95,16 +105,30 @@ class Invariants:
 
     # -- at the end ---------------------------------------------------------------------------------------------------
 
-    def check_converged(self, members: Sequence[Member]) -> None:
-        """Raises Violation unless all live members see each other, and the same picture."""
+    def check_converged(self, members: Sequence[Member], clients: Collection[PeerId] = ()) -> None:
+        """Raises Violation unless all live members see each other and nobody else, and the same whole picture."""
         everyone = {member.device.me for member in members}
         pictures = {member.device.name: _picture(member.device) for member in members}
         for member in members:
             device = member.device
             if missing := sorted(everyone - {device.me} - device.present):
                 raise Violation(f"{device.name} does not see {self.world.called(missing[0])} at the end")
+            if extra := sorted(device.present - everyone - {*clients}):
+                raise Violation(f"{device.name} sees {self.world.called(extra[0])} at the end, who is gone")
+            for other in members:
+                self._check_kept(device, other.device, "at the end")
         self._all_equal("picture of the mesh", pictures)
         self._all_equal("fingerprint", {m.device.name: m.device.records.store.fingerprint for m in members})
+
+    def check_out(self, members: Sequence[Member], outcasts: Collection[PeerId], revoked: Revoked) -> None:
+        """Raises Violation unless all live members know who was thrown out, and hold nothing of theirs."""
+        for subject in outcasts:
+            name = self.world.called(subject)
+            if unaware := revoked.unaware(subject, [member.device.me for member in members]):
+                raise Violation(f"{self.world.called(unaware[0])} has not heard at the end that {name} was revoked")
+            for member in members:
+                if member.device.records.store.of(subject):
+                    raise Violation(f"{member.device.name} holds records of {name} at the end, who was revoked")
 
     def check_plans(self, members: Sequence[Member]) -> None:
         """Raises Violation unless all live members compute the same plan and have loaded what it gives them."""

@@ -71,7 +71,7 @@ class Learner:
         self._asking = False  # for a model to begin with
         self._exchanging = False  # a round's machine runs, and nothing is being adopted
         self._armed: tuple[Averager | None, float] = (None, 0.0)  # the deadline that a timer is set for
-        self._gather_until = device.world.now + task.start_wait_s
+        self._gather_until = device.now + task.start_wait_s
         self._told_at = self._saved_at = -np.inf
         device.calls.serve("train.round", Method("train", RoundMessage, self._take_message))
         device.calls.serve("train.state", Method("train", StateWanted, self._give_state))
@@ -116,7 +116,7 @@ class Learner:
 
     def _look(self) -> None:
         """See whether what this device waits for has come: enough others, or a model to begin with."""
-        waited = self._device.world.now >= self._gather_until
+        waited = self._device.now >= self._gather_until
         if self.state == "ready":
             begun = any(record.state == "training" for record in self._records().values())
             if begun or waited or self.round > 0 or len(self._members()) >= self._members_min:
@@ -221,7 +221,7 @@ class Learner:
             self._tell("done")
             return
         took_s = self._task.step_s * self._device.dice.uniform(0.8, 1.2)
-        self._device.after(took_s, self._exchange)
+        self._device.work(took_s, self._exchange)
 
     def _exchange(self) -> None:
         pull = np.float32(self._task.pull)
@@ -254,14 +254,14 @@ class Learner:
 
         if self._armed != (averager, deadline):
             self._armed = (averager, deadline)
-            self._device.after(max(deadline - self._device.world.now, 0.0), expire)
+            self._device.after(max(deadline - self._device.now, 0.0), expire)
 
     def _handle(self, event: RoundEvent | Behind) -> None:
         if isinstance(event, Behind):
             self._behind = PeerId(event.peer)
             return
         assert self._averager is not None
-        for effect in self._averager.handle(event, self._device.world.now):
+        for effect in self._averager.handle(event, self._device.now):
             match effect:
                 case Send(peer, message):
                     self._send(PeerId(peer), message)
@@ -300,7 +300,7 @@ class Learner:
         named = min((len(run.contributors) for runs in report.parts for run in runs), default=0)
         came = f"{named} of {len(report.members)} in all parts" if report.agreed else "not agreed"
         self._device.tell(f"finished round {report.round}: {came}, members {len(report.members)}")
-        now, last = self._device.world.now, self.round == self._task.rounds
+        now, last = self._device.now, self.round == self._task.rounds
         if last or now - self._saved_at >= _CHECKPOINT_INTERVAL_S:
             self._saved_at = now
             self._device.disk.checkpoint = (report.round, vector)
@@ -321,7 +321,7 @@ class Learner:
         }
 
     def _tell(self, state: str, *, force: bool = False) -> None:
-        now, news = self._device.world.now, force or state != self.state
+        now, news = self._device.now, force or state != self.state
         self.state = state
         if news or now - self._told_at >= _PROGRESS_INTERVAL_S:
             self._told_at = now

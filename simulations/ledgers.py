@@ -14,7 +14,7 @@ from ..gossip.codecs import Floats
 from ..gossip.events import Report, Run
 from ..mesh.errors import PeerError
 from ..mesh.identity import PeerId
-from ..mesh.records import Record, open_record
+from ..mesh.records import Key, Record, open_record
 from .world import Violation, World
 
 # Of the largest |x| of a part: what goes in is rounded once, what comes out once more (the bounds of gossip/codecs.py).
@@ -27,6 +27,15 @@ class Published:
 
     by_owner: dict[PeerId, list[Record]] = field(default_factory=dict)
     contents: set[bytes] = field(default_factory=set)
+    _lasting: dict[PeerId, dict[Key, Record]] = field(default_factory=dict)
+
+    def lasting(self, owner: PeerId) -> list[Record]:
+        """Return what an owner has stated for good and has not lost by itself, the newest of each key."""
+        return list(self._lasting.get(owner, {}).values())
+
+    def forgets(self, owner: PeerId) -> None:
+        """Note that an owner's disk is lost: what nobody else had heard is gone."""
+        self._lasting.pop(owner, None)
 
     def note(self, record: Record) -> None:
         """Note a record that its owner holds for its own, if it has truly signed it."""
@@ -36,6 +45,8 @@ class Published:
             open_record(record.signed)
             self.by_owner.setdefault(record.owner, []).append(record)
             self.contents.add(record.signed.content)
+            if record.content.durable:
+                self._lasting.setdefault(record.owner, {})[record.key] = record
 
 
 @dataclass(slots=True)
@@ -194,8 +205,8 @@ class Freezes:
             raise Violation(f"{self._world.called(who)} drops {self._world.called(whom)}, which was never away")
 
     def goes_on(self, peer: PeerId, others: Iterable[PeerId]) -> None:
-        """Raises Violation unless all others have dropped it."""
-        for other in others:
+        """Raises Violation unless all others have dropped it; amid other faults it may have been away before."""
+        for other in others if self._peaceful else ():
             if other not in self.dropped_by[peer]:
                 raise Violation(f"{self._world.called(other)} never noticed that {self._world.called(peer)} was frozen")
 
@@ -231,6 +242,11 @@ class Revoked:
         if (who, caller) in self.heard_s:
             called = self._world.called
             raise Violation(f"{called(who)} answers {called(caller)}, of whose revocation it has heard")
+
+    def forgets(self, who: PeerId) -> None:
+        """Note that somebody's disk is lost, and with it all of whom it had heard."""
+        for known in [pair for pair in self.heard_s if pair[0] == who]:
+            del self.heard_s[known]
 
     def unaware(self, subject: PeerId, members: Iterable[PeerId]) -> list[PeerId]:
         """Return who of these has not heard of a revocation."""

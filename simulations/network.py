@@ -1,11 +1,11 @@
-"""Links between devices: latency, jitter, loss, duplication, partitions, and connections that end as real ones do.
+"""Links between devices: latency, jitter, loss, reordering, cuts, and connections that end as real ones do.
 
 A connection has two ends that can disagree: one side may think it open while the other has closed it, crashed, or is
 cut off. Whoever speaks into an end that is not open any more is told by a reset, unless the link swallows that too.
 Messages are lost one by one. The words that open and close a connection are repeated until they arrive, as TCP does.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -57,6 +57,46 @@ class Traffic:
     dials_failed: int = 0
 
 
+class Cut(Protocol):
+    """Something that keeps messages from arriving while it lasts. Devices go by their names, in all their lives."""
+
+    def carries(self, sender: str, receiver: str) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Islands:
+    """Nothing gets from one island to another; who is not named is on island 0, and bridges are linked with all."""
+
+    island: Mapping[str, int]
+    bridges: Collection[str] = ()
+
+    def carries(self, sender: str, receiver: str) -> bool:
+        same = self.island.get(sender, 0) == self.island.get(receiver, 0)
+        return same or sender in self.bridges or receiver in self.bridges
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Muffled:
+    """What some say does not reach some others."""
+
+    senders: Collection[str]
+    receivers: Collection[str]
+
+    def carries(self, sender: str, receiver: str) -> bool:
+        return not (sender in self.senders and receiver in self.receivers)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Otherwise:
+    """What is other about some links: those between two, those around one, or all."""
+
+    between: tuple[str, ...]
+    changes: Mapping[str, float]
+
+    def applies(self, one: str, other: str) -> bool:
+        return all(name in {one, other} for name in self.between)
+
+
 class Network:
     """All links and connections of one world."""
 
@@ -67,8 +107,8 @@ class Network:
         self._dice = world.dice("network")
         self._endpoints: dict[PeerId, Endpoint] = {}
         self._connections: dict[int, Connection] = {}
-        self._islands: Mapping[PeerId, int] = {}
-        self._bridges: frozenset[PeerId] = frozenset()
+        self._cuts: list[Cut] = []
+        self._weather: list[Otherwise] = []
         self._number = 0
 
     # -- who is there -------------------------------------------------------------------------------------------------
@@ -84,27 +124,57 @@ class Network:
             self._shut(connection, peer)
             self._tell_closed(connection, connection.other(peer), self._link.detection_s)
 
-    def part(self, islands: Mapping[PeerId, int], bridges: frozenset[PeerId] = frozenset()) -> None:
-        """Cut the links between islands; peers that are not named are on island 0. An empty mapping heals all.
+    def cut(self, cut: Cut) -> None:
+        """Keep what this says from arriving, until it is healed."""
+        self._cuts.append(cut)
 
-        Bridges are linked with everybody.
-        """
-        self._islands, self._bridges = islands, bridges
+    def heal(self, cut: Cut) -> None:
+        self._cuts.remove(cut)
+
+    @property
+    def whole(self) -> bool:
+        return not self._cuts
+
+    def change(self, otherwise: Otherwise) -> None:
+        """Let some links be otherwise, until they change back; of two changes the later counts."""
+        self._weather.append(otherwise)
+
+    def change_back(self, otherwise: Otherwise) -> None:
+        if otherwise in self._weather:  # unless all was mended meanwhile
+            self._weather.remove(otherwise)
 
     def mend(self) -> None:
-        """Lose and double nothing any more."""
-        self._link = msgspec.structs.replace(self._link, loss=0.0, duplication=0.0)
+        """Lose, hold back and double nothing any more."""
+        self._link = msgspec.structs.replace(self._link, loss=0.0, duplication=0.0, reordering=0.0)
+        self._weather.clear()
+
+    def carries(self, sender: PeerId, receiver: PeerId) -> bool:
+        """Whether a message can get from one to the other."""
+        if not self._cuts:
+            return True
+        names = self._world.called(sender), self._world.called(receiver)
+        return all(cut.carries(*names) for cut in self._cuts)
 
     def reachable(self, one: PeerId, other: PeerId) -> bool:
-        same = self._islands.get(one, 0) == self._islands.get(other, 0)
-        return same or one in self._bridges or other in self._bridges
+        """Whether the two can open a connection, which takes words of both."""
+        return self.carries(one, other) and self.carries(other, one)
+
+    def _between(self, one: PeerId, other: PeerId) -> Link:
+        """Return how the link between two is now."""
+        link = self._link
+        for otherwise in self._weather:
+            if otherwise.applies(self._world.called(one), self._world.called(other)):
+                link = msgspec.structs.replace(link, **otherwise.changes)
+        return link
 
     def heard_by(self, speaker: PeerId) -> list[Endpoint]:
         """Return who hears one multicast of a peer; some do not."""
         return [
             endpoint
             for peer, endpoint in self._endpoints.items()
-            if peer != speaker and self.reachable(speaker, peer) and self._dice.random() >= self._link.loss
+            if peer != speaker
+            and self.carries(speaker, peer)
+            and self._dice.random() >= self._between(speaker, peer).loss
         ]
 
     # -- connections --------------------------------------------------------------------------------------------------
@@ -112,7 +182,8 @@ class Network:
     def dial(self, caller: Endpoint, target: PeerId, dialled: Dialled) -> None:
         """Open a connection and hand it to ``dialled``, or None and why not."""
         self.traffic.dials += 1
-        delay_s = self._repeated_s() + self._repeated_s()
+        link = self._between(caller.peer_id, target)
+        delay_s = self._repeated_s(link) + self._repeated_s(link)
         if not self.reachable(caller.peer_id, target) or delay_s > limits.DIAL_TIMEOUT_S:
             self._world.after(
                 limits.DIAL_TIMEOUT_S, lambda: self._undialled(caller, dialled, "nobody answered the dial")
@@ -142,7 +213,8 @@ class Network:
         """Close one end; the other hears of it, if the link lets it."""
         if connection.open_at[by]:
             self._shut(connection, by)
-            self._tell_closed(connection, connection.other(by), self._repeated_s())
+            other = connection.other(by)
+            self._tell_closed(connection, other, self._repeated_s(self._between(by, other)))
 
     def _tell_closed(self, connection: Connection, whom: PeerId, delay_s: float) -> None:
         def tell() -> None:
@@ -151,7 +223,7 @@ class Network:
                 there.awake(lambda: hear(there))
 
         def hear(there: Endpoint) -> None:
-            if connection.open_at[whom] and self.reachable(whom, connection.other(whom)):
+            if connection.open_at[whom] and self.carries(connection.other(whom), whom):
                 self._shut(connection, whom)
                 there.on_closed(connection)
 
@@ -170,18 +242,21 @@ class Network:
         self.traffic.bytes_sent += size_bytes
         if not connection.open_at[sender]:
             return
-        if self._dice.random() < self._link.loss or not self.reachable(sender, connection.other(sender)):
+        receiver = connection.other(sender)
+        link = self._between(sender, receiver)
+        if self._dice.random() < link.loss or not self.carries(sender, receiver):
             self.traffic.lost += 1
             return
-        copies = 1 + (self._dice.random() < self._link.duplication)
+        copies = 1 + (self._dice.random() < link.duplication)
         self.traffic.duplicated += copies - 1
         for _ in range(copies):
-            self._world.after(self._delay_s(size_bytes), lambda: self._deliver(connection, sender, packet))
+            delay_s = self._delay_s(link, size_bytes) + self._held_back_s(link)
+            self._world.after(delay_s, lambda: self._deliver(connection, sender, packet))
 
     def _deliver(self, connection: Connection, sender: PeerId, packet: object) -> None:
         receiver = connection.other(sender)
         there = self._endpoints.get(receiver)
-        if not self.reachable(sender, receiver):
+        if not self.carries(sender, receiver):
             self.traffic.lost += 1
         elif there is not None:
             there.awake(lambda: self._hand_over(there, connection, sender, packet))
@@ -190,15 +265,20 @@ class Network:
         if connection.open_at[there.peer_id]:
             there.on_packet(connection, packet)
         else:
-            self._tell_closed(connection, sender, self._delay_s(0))  # a reset: no such connection here
+            link = self._between(sender, there.peer_id)
+            self._tell_closed(connection, sender, self._delay_s(link, 0))  # a reset: no such connection here
 
-    def _delay_s(self, size_bytes: int) -> float:
-        link = self._link
+    def _delay_s(self, link: Link, size_bytes: int) -> float:
         carrying_s = size_bytes / link.bandwidth_bytes_per_s if link.bandwidth_bytes_per_s else 0.0
         return link.latency_s + link.jitter_s * self._dice.random() + carrying_s
 
-    def _repeated_s(self) -> float:
-        delay_s = self._delay_s(0)
-        while self._dice.random() < self._link.loss:
+    def _held_back_s(self, link: Link) -> float:
+        if link.reordering and self._dice.random() < link.reordering:
+            return self._dice.random() * link.reordering_s
+        return 0.0
+
+    def _repeated_s(self, link: Link) -> float:
+        delay_s = self._delay_s(link, 0)
+        while self._dice.random() < link.loss:
             delay_s += _REPEAT_S
         return delay_s

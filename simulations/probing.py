@@ -42,7 +42,7 @@ class Probing:
     def note(self, event: liveness.Event) -> None:
         """Hand the machine an event, and see that it hears of its deadline."""
         try:
-            effects = self.machine.handle(event, self._device.world.now)
+            effects = self.machine.handle(event, self._device.now)
         finally:
             if self.machine.deadline < self._due_s:
                 self._wake(self.machine.deadline)
@@ -56,7 +56,7 @@ class Probing:
                 self.note(Expired())
 
         self._due_s = due_s
-        self._device.after(due_s - self._device.world.now, expire)
+        self._device.after(due_s - self._device.now, expire)
 
     def _carry_out(self, effect: liveness.Effect) -> None:
         match effect:

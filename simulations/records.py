@@ -56,7 +56,7 @@ class Records:
     def start(self) -> None:
         """Do what is due, for as long as the device lives."""
         self._note(Expired())
-        self._device.after(max(self._machine.deadline - self._device.world.now, 0.01), self.start)
+        self._device.after(max(self._machine.deadline - self._device.now, 0.01), self.start)
 
     def publish(self, kind: str, name: str, value: Message, *, durable: bool = False) -> None:
         """State something about this device to all."""
@@ -99,7 +99,7 @@ class Records:
     def _note(self, event: Event) -> Reply | Offend | None:
         """Hand the machine an event and do what follows; return its answer if it was asked something."""
         said: Reply | Offend | None = None
-        for effect in self._machine.handle(event, self._device.world.now):
+        for effect in self._machine.handle(event, self._device.now):
             match effect:
                 case Save(records):
                     self._device.disk.records = records
@@ -152,7 +152,7 @@ class _Proven:
         return self._device.admission.knows(peer)
 
     def learn(self, chains: Mapping[PeerId, tuple[Grant, ...]]) -> None:
-        self._device.admission.learn(chains, self._device.world.unix_s)
+        self._device.admission.learn(chains, self._device.unix_s)
 
     def chains(self, peers: Iterable[PeerId]) -> dict[PeerId, tuple[Grant, ...]]:
         return self._device.admission.chains(peers)

@@ -39,7 +39,7 @@ class Revoking:
         """Throw somebody out; the signer is the root or this device."""
         admission = self._device.admission
         chain = () if signer.peer_id == admission.root else self._device.hello().chain
-        now = self._device.world.unix_s
+        now = self._device.unix_s
         self.take([revoke(signer, subject, root=admission.root, reason=reason, now=now, chain=chain)])
 
     def take(self, items: Sequence[Revocation], source: PeerId | None = None) -> int:

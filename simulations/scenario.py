@@ -3,19 +3,38 @@
 TOML in, frozen structs out; a key that does not exist, or a value that cannot be, is an error that names it.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
 from ..gossip.codecs import CODECS
 from ..mesh.errors import UsageError
 from ..node.config import did_you_mean
+from .faults import (
+    KINDS,
+    Crash,
+    Fault,
+    Faults,
+    Freeze,
+    Join,
+    OneWay,
+    Partition,
+    Revoke,
+    Skew,
+    Slow,
+    Weather,
+    complaint,
+    named,
+)
 from .files import converted, parsed, path_of
 from .language import Language
 from .sections import Count, Number, Period, Seconds, Section, Share
+
+_NAME = re.compile(r"[a-z0-9]{1,8}")  # of a newcomer
 
 
 class Link(Section, frozen=True, kw_only=True):
@@ -24,6 +43,8 @@ class Link(Section, frozen=True, kw_only=True):
     latency_s: Seconds = 0.002  # one way, of a wired LAN with a switch
     jitter_s: Seconds = 0.001  # at most so much more; messages overtake each other by it
     loss: Share = 0.0  # of messages, each on its own
+    reordering: Share = 0.0  # of messages: they are held back
+    reordering_s: Seconds = 0.1  # at most for so much
     duplication: Share = 0.0  # of messages that arrive
     bandwidth_bytes_per_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # 0: without limit
     detection_s: Seconds = 0.5  # until a peer's crash closes its connections
@@ -64,33 +85,10 @@ class Requests(Section, frozen=True, kw_only=True):
     failed_max: Number = 0
 
 
-class Crash(Section, frozen=True, kw_only=True):
-    """A process dies, without a word. With `during`, the first device that is in the middle of that, from `at_s` on."""
+class Statements(Section, frozen=True, kw_only=True):
+    """Durable records that every device publishes now and then, and takes back: what must outlive crashes."""
 
-    at_s: Seconds
-    node: str = ""  # its name; empty: whoever fits
-    during: Literal["", "request", "round", "answer"] = ""  # computing for another's request or session; in a round
-    restart_after_s: Seconds = 0.0  # with its disk; 0: never
-
-
-class Freeze(Section, frozen=True, kw_only=True):
-    """A process is stopped, and goes on later: it hears and does nothing, and its connections stay open."""
-
-    at_s: Seconds
-    node: str
-    thaw_after_s: Period
-
-
-class Partition(Section, frozen=True, kw_only=True):
-    """Links between groups of nodes are cut, then healed. Who is in no group is with the first.
-
-    `bridges` keep their links to all: with one of them, two groups of one node each are a line of three.
-    """
-
-    at_s: Seconds
-    heal_s: Seconds
-    groups: tuple[tuple[str, ...], ...]
-    bridges: tuple[str, ...] = ()
+    interval_s: Seconds = 0.0  # 0: never
 
 
 class Scenario(Section, frozen=True, kw_only=True):
@@ -109,13 +107,33 @@ class Scenario(Section, frozen=True, kw_only=True):
     task: Task = Task()
     requests: Requests = Requests()
     language: Language = Language()
+    statements: Statements = Statements()
+    faults: Faults | None = None  # drawn from the seed, beside those that follow
     crash: tuple[Crash, ...] = ()
     freeze: tuple[Freeze, ...] = ()
     partition: tuple[Partition, ...] = ()
+    one_way: tuple[OneWay, ...] = ()
+    weather: tuple[Weather, ...] = ()
+    slow: tuple[Slow, ...] = ()
+    skew: tuple[Skew, ...] = ()
+    revoke: tuple[Revoke, ...] = ()
+    join: tuple[Join, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Those who are there from the beginning; the first makes the mesh."""
         return tuple(f"n{index}" for index in range(self.nodes))
+
+    @property
+    def all_faults(self) -> tuple[Fault, ...]:
+        """All that is sure to go wrong, kind by kind."""
+        return tuple(fault for kind in KINDS for fault in getattr(self, kind))
+
+    def with_faults(self, faults: Iterable[Fault]) -> "Scenario":
+        """Return this scenario with these faults and no others."""
+        chosen = tuple(faults)
+        tables = {key: tuple(fault for fault in chosen if isinstance(fault, kind)) for key, kind in KINDS.items()}
+        return msgspec.structs.replace(self, faults=None, **tables)
 
 
 def shipped() -> dict[str, Path]:
@@ -139,22 +157,27 @@ def read(found: Mapping[str, Any], where: str) -> Scenario:
 
 def _check_sense(scenario: Scenario, where: str) -> None:
     """Check what no single value shows. Raises UsageError."""
-    groups = [group for partition in scenario.partition for group in partition.groups]
-    named = [name for group in groups for name in group] + [crash.node for crash in scenario.crash if crash.node]
-    named += [freeze.node for freeze in scenario.freeze]
-    named += [name for partition in scenario.partition for name in partition.bridges]
-    for name in named:
-        if name not in scenario.names:
-            raise UsageError(f"{where}: there is no node {name!r}; the nodes are n0 to n{scenario.nodes - 1}.")
+    _check_names(scenario, where)
     if scenario.settle_s >= scenario.duration_s:
         raise UsageError(f"{where}: settle_s is the last part of duration_s, so it is shorter.")
-    for partition in scenario.partition:
-        members = [name for group in partition.groups for name in group]
-        if partition.heal_s <= partition.at_s or len(members) != len(set(members)):
-            raise UsageError(f"{where}: a partition heals after it begins, and no node is in two of its groups.")
-    for crash in scenario.crash:
-        if not crash.node and not crash.during:
-            raise UsageError(f"{where}: a crash names its node, or says during what it strikes.")
+    faults = scenario.faults
+    if faults is not None and faults.first_s >= scenario.duration_s - scenario.settle_s:
+        raise UsageError(f"{where}: faults.first_s is before settle_s begins, the last part of duration_s.")
+    for fault in scenario.all_faults:
+        if why := complaint(fault, scenario.names[0]):
+            raise UsageError(f"{where}: {why}.")
     if scenario.task.codec not in CODECS:
         codec = scenario.task.codec
         raise UsageError(f"{where}: there is no codec {codec!r}.{did_you_mean(codec, list(CODECS))}")
+
+
+def _check_names(scenario: Scenario, where: str) -> None:
+    joining = [join.node for join in scenario.join]
+    if clash := sorted({name for name in joining if name in scenario.names or joining.count(name) > 1}):
+        raise UsageError(f"{where}: {clash[0]!r} joins, and is there already; call the newcomer otherwise.")
+    if bad := [name for name in joining if not _NAME.fullmatch(name)]:
+        raise UsageError(f"{where}: a newcomer is called by 1 to 8 small letters and digits, not {bad[0]!r}.")
+    for fault in scenario.all_faults:
+        for name in named(fault):
+            if name not in (*scenario.names, *joining):
+                raise UsageError(f"{where}: there is no node {name!r}; the nodes are n0 to n{scenario.nodes - 1}.")

@@ -106,7 +106,7 @@ class Serving:
             self._unload()
         elif self.stage is None or (self.stage.version, self.stage.run) != (model.version, run):
             self._loading = True
-            self._device.after(self._model.load_s, lambda: self._loaded(_Stage(model.version, run)))
+            self._device.work(self._model.load_s, lambda: self._loaded(_Stage(model.version, run)))
 
     def _loaded(self, stage: _Stage) -> None:
         self._loading = False
@@ -147,7 +147,7 @@ class Serving:
     def _compute(self) -> None:
         work, _ = self._work[0]
         self.computing = work.asker
-        self._device.after(self._model.compute_s, self._computed)
+        self._device.work(self._model.compute_s, self._computed)
 
     def _computed(self) -> None:
         work, x = self._work.popleft()
@@ -205,7 +205,7 @@ class Serving:
             return False
         token = self._device.dice.randbytes(16).hex()
         session = self._device.machines.session(
-            len(model.layer_bytes), self._device.dice, self._device.world.now, self._config
+            len(model.layer_bytes), self._device.dice, self._device.now, self._config
         )
         self._waiting[token] = _Waiting(number, x, model.version, session, set())
         self._event(token, Picture({}))
@@ -217,7 +217,7 @@ class Serving:
             return  # of a request that is over, or never was
         if isinstance(event, Picture):
             event = Picture(self._serving(waiting.version))
-        for effect in waiting.session.handle(event, self._device.world.now):
+        for effect in waiting.session.handle(event, self._device.now):
             match effect:
                 case Ask():
                     self._ask(token, waiting, effect)
@@ -229,7 +229,7 @@ class Serving:
                     self._watch.failed(waiting.number, reason)
         if token in self._waiting:
             deadline = waiting.session.deadline
-            self._device.after(deadline - self._device.world.now, lambda: self._expire(token, deadline))
+            self._device.after(deadline - self._device.now, lambda: self._expire(token, deadline))
 
     def _expire(self, token: str, deadline: float) -> None:
         waiting = self._waiting.get(token)

@@ -117,8 +117,8 @@ class Streams:
 
     def _new(self, peer: PeerId) -> _Outlet:
         self._opened += 1
-        outlet = self._outlets[peer] = _Outlet((self._device.world.now, self._opened))
-        self._open(peer, outlet, self._device.world.now + _OPEN_TIMEOUT_S)
+        outlet = self._outlets[peer] = _Outlet((self._device.now, self._opened))
+        self._open(peer, outlet, self._device.now + _OPEN_TIMEOUT_S)
         return outlet
 
     def _open(self, peer: PeerId, outlet: _Outlet, until_s: float) -> None:
@@ -129,7 +129,7 @@ class Streams:
             outlet.connection = open_ones[-1]
             for sequence in list(outlet.unacknowledged):
                 self._transmit(peer, outlet, sequence, _REPEAT_S)
-        elif self._device.world.now >= until_s:
+        elif self._device.now >= until_s:
             self._forget(peer, outlet, f"could not be reached within {_OPEN_TIMEOUT_S:g} s")
         else:
             self._device.after(_LOOK_S, lambda: self._open(peer, outlet, until_s))

@@ -32,7 +32,14 @@ def test_a_file_is_played_and_its_story_written(tiny: Path, tmp_path: Path) -> N
 
 def test_the_shipped_scenarios_are_listed() -> None:
     listed = command("list").stdout
-    assert [line.split()[0] for line in listed.splitlines()] == ["frozen", "line", "lossy_crash", "partition", "quiet"]
+    assert [line.split()[0] for line in listed.splitlines()] == [
+        "frozen",
+        "hunt",
+        "line",
+        "lossy_crash",
+        "partition",
+        "quiet",
+    ]
 
 
 def test_a_run_that_breaks_ends_with_status_1_and_the_command_that_replays_it(tiny: Path, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from lepton.mesh.records import Content, Merged, Record, RecordStore, SignedReco
 from lepton.node.inference import session
 from lepton.simulations import device, serving
 from lepton.simulations.device import Machines
+from lepton.simulations.faults import Crash
 from lepton.simulations.run import Broken, simulate
-from lepton.simulations.scenario import Crash, Link, Requests, Scenario, Task
+from lepton.simulations.scenario import Link, Requests, Scenario, Task
 
 SHORT = Scenario(
     about="short",

@@ -6,7 +6,7 @@ from lepton.mesh.grants import ROLES, Authority, issue
 from lepton.mesh.identity import Identity, PeerId
 from lepton.simulations.device import Device, Disk, Machines, Watch
 from lepton.simulations.ledgers import Revoked
-from lepton.simulations.network import Network
+from lepton.simulations.network import Islands, Network
 from lepton.simulations.scenario import Link
 from lepton.simulations.world import Violation, World
 
@@ -88,13 +88,14 @@ def test_a_half_that_was_cut_off_serves_the_revoked_until_it_hears_and_never_aft
     """There is no consensus: it cannot know. The ledger raises at the first call that is answered afterwards."""
     mesh = Mesh(seed, Link(loss=0.05))
     mesh.world.run(15.0)
-    mesh.network.part({mesh.id(name): 1 for name in ("three", "away", "thief")})
+    cut = Islands(dict.fromkeys(("three", "away", "thief"), 1))
+    mesh.network.cut(cut)
     mesh.world.run(20.0)
     mesh.revoke()
     mesh.world.run(40.0)
     assert mesh.id("three") in mesh.revoked.unaware(mesh.id("thief"), map(mesh.id, NAMES))
     assert mesh.id("thief") in mesh.devices["three"].present
-    mesh.network.part({})
+    mesh.network.heal(cut)
     mesh.world.run(100.0)
     assert mesh.revoked.unaware(mesh.id("thief"), map(mesh.id, NAMES)) == []
     assert mesh.id("thief") not in mesh.devices["three"].present

@@ -6,15 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from lepton.simulations import report, scenario
+from lepton.simulations import faults, report, scenario
 from lepton.simulations.device import Machines
 from lepton.simulations.run import Run, simulate
 
-SEEDS = {"frozen": (2, 5), "quiet": (2, 3, 4), "partition": (2, 7), "lossy_crash": (2, 3), "line": (2, 3)}
+SEEDS = {
+    "frozen": (2, 5),
+    "quiet": (2, 3, 4),
+    "partition": (2, 7),
+    "lossy_crash": (2, 3),
+    "line": (2, 3),
+}
 
 
 def test_every_shipped_scenario_is_run() -> None:
-    assert set(SEEDS) == set(scenario.shipped())
+    assert {*SEEDS, "hunt"} == set(scenario.shipped()), "test_hunting.py plays the one that draws its faults"
 
 
 @pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, seeds in SEEDS.items() for seed in seeds])
@@ -85,7 +91,7 @@ def test_who_comes_back_after_a_crash_is_in_step_with_the_others_soon() -> None:
         about="back",
         nodes=4,
         duration_s=65,
-        crash=(scenario.Crash(at_s=12, node="n2", restart_after_s=5),),
+        crash=(faults.Crash(at_s=12, node="n2", restart_after_s=5),),
         task=scenario.Task(rounds=60),
     )
     figures = simulate(back).figures
