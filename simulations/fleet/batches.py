@@ -65,19 +65,11 @@ class Deployed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stretches:
-    """The batches of some nodes in one round. Lines of all nodes lie in one array of places among all samples."""
+class Plan:
+    """The batches of n nodes in one round, of at most B samples each."""
 
-    line: Ints
-    begins: Ints  # (n, steps): where in the line a batch begins
-    sizes: Ints  # (n, steps): 0 where a node takes no such step
-
-    def step(self, rows: slice, step: int) -> tuple[Ints, Ints]:
-        """Return (n, B) places of the samples of these nodes' batches, and their sizes (n,)."""
-        sizes = self.sizes[rows, step]
-        columns = np.arange(max(1, int(sizes.max(initial=0))))
-        filled = np.minimum(columns, np.maximum(sizes[:, None] - 1, 0))  # beyond the end its last one: share 0
-        return self.line[self.begins[rows, step][:, None] + filled], sizes
+    places: Ints  # (steps, n, B): among all samples; beyond a batch's end, one of its own again
+    sizes: Ints  # (steps, n): 0 where a node takes no such step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,29 +87,29 @@ class Batches:
         """Samples of each node, (N,)."""
         return self.starts[1:] - self.starts[:-1]
 
-    def of_round(self, nodes: Ints, done: Ints, todo: Ints) -> Stretches:
+    def of_round(self, nodes: Ints, done: Ints, todo: Ints) -> Plan:
         """Return the batches of steps ``done`` to ``done + todo`` - 1 of nodes, (n,) each."""
         counts = self.counts[nodes]
-        begins, sizes = self._places(counts, done[:, None] + np.arange(max(1, int(todo.max(initial=0)))))
-        sizes = np.where(np.arange(begins.shape[1]) < todo[:, None], sizes, 0)
-        ends = np.where(sizes > 0, begins + sizes, 0).max(axis=1)
-        first = begins[:, 0] // counts
-        passes = np.maximum(-(-ends // counts) - first, 1)  # (n,): how many a node's round touches
-        of = np.repeat(np.arange(len(nodes)), passes)
-        number = np.arange(len(of)) - np.repeat(np.cumsum(passes) - passes, passes) + first[of]
-        shuffled = self.passes.shuffled(nodes[of], number, counts[of])
-        line = self.order[shuffled + np.repeat(self.starts[nodes[of]], counts[of])]
+        steps = np.arange(max(1, int(todo.max(initial=0))))
+        begins, sizes = self._places(counts, done + steps[:, None])
+        sizes = np.where(steps[:, None] < todo, sizes, 0)  # (steps, n)
+        first = begins[0] // counts
+        passes = np.maximum(-(-(begins + sizes).max(axis=0, where=sizes > 0, initial=0) // counts) - first, 1)
+        of = np.repeat(np.arange(len(nodes)), passes)  # (P,): each pass that is touched, whose it is
+        numbers = np.arange(len(of)) - np.repeat(np.cumsum(passes) - passes, passes) + first[of]
+        line = self.passes.shuffled(nodes[of], numbers, counts[of]) + np.repeat(self.starts[nodes[of]], counts[of])
         length = passes * counts
-        shift = np.cumsum(length) - length - first * counts
-        return Stretches(line=line, begins=np.where(sizes > 0, begins + shift[:, None], 0), sizes=sizes)
+        begins = np.where(sizes > 0, begins + (np.cumsum(length) - length - first * counts), 0)
+        columns = np.arange(max(1, int(sizes.max(initial=0))))
+        within = np.minimum(columns, np.maximum(sizes - 1, 0)[..., None])
+        return Plan(places=self.order[line[begins[..., None] + within]], sizes=sizes)
 
     def steps_of_epochs(self, epochs: int) -> Ints:
         """Return how many steps so many passes are, (N,)."""
         return epochs * -(-self.counts // self.batch_size)
 
     def _places(self, counts: Ints, steps: Ints) -> tuple[Ints, Ints]:
-        """Return where in a node's line the batches of ``steps`` (n, k) begin, and their sizes."""
-        counts = counts[:, None]
+        """Return where in each node's line the batches of ``steps`` (k, n) begin, and their sizes."""
         if not self.epochs:
             sizes = np.minimum(self.batch_size, counts)
             return steps * sizes, np.broadcast_to(sizes, steps.shape)

@@ -1,7 +1,7 @@
 """A fleet on disk: one file that is whole or not there, from which a run goes on to the very same bits.
 
-A file of safetensors: the models, their momentum, and what each node has done; its header's metadata hold the
-scenario, the rows and the clock as JSON.
+A file of safetensors: the models, their momentum, what each node has done and what the exchange has learned; its
+header's metadata hold the scenario, the rows and the clock as JSON.
 """
 
 import hashlib
@@ -17,12 +17,14 @@ import torch
 
 from ...mesh.errors import LeptonError, UsageError
 from ...node.files import sync_folder
+from .exchange import Remembering
 from .fleet import Fleet
 from .outcome import Row
 from .population import Population
 from .scenario import Scenario
 
 _KEY: Final = "lepton.fleet"
+_EXCHANGE: Final = "exchange."  # what an exchange has learned, by its own names
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +54,9 @@ def save(fleet: Fleet, path: Path) -> None:
     }
     if state.momentum is not None:
         tensors["momentum"] = state.momentum
+    if isinstance(fleet.exchange, Remembering):
+        known = fleet.exchange.memory.items()
+        tensors |= {f"{_EXCHANGE}{name}": torch.from_numpy(np.ascontiguousarray(one)) for name, one in known}
     temporary = path.with_name(f".writing-{path.name}")
     try:
         safetensors.torch.save_file(tensors, temporary, {_KEY: msgspec.json.encode(header).decode()})
@@ -88,6 +93,9 @@ def resume(fleet: Fleet, path: Path) -> None:
         state.momentum.copy_(tensors["momentum"])
     state.done, state.sent = tensors["done"].numpy().copy(), tensors["sent"].numpy().copy()
     fleet.presence.away = tensors["away"].numpy().copy()
+    if isinstance(fleet.exchange, Remembering):
+        own = {name.removeprefix(_EXCHANGE): one for name, one in tensors.items() if name.startswith(_EXCHANGE)}
+        fleet.exchange.recall({name: one.numpy().copy() for name, one in own.items()})
     state.round, state.seconds, state.passed_s = header.round, header.seconds, header.passed_s
     state.rows[:] = header.rows
 

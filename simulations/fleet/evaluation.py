@@ -22,6 +22,7 @@ from .scenario import Scenario
 from .slopes import losses_of, marks_of
 
 _TESTED: Final = 512  # test samples at once, as the trainer takes them
+_COMPARED: Final = 32  # models that are compared at once
 _NUMBERS: Final = 1 << 19  # widest activations of a block of models, some 2 MB: they stay in the cache
 
 Doubles = npt.NDArray[np.float64]
@@ -44,6 +45,19 @@ class _Looked:
     extras: list[Mapping[str, float]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distinct:
+    """Some nodes, of whom those with equal models are looked at once."""
+
+    nodes: Ints  # of which no two hold equal models
+    of: Ints  # for each of all of them, where in ``nodes`` its equal is
+
+    @property
+    def counts(self) -> Ints:
+        """How many hold each model."""
+        return np.bincount(self.of, minlength=len(self.nodes))
+
+
 class Examiner:
     """Looks at models."""
 
@@ -54,16 +68,15 @@ class Examiner:
         widest = max(math.prod(population.inputs.shape[1:]), *(shape[0] for shape in network.shapes))
         self._block = max(1, _NUMBERS // (widest * min(_TESTED, len(self._x))))
 
-    def examine(self, models: Tensor, nodes: Ints) -> Quality:
+    def examine(self, models: Tensor, nodes: Ints, distinct: Distinct | None = None) -> Quality:
         """Return how these nodes' models do, each on its own part of the test set where it has one."""
-        rows = torch.from_numpy(nodes).to(models.device)
         if self._own:
             of = np.arange(len(nodes))
             looked = [self._look(models[node : node + 1], self._own[node]) for node in nodes.tolist()]
         else:
-            everything = np.arange(len(self._x))
-            distinct, of = _distinct(models, rows)
-            looked = [self._look(models.index_select(0, part), everything) for part in distinct.split(self._block)]
+            found = distinct if distinct is not None else distinct_of(models, nodes)
+            of, everything = found.of, np.arange(len(self._x))
+            looked = [self._look(part, everything) for part in _blocks(models, found.nodes, self._block)]
         marks = np.concatenate([one.marks for one in looked])[of]  # (n, 2)
         extras = [extra for one in looked for extra in one.extras]
         return Quality(
@@ -93,17 +106,36 @@ class Examiner:
         return [self._measure(one.t().contiguous().numpy(), picked) for one in torch.cat(answers, dim=2)]
 
 
-def consensus_of(models: Tensor, nodes: Ints, block: int = 64) -> float:
+def distinct_of(models: Tensor, nodes: Ints) -> Distinct:
+    """Find equal models among those of ``nodes`` (n,)."""
+    bits = models.view(torch.int32)
+    sums = torch.cat([part.sum(dim=1, dtype=torch.int32) for part in _blocks(bits, nodes, _COMPARED)]).cpu().numpy()
+    _, first, of = np.unique(sums, return_index=True, return_inverse=True)
+    if len(first) < len(nodes):
+        held = [models[node].cpu().numpy().tobytes() for node in nodes[first].tolist()]
+        for node, place in zip(nodes.tolist(), of.tolist(), strict=True):
+            if models[node].cpu().numpy().tobytes() != held[place]:  # a sum by chance alike: then look at all
+                return Distinct(nodes=nodes, of=np.arange(len(nodes)))
+    return Distinct(nodes=nodes[first], of=of.astype(np.int64))
+
+
+def consensus_of(models: Tensor, distinct: Distinct) -> float:
     """Return the root mean square distance of these nodes' models from their mean, as a part of the mean's norm."""
-    rows = torch.from_numpy(nodes).to(models.device)
-    mean = sum((part.sum(dim=0) for part in _blocks(models, rows, block)), torch.zeros((), device=models.device))
-    mean = mean / len(nodes)
-    apart = sum(float((part - mean).square_().sum(dtype=torch.float32)) for part in _blocks(models, rows, block))
-    return math.sqrt(apart / len(nodes)) / max(float(mean.norm()), 1e-30)
+    counts = torch.from_numpy(distinct.counts).to(models.device, torch.float32)
+    pieces = counts.split(_COMPARED)
+    mean = torch.zeros(models.shape[1], device=models.device)
+    for part, count in zip(_blocks(models, distinct.nodes, _COMPARED), pieces, strict=True):
+        mean += count @ part
+    mean /= len(distinct.of)
+    apart = 0.0
+    for part, count in zip(_blocks(models, distinct.nodes, _COMPARED), pieces, strict=True):
+        apart += float(part.sub_(mean).square_().sum(dim=1) @ count)
+    return math.sqrt(apart / len(distinct.of)) / max(float(mean.norm()), 1e-30)
 
 
-def _blocks(models: Tensor, rows: Tensor, block: int) -> Iterator[Tensor]:
-    return (models.index_select(0, part) for part in rows.split(block))
+def _blocks(models: Tensor, nodes: Ints, block: int) -> Iterator[Tensor]:
+    """Copy the models of nodes, so many at a time."""
+    return (models.index_select(0, part) for part in torch.from_numpy(nodes).to(models.device).split(block))
 
 
 def _r2(error: Tensor, y: Tensor) -> Tensor:
@@ -115,15 +147,3 @@ def _r2(error: Tensor, y: Tensor) -> Tensor:
 
 def _mean(extras: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([extra[key] for extra in extras])) for key in (extras[0] if extras else ())}
-
-
-def _distinct(models: Tensor, rows: Tensor) -> tuple[Tensor, Ints]:
-    """Return nodes of which no two hold equal models, and for each of ``rows`` the place of its equal there."""
-    bits = models.view(torch.int32)
-    sums = torch.cat([bits.index_select(0, part).sum(dim=1) for part in rows.split(256)]).cpu().numpy()
-    _, first, of = np.unique(sums, return_index=True, return_inverse=True)
-    twins = first[of] != np.arange(len(of))
-    for place in np.flatnonzero(twins).tolist():
-        if not torch.equal(models[rows[place]], models[rows[int(first[of[place]])]]):
-            return rows, np.arange(len(rows))  # a sum by chance alike: rare enough to look at all then
-    return rows[torch.from_numpy(first).to(rows.device)], of.astype(np.int64)

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...gossip.errors import BadSetup
 from ...mesh.errors import LeptonError, UsageError
 from . import faults
 from .batches import Batches, Hashed, Ints, Passes
 from .clock import seconds_of_round
-from .evaluation import Examiner, consensus_of
-from .everybody import Everybody
+from .evaluation import Examiner, consensus_of, distinct_of
 from .exchange import Exchange, Mixed, Moment
+from .exchanges.choice import exchange_for
 from .networks import Module, first_values, made, network_for
 from .outcome import Outcome, Row
 from .population import Population
@@ -59,7 +60,7 @@ class Fleet:
         model = made(scenario, population, module)
         self.network = network_for(model, scenario.objective)
         self.attackers = faults.attackers_of(scenario)
-        self._exchange = exchange if exchange is not None else Everybody(weighted=scenario.averaging.weighted)
+        self.exchange = exchange if exchange is not None else _exchange(scenario)
         self.presence = faults.Presence(scenario)
         self._slowness = faults.slowness_of(scenario)
         liars = self.attackers & (scenario.faults.attack == "label_flip")
@@ -129,7 +130,7 @@ class Fleet:
         if len(nodes) == 0:
             none = np.zeros(self.scenario.nodes, dtype=np.int64)
             return Mixed(models=self._after, bytes_sent=none, bytes_received=none, hops=0, averaged=none + 1)
-        return self._exchange.mix(
+        return self.exchange.mix(
             Moment(
                 round=state.round, before=state.models, after=self._after, here=here,
                 weights=self.population.counts.astype(np.float64), loss=self.scenario.faults.loss,
@@ -138,7 +139,9 @@ class Fleet:
         )  # fmt: skip
 
     def _row(self, here: int) -> Row:
-        state, found = self.state, self._examiner.examine(self.state.models, self._examined)
+        state = self.state
+        distinct = distinct_of(state.models, self._examined)
+        found = self._examiner.examine(state.models, self._examined, distinct)
         if not np.isfinite(found.loss).all():
             rate = self.scenario.train.learning_rate
             raise LeptonError(f"training diverged by round {state.round}: lower the learning rate, now {rate}")
@@ -148,7 +151,7 @@ class Fleet:
             worst=float(found.quality.min()),
             best=float(found.quality.max()),
             loss=float(found.loss.mean()),
-            consensus=consensus_of(state.models, self._examined),
+            consensus=consensus_of(state.models, distinct),
             megabytes_sent=float(state.sent.mean()) / 1e6,
             megabytes_sent_max=float(state.sent.max()) / 1e6,
             seconds=state.seconds,
@@ -179,3 +182,10 @@ class Fleet:
         if not said.epochs:
             steps = np.full(self.scenario.nodes, said.local_steps, dtype=np.int64)
         return faults.steps_in_time(steps, self._slowness)
+
+
+def _exchange(scenario: Scenario) -> Exchange:
+    try:
+        return exchange_for(scenario)
+    except BadSetup as error:
+        raise UsageError(f"averaging: {error}") from error

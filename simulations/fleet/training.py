@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from ...node.objective import Objective, is_of_classes, is_of_values
-from .batches import Batches, Ints, Stretches
+from .batches import Batches, Ints, Plan
 from .networks import Network, Parts, split
 from .population import Population
 from .scenario import Train
 
 # Bytes of a block's models: what a core's second cache holds beside their batches.
 _BLOCK_BYTES: Final = 768 * 1024
-_PLANNED: Final = 4096  # nodes whose batches are looked up at once: bounds memory
+_PLANNED: Final = 1 << 20  # samples that batches are looked up of at once: bounds memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +34,9 @@ class Samples:
     labels: Tensor  # (S, ...), and once more (2 S, ...) as liars have them, if there are any
     shift: Ints  # (N,): 0, or S for a liar's labels
 
-    def batch(self, places: Ints, nodes: Ints) -> tuple[Tensor, Tensor]:
-        """Return x (n, B, ...) and y (n, B, ...) of samples (n, B) that these nodes hold."""
-        device = self.inputs.device
-        index = torch.from_numpy(places.ravel()).to(device)
-        labels = torch.from_numpy((places + self.shift[nodes][:, None]).ravel()).to(device)
-        x, y = self.inputs.index_select(0, index), self.labels.index_select(0, labels)
+    def take(self, places: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x (n, B, ...) and y (n, B, ...) of samples (n, B)."""
+        x, y = self.inputs.index_select(0, places.reshape(-1)), self.labels.index_select(0, labels.reshape(-1))
         return x.unflatten(0, places.shape), y.unflatten(0, places.shape)
 
 
@@ -68,35 +65,47 @@ class Training:
 
         ``before`` and ``after`` are models, ``momentum`` what the optimiser remembers, float32 (N, D) each.
         """
-        after.copy_(before)
+        resting = np.ones(len(before), dtype=np.bool_)
+        resting[nodes] = False
+        if resting.any():
+            index = torch.from_numpy(np.flatnonzero(resting)).to(before.device)
+            _put_back([after], index, [before.index_select(0, index)])
         order = np.lexsort((nodes, -self._batches.counts[nodes], -todo))
-        for start in range(0, len(order), _PLANNED):
-            chosen = order[start : start + _PLANNED]
-            stretches = self._batches.of_round(nodes[chosen], done[chosen], todo[chosen])
-            for first in range(0, len(chosen), self._block):
-                rows = slice(first, first + self._block)
-                self._run_block(after, momentum, nodes[chosen[rows]], todo[chosen[rows]], stretches, rows)
+        nodes, done, todo = nodes[order], done[order], todo[order]
+        begun, ended = split(before, self._network.shapes), split(after, self._network.shapes)
+        kept = None if momentum is None else split(momentum, self._network.shapes)
+        start = 0
+        while start < len(nodes):
+            planned = slice(start, start + max(self._block, _PLANNED // (int(todo[start]) * self._batches.batch_size)))
+            plan = self._batches.of_round(nodes[planned], done[planned], todo[planned])
+            self._run_planned(begun, ended, kept, nodes[planned], plan)
+            start = planned.stop
 
-    def _run_block(
-        self, models: Tensor, momentum: Tensor | None, nodes: Ints, todo: Ints, stretches: Stretches, rows: slice
-    ) -> None:
-        """Train one block, whose nodes are sorted by their steps, most first."""
-        index = torch.from_numpy(nodes).to(models.device)
-        parts = _taken(models, index, self._network)
-        remembered = _taken(momentum, index, self._network) if momentum is not None else None
-        for step in range(int(todo[0])):
-            active = int(np.count_nonzero(todo > step))
-            places, sizes = stretches.step(slice(rows.start, rows.start + active), step)
-            x, y = self._samples.batch(places, nodes[:active])
-            share = (np.arange(places.shape[1]) < sizes[:, None]) / sizes[:, None].astype(np.float32)
-            self._step(
-                [part[:active] for part in parts],
-                None if remembered is None else [part[:active] for part in remembered],
-                x, y, torch.from_numpy(share.astype(np.float32)).to(x.device),
-            )  # fmt: skip
-        _put_back(models, index, parts, self._network)
-        if momentum is not None and remembered is not None:
-            _put_back(momentum, index, remembered, self._network)
+    def _run_planned(self, before: Parts, after: Parts, momentum: Parts | None, nodes: Ints, plan: Plan) -> None:
+        """Train nodes that are sorted by their steps, most first, and then by the sizes of their batches."""
+        device = before[0].device
+        index, places = (torch.from_numpy(one).to(device) for one in (nodes, plan.places))
+        shift = self._samples.shift[nodes]
+        labels = places if not shift.any() else places + torch.from_numpy(shift).to(device)[:, None]
+        share = (np.arange(plan.places.shape[2]) < plan.sizes[..., None]) / np.maximum(plan.sizes, 1)[..., None]
+        shares = torch.from_numpy(share.astype(np.float32)).to(device)  # (steps, n, B)
+        active = np.count_nonzero(plan.sizes, axis=1).tolist()  # (steps,): the first so many
+        for rows in blocks(len(nodes), self._block):
+            parts = _taken(before, index[rows])
+            remembered = _taken(momentum, index[rows]) if momentum is not None else None
+            for step, (count, widths) in enumerate(zip(active, plan.sizes, strict=True)):
+                if (n := min(rows.stop, count) - rows.start) <= 0:
+                    break
+                now, width = slice(rows.start, rows.start + n), int(widths[rows].max())
+                x, y = self._samples.take(places[step, now, :width], labels[step, now, :width])
+                self._step(
+                    [part[:n] for part in parts],
+                    None if remembered is None else [part[:n] for part in remembered],
+                    x, y, shares[step, now, :width],
+                )  # fmt: skip
+            _put_back(after, index[rows], parts)
+            if momentum is not None and remembered is not None:
+                _put_back(momentum, index[rows], remembered)
 
     def _step(self, parts: list[Tensor], momentum: list[Tensor] | None, x: Tensor, y: Tensor, share: Tensor) -> None:
         rate, decay = self._said.learning_rate, self._said.weight_decay
@@ -116,14 +125,17 @@ def blocks(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(count, start + size))
 
 
-def _taken(models: Tensor, index: Tensor, network: Network) -> list[Tensor]:
+def _taken(models: Parts, index: Tensor) -> list[Tensor]:
     """Copy the models of some nodes, each parameter by itself: products run along memory without gaps."""
-    return [part.index_select(0, index) for part in split(models, network.shapes)]
+    return [part.index_select(0, index) for part in models]
 
 
-def _put_back(models: Tensor, index: Tensor, parts: Parts, network: Network) -> None:
-    for whole, part in zip(split(models, network.shapes), parts, strict=True):
-        whole.index_copy_(0, index, part)
+def _put_back(models: Parts, index: Tensor, parts: Parts) -> None:
+    for whole, part in zip(models, parts, strict=True):
+        if whole.device.type == "cpu":
+            whole.numpy()[index.numpy()] = part.numpy()  # four times as fast as index_copy_
+        else:
+            whole.index_copy_(0, index, part)
 
 
 def _turned(labels: Tensor, objective: Objective, classes: int) -> Tensor:

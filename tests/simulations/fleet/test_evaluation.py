@@ -7,7 +7,7 @@ import pytest
 import torch
 from lepton.node.learning.losses import measured
 from lepton.node.objective import OBJECTIVES, Objective
-from lepton.simulations.fleet.evaluation import Examiner, _distinct, consensus_of
+from lepton.simulations.fleet.evaluation import Examiner, consensus_of, distinct_of
 from lepton.simulations.fleet.networks import first_values, made, network_for
 from lepton.simulations.fleet.population import Population
 from lepton.simulations.fleet.scenario import Model, Scenario
@@ -57,18 +57,19 @@ def test_a_silo_is_tested_on_its_own_part() -> None:
 
 def test_equal_models_are_looked_at_once() -> None:
     *_, models = setting()
-    distinct, of = _distinct(models, torch.arange(N))
-    assert len(distinct) == N - 2
-    assert torch.equal(models[distinct[torch.from_numpy(of)]], models)
+    found = distinct_of(models, np.arange(N))
+    assert sorted(found.counts) == [1, 1, 1, 3]
+    assert torch.equal(models[torch.from_numpy(found.nodes[found.of])], models)
 
 
 def test_models_whose_bits_only_add_up_alike_are_told_apart() -> None:
     models = torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 2.0]])
-    distinct, of = _distinct(models, torch.arange(3))
-    assert torch.equal(models[distinct[torch.from_numpy(of)]], models)
+    found = distinct_of(models, np.arange(3))
+    assert torch.equal(models[torch.from_numpy(found.nodes[found.of])], models)
 
 
 def test_consensus_is_the_distance_from_the_mean_in_norms_of_it() -> None:
-    models = torch.tensor([[3.0, 0.0], [3.0, 8.0], [9.0, 9.0]])
-    assert consensus_of(models, np.array([0, 1])) == pytest.approx(4 / 5)
-    assert consensus_of(models, np.array([2])) == 0
+    models = torch.tensor([[3.0, 0.0], [3.0, 8.0], [9.0, 9.0], [3.0, 8.0]])
+    assert consensus_of(models, distinct_of(models, np.array([0, 1]))) == pytest.approx(4 / 5)
+    assert consensus_of(models, distinct_of(models, np.array([0, 1, 3, 0]))) == pytest.approx(4 / 5)
+    assert consensus_of(models, distinct_of(models, np.array([2]))) == 0
