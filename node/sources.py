@@ -88,4 +88,6 @@ def _record(config: LanguageConfig, published: Published, terms: Terms, version:
 
 def _stored(published: Published) -> Precision:
     kinds = {tensor.dtype for layer in published.layers for tensor in layer.values()}
+    if kinds & {"U8", "I8"}:  # rounded before
+        return "int4" if "U8" in kinds else "int8"
     return "bfloat16" if kinds <= {"BF16"} else "float32"  # float16 has finer steps than bfloat16

@@ -6,5 +6,6 @@ from lepton.node.kernels import pack
 from .native import Capabilities, arithmetic, available
 from .packed import Matrix, Packed, Precision
 from .packing import pack
+from .rounded import Rounded
 
-__all__ = ["Capabilities", "Matrix", "Packed", "Precision", "arithmetic", "available", "pack"]
+__all__ = ["Capabilities", "Matrix", "Packed", "Precision", "Rounded", "arithmetic", "available", "pack"]

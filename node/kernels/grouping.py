@@ -20,13 +20,13 @@ def grouped(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor
     if not torch.isfinite(groups).all():
         raise UsageError("these weights hold NaN or infinity, which no integer stands for; load them as bfloat16")
     largest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))  # (n, G, 1), signed
-    scale = _away_from_zero(largest.abs() / 127 if bits == 8 else largest / -8)
+    scale = away_from_zero(largest.abs() / 127 if bits == 8 else largest / -8)
     low, high = (-127, 127) if bits == 8 else (-8, 7)
     steps = torch.where(scale == 0, torch.ones_like(scale), scale)
     return (groups / steps).round_().clamp_(low, high).to(torch.int8), scale.squeeze(2).to(torch.bfloat16)
 
 
-def _away_from_zero(scale: torch.Tensor) -> torch.Tensor:
+def away_from_zero(scale: torch.Tensor) -> torch.Tensor:
     """Round float32 to what bfloat16 holds, never down in magnitude: the largest weight must not be cut off."""
     return ((scale.view(torch.int32) + 0xFFFF) & -0x10000).view(torch.float32)
 

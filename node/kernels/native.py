@@ -15,8 +15,9 @@ import torch
 from torch.nn import functional as F
 
 from ...mesh.errors import UsageError
-from .grouping import GROUP, grouped, halves_joined
+from .grouping import GROUP, halves_joined
 from .packed import LANES, Matrix, Packed, Precision, slices
+from .rounded import groups_of
 
 WIDTHS: Final = (16, 8, 4)  # floats per register: AVX-512, AVX2, NEON
 NUMBERS: Final[dict[Precision, int]] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}  # native.c's enum
@@ -116,20 +117,19 @@ class NativePacked(Packed):
         self._groups = -(-self.inputs // GROUP)
         shape = (-(-self.outputs // LANES), self._groups, _GROUP_BYTES[precision])
         self._weights = torch.empty(shape, dtype=torch.uint8)
-        for row, piece in slices(weight):  # filled slice by slice: joined at the end, it would be in memory twice
-            panels = self._panels(piece)
-            self._weights[row // LANES : row // LANES + len(panels)] = panels
+        for rows in slices(weight):  # filled slice by slice: joined at the end, it would be in memory twice
+            panels = self._panels(weight, rows)
+            self._weights[rows.start // LANES : rows.start // LANES + len(panels)] = panels
 
-    def _panels(self, weight: torch.Tensor) -> torch.Tensor:
+    def _panels(self, weight: Matrix, rows: slice) -> torch.Tensor:
         """Return bytes (panels, groups, bytes of a group) of some rows."""
-        rows, columns = -len(weight) % LANES, self._groups * GROUP - self.inputs
-        padded = F.pad(weight, (0, columns, 0, rows))
-        match self.precision:
-            case "float32":
-                return _bytes(_interleaved(padded.to(torch.float32).unflatten(1, (-1, GROUP))))
-            case "bfloat16":
-                return _bytes(_interleaved(padded.to(torch.bfloat16).unflatten(1, (-1, GROUP))))
-        integers, scales = grouped(padded, 8 if self.precision == "int8" else 4)
+        missing = -(rows.stop - rows.start) % LANES
+        if self.precision in {"float32", "bfloat16"}:
+            dtype = torch.float32 if self.precision == "float32" else torch.bfloat16
+            padded = F.pad(weight[rows].detach(), (0, self._groups * GROUP - self.inputs, 0, missing))
+            return _bytes(_interleaved(padded.to(dtype).unflatten(1, (-1, GROUP))))
+        integers, scales = groups_of(weight, rows, 8 if self.precision == "int8" else 4)
+        integers, scales = F.pad(integers, (0, 0, 0, 0, 0, missing)), F.pad(scales, (0, 0, 0, missing))
         columns_first = _interleaved(integers)  # (panels, groups, 32, 16)
         if self.precision == "int4":
             columns_first = halves_joined(columns_first.unflatten(2, (-1, 2)).transpose(3, 4))

@@ -26,7 +26,7 @@ _SLICE_NUMBERS: Final = 2**18
 
 
 class Matrix(Protocol):
-    """What can be packed: a float tensor, or one that is read from its file slice by slice."""
+    """What can be packed: a float tensor, one that is read from its file slice by slice, or one rounded before."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -88,9 +88,9 @@ class Packed(ABC):
         return self._rows(ids)
 
 
-def slices(weight: Matrix) -> Iterator[tuple[int, torch.Tensor]]:
-    """Give the matrix in slices of whole panels, each with the number of its first row; at least one."""
+def slices(weight: Matrix) -> Iterator[slice]:
+    """Cut the rows of the matrix into slices of whole panels; at least one."""
     outputs, inputs = weight.shape
     rows = max(_SLICE_NUMBERS // inputs // LANES, 1) * LANES
     for first in range(0, outputs, rows):
-        yield first, weight[first : first + rows].detach()
+        yield slice(first, min(first + rows, outputs))

@@ -11,8 +11,9 @@ from typing import ClassVar, Final
 import torch
 from torch.nn import functional as F
 
-from .grouping import GROUP, grouped, halves_joined, halves_parted
+from .grouping import GROUP, halves_joined, halves_parted
 from .packed import Matrix, Packed, Precision, slices
+from .rounded import groups_of
 
 TILE: Final = 8  # rows: a product with 8 takes 1.2 to 1.8 times as long as with one
 SLICE: Final = 512  # rows of W that become float32 at once: 1.5 MB at a width of 768, which stays in the cache
@@ -26,28 +27,23 @@ class PlainPacked(Packed):
     def __init__(self, weight: Matrix, precision: Precision) -> None:
         super().__init__(weight, precision)
         self._width = self.inputs + -self.inputs % GROUP
-        for row, piece in slices(weight):  # filled slice by slice: joined at the end, it would be in memory twice
-            weights, scales = self._packed(piece)
-            if not row:
+        for rows in slices(weight):  # filled slice by slice: joined at the end, it would be in memory twice
+            weights, scales = self._packed(weight, rows)
+            if not rows.start:
                 self._weights = weights.new_empty((self.outputs, *weights.shape[1:]))
                 self._scales = scales.new_empty((self.outputs, *scales.shape[1:]) if scales.ndim > 1 else 0)
-            self._weights[row : row + len(piece)] = weights
+            self._weights[rows] = weights
             if scales.ndim > 1:
-                self._scales[row : row + len(piece)] = scales
+                self._scales[rows] = scales
 
-    def _packed(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _packed(self, weight: Matrix, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weights and scales of some rows; floats have no scales."""
-        padded = F.pad(weight, (0, self._width - self.inputs))
-        match self.precision:
-            case "float32":
-                return padded.to(torch.float32), padded.new_empty(0)
-            case "bfloat16":
-                return padded.to(torch.bfloat16), padded.new_empty(0)
-            case "int8":
-                return grouped(padded, 8)
-            case "int4":
-                integers, scales = grouped(padded, 4)
-                return halves_joined(integers.unflatten(2, (-1, 2))), scales
+        if self.precision in {"float32", "bfloat16"}:
+            dtype = torch.float32 if self.precision == "float32" else torch.bfloat16
+            padded = F.pad(weight[rows].detach(), (0, self._width - self.inputs)).to(dtype)
+            return padded, padded.new_empty(0)
+        integers, scales = groups_of(weight, rows, 8 if self.precision == "int8" else 4)
+        return (integers if self.precision == "int8" else halves_joined(integers.unflatten(2, (-1, 2)))), scales
 
     def _floats(self, chosen: slice | torch.Tensor) -> torch.Tensor:
         """Return rows of W as float32 (n, width)."""

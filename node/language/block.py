@@ -16,7 +16,7 @@ from .arithmetic import attend, cut, gated, rms_norm, rotate
 from .cache import PagedCache
 from .config import LanguageConfig
 from .layout import TOGETHER
-from .linear import Linear, Stacked
+from .linear import Linear, stacked
 
 Float = npt.NDArray[np.float32]
 
@@ -41,7 +41,7 @@ class Projection:
     """Matrices that take the same input, packed as one, with their biases if they have any."""
 
     def __init__(self, tensors: Mapping[str, Matrix], part: str, names: Sequence[str], precision: Precision) -> None:
-        self.linear = Linear(Stacked([tensors[f"{part}.{name}.weight"] for name in names]), precision)
+        self.linear = Linear(stacked([tensors[f"{part}.{name}.weight"] for name in names]), precision)
         self.bias = _joined_bias(tensors, part, names)
         self.size_bytes = self.linear.size_bytes + (0 if self.bias is None else self.bias.nbytes)
 

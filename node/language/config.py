@@ -16,6 +16,8 @@ from .rope import Rope, read_rope, require_rotations
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 FAMILIES: Final[tuple[Family, ...]] = ("llama", "mistral", "qwen2", "qwen3")
 
+METHOD: Final = "lepton"  # `quant_method` of what was rounded here (`rounded.py`)
+
 _Width = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]  # Llama 405B: 16,384 wide, 53,248 inside
 _Heads = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 _Vocabulary = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]  # Gemma, the largest, has 262,144
@@ -113,11 +115,12 @@ def _family(text: str | bytes) -> Family:
 def _refuse_unknown(file: _File) -> None:
     if file.hidden_act not in {"silu", "swish"}:
         raise UsageError(f"The activation {file.hidden_act[:64]!r} is not supported; silu is.")
-    if file.quantization_config is not None:
+    if file.quantization_config is not None and file.quantization_config.get("quant_method") != METHOD:
         method = str(file.quantization_config.get("quant_method", "unknown"))[:64]
         raise UsageError(
             f"These weights were quantised by {method!r}, which cannot be read here. "
-            "Take the model's float or bfloat16 weights; a deployment quantises them itself (--precision)."
+            "Take the model's float or bfloat16 weights; `lepton-node compress` or a deployment (--precision) "
+            "quantises them itself."
         )
     if file.partial_rotary_factor not in {None, 1}:
         raise UsageError("Rotating a part of each head (partial_rotary_factor) is not supported.")

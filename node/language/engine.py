@@ -21,6 +21,7 @@ from .layout import EMBEDDING, HEAD, NORM, layer_shapes, layers
 from .linear import Linear
 from .packing import vocabulary_precision
 from .rope import Rotations
+from .rounded import rounded_tensors
 
 Float = npt.NDArray[np.float32]
 _NAMED_MAX: Final = 3  # tensors that an error names
@@ -81,6 +82,7 @@ class LanguageEngine:
 
     def load(self, layer: int, tensors: Mapping[str, Matrix], precision: Precision) -> None:
         """Take one layer's weights in; the tensors may be dropped behind. Raises UsageError when they do not fit."""
+        tensors = rounded_tensors(tensors, self._config, layer)
         _check_tensors(layer, tensors, layer_shapes(self._config, layer))
         if layer == 0:
             self._embedding = Linear(tensors[EMBEDDING], vocabulary_precision(precision))
@@ -157,9 +159,10 @@ def load_engine(
 ) -> LanguageEngine:
     """Load the layers ``first`` up to, not including, ``end``: each is read by ``tensors``, packed and dropped.
 
-    ``tensors(layer)`` gives that layer's tensors (any float type) under their names in the model; of those that are
-    read from their file slice by slice no more than a slice is in memory beside what is packed. Raises UsageError
-    when there is no such run of layers, or when a tensor is missing or has another shape than the configuration says.
+    ``tensors(layer)`` gives that layer's tensors (any float type, or rounded before) under their names in the model;
+    of those that are read from their file slice by slice no more than a slice is in memory beside what is packed.
+    Raises UsageError when there is no such run of layers, or when a tensor is missing or has another shape than the
+    configuration says.
     """
     if not 0 <= first < end <= layers(config):
         raise UsageError(f"There is no run of layers {first}:{end} in a model of {layers(config)} layers.")

@@ -4,6 +4,7 @@ Layer 0 is the embedding, 1 to L are the blocks, L + 1 is the last norm with the
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,7 @@ Shape = tuple[int, ...]
 EMBEDDING: Final = "model.embed_tokens.weight"
 NORM: Final = "model.norm.weight"
 HEAD: Final = "lm_head.weight"
+SCALE: Final = "_scale"  # behind a matrix's name: the scales of one that was rounded before (`rounded.py`)
 _BLOCK: Final = re.compile(r"model\.layers\.(\d{1,4})\.(.+)")
 # Matrices of a block that take the same input are packed as one.
 TOGETHER: Final = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
@@ -44,18 +46,22 @@ def layer_of(name: str, config: LanguageConfig) -> tuple[int, ...]:
     Raises UsageError for a name that no layer has: the file is of another model, or of one that is not supported.
     """
     last = layers(config) - 1
-    if name == EMBEDDING:
+    if name in {EMBEDDING, EMBEDDING + SCALE}:
         return (0, last) if config.tied else (0,)
     if name == NORM:
         return (last,)
-    if name == HEAD:
+    if name in {HEAD, HEAD + SCALE}:
         return () if config.tied else (last,)
     match = _BLOCK.fullmatch(name)
-    if match and int(match[1]) < config.blocks and match[2] in block_shapes(config):
+    if match and int(match[1]) < config.blocks and _belongs(match[2], block_shapes(config)):
         return (int(match[1]) + 1,)
     if _NOT_NEEDED.fullmatch(name):
         return ()
     raise UsageError(f"No layer of this {config.family} model has a tensor {name[:128]!r}: are the files of one model?")
+
+
+def _belongs(name: str, shapes: Mapping[str, Shape]) -> bool:
+    return name in shapes or (name.endswith(SCALE) and len(shapes.get(name.removesuffix(SCALE), ())) == 2)
 
 
 def layer_shapes(config: LanguageConfig, layer: int) -> dict[str, Shape]:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from ..deployments import Precision
-from ..kernels import Matrix, Packed, pack
+from ..kernels import Matrix, Packed, Rounded, pack
 
 Float = npt.NDArray[np.float32]
 
@@ -50,3 +50,12 @@ class Stacked:
             if low < high:
                 yield part[low:high]
             at += part.shape[0]
+
+
+def stacked(parts: Sequence[Matrix]) -> Matrix:
+    """Put matrices one below the other; those that were all rounded to the same bits before stay as they are."""
+    rounded = [part for part in parts if isinstance(part, Rounded)]
+    if len(rounded) == len(parts) and len({part.bits for part in rounded}) == 1:
+        integers, scales = [part.integers for part in rounded], [part.scales for part in rounded]
+        return Rounded(Stacked(integers), Stacked(scales), parts[0].shape[1])
+    return Stacked(parts)

@@ -1,0 +1,112 @@
+"""A language model's folder, rounded: another folder in the same layout, smaller, which `serve` takes as it is.
+
+`model.safetensors` holds each matrix as integers and scales (``language/rounded.py``), all else as float32;
+`config.json` says so (`quantization_config`), and `compression.json` what was done. The embedding and the head have 8
+bits with either width: they are looked up and compared, and 4 bits there cost more than they save.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...mesh.errors import UsageError
+from ..blobs.publishing import FILES, WEIGHTS
+from ..kernels import Rounded
+from ..kernels.grouping import GROUP
+from ..language.config import METHOD
+from ..language.engine import load_engine
+from ..language.folder import read_config, read_layers
+from ..language.layout import EMBEDDING, HEAD, SCALE, layers
+from ..language.tokenizer import LanguageTokenizer, read_files
+from .calibration import round_parameters
+from .decoder import Decoder, read_decoder
+from .errors import NotSmaller
+from .manifest import Bits, Manifest, Quantised, Tensors, write_manifest
+from .texts import cut_up, written_by
+from .tuning import STEPS, tuned
+
+_CONFIG: Final = "config.json"
+
+
+def quantise_folder(
+    folder: Path, out: Path, *, bits: Bits = 4, text: str | None = None, seed: int = 0, steps: int | None = None
+) -> Manifest:
+    """Round the model of ``folder`` into the new folder ``out``; returns what was done.
+
+    Calibrated on ``text``, or without one on what the model itself writes with this seed; with 4 bits scales and norms
+    are then tuned for so many ``steps``. The model is in memory twice, as float32. Raises UsageError for a folder that
+    is not understood or was rounded before, or an ``out`` that is in use; NotSmaller, and writes nothing, where the
+    files would not become smaller.
+    """
+    read_config(folder)
+    fields: dict[str, Any] = json.loads((folder / _CONFIG).read_bytes())
+    if "quantization_config" in fields:
+        raise UsageError(f"{folder} was rounded before; round the float weights that it was made of.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is in use; name a folder that is not there yet.")
+    data = _data(folder, text, seed)
+    decoder = read_decoder(folder)
+    rounded = round_parameters(decoder, (data,), lambda name: 8 if name in {EMBEDDING, HEAD} else bits)
+    steps = (STEPS if bits == 4 else 0) if steps is None else steps
+    if steps:
+        rounded = tuned(decoder, read_decoder(folder), rounded, data, steps=steps, seed=seed)
+    tensors = _stored(decoder, rounded)
+    out.mkdir(parents=True, exist_ok=True)
+    _save_smaller(tensors, out / WEIGHTS, _size_bytes(folder), f"{bits} bits")
+    for name in FILES:
+        if (folder / name).exists() and name != _CONFIG:
+            shutil.copyfile(folder / name, out / name)
+    said = {"quant_method": METHOD, "bits": bits, "vocabulary_bits": 8, "group_size": GROUP}
+    (out / _CONFIG).write_text(json.dumps({**fields, "quantization_config": said}, indent=1) + "\n")
+    step = Quantised(
+        bits=bits,
+        rounding="compensated",
+        calibration=f"texts that the model wrote, seed {seed}" if text is None else "a given text",
+        rows=len(data),
+        tuned_steps=steps,
+        tensors={
+            name: Tensors(bits=4 if each.bits == 4 else 8, columns=each.shape[1]) for name, each in rounded.items()
+        },
+    )
+    manifest = Manifest(steps=(step,), size_bytes_before=_size_bytes(folder), size_bytes=_size_bytes(out))
+    write_manifest(out, manifest)
+    return manifest
+
+
+def _data(folder: Path, text: str | None, seed: int) -> Tensor:
+    config = read_config(folder)
+    if text is not None:
+        return cut_up(LanguageTokenizer(read_files(folder)).encode(text), config.positions_max)
+    engine = load_engine(config, 0, layers(config), read_layers(folder, config))
+    return written_by(engine, config.bos, seed=seed)
+
+
+def _stored(decoder: Decoder, rounded: dict[str, Rounded]) -> dict[str, Tensor]:
+    state = decoder.state_dict()
+    if decoder.config.tied:
+        del state[HEAD]
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        matrix = rounded.get(name)
+        if matrix is None:
+            tensors[name] = tensor.to(torch.float32).contiguous()
+        else:
+            tensors |= {name: matrix.integers[:], name + SCALE: matrix.scales[:]}
+    return tensors
+
+
+def _save_smaller(tensors: dict[str, Tensor], path: Path, before: int, how: str) -> None:
+    save_file(tensors, path)
+    if (after := path.stat().st_size) >= before:
+        path.unlink()
+        path.parent.rmdir()
+        raise NotSmaller(before, after, how)
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -1,0 +1,60 @@
+"""What was done to a model, in data: written beside its weights as `compression.json`, for people and for programs."""
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from ...mesh.errors import UsageError
+
+NAME: Final = "compression.json"
+FORMAT: Final = 1
+_BYTES_MAX: Final = 4 * 1024 * 1024  # 20,000 tensors with their names
+
+Bits = Literal[4, 8]
+
+
+class Tensors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Matrices that were rounded, each stored as integers under its name and scales under its name and `_scale`."""
+
+    bits: Bits
+    columns: Annotated[int, msgspec.Meta(ge=1)]  # numbers of a row: 4 bits are stored in whole bytes
+
+
+class Quantised(msgspec.Struct, frozen=True, kw_only=True, tag_field="step", tag="quantise"):
+    """Weights became integers with a scale for each 32 columns."""
+
+    bits: Bits
+    rounding: Literal["compensated", "searched"]  # `gptq.py`; without data only the scales are searched
+    calibration: str = ""  # what the data were
+    rows: int = 0  # samples of them, or texts
+    tuned_steps: int = 0  # of scales and norms, behind the rounding
+    tensors: dict[str, Tensors]
+    left: dict[str, str] = {}  # what stayed as it was, and why
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """All steps in their order, and what the files took before and after them."""
+
+    format: Literal[1] = FORMAT
+    steps: tuple[Quantised, ...]
+    size_bytes_before: int
+    size_bytes: int
+    figures: dict[str, float] = {}  # measured before and after, such as perplexity
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a folder. Raises UsageError where there is none, or it is not one."""
+    path = folder / NAME
+    try:
+        if path.stat().st_size > _BYTES_MAX:
+            raise UsageError(f"{path} is larger than the {_BYTES_MAX:,} bytes that a manifest may have.")
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except OSError as error:
+        raise UsageError(f"{folder} holds no {NAME} that can be read: {error.strerror or error}.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} does not say what was done to a model: {error}.") from error
