@@ -17,7 +17,9 @@ def main() -> None:
     """Play scenarios of a mesh, with every fault in them, on virtual time: the same seed, the same history."""
 
 
+main.add_command(fleet.learn)
 main.add_command(fleet.compare)
+main.add_command(fleet.sweep)
 
 
 @main.command()

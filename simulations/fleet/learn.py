@@ -34,7 +34,8 @@ def learn(
 
     ``population`` is what its nodes hold, ``module`` what they train (a module, or a function that makes one) and
     ``exchange`` how they average, each in place of what the scenario says. ``checkpoint`` is a file that is written
-    every ten rounds and at the end, and gone on from where it is there already. ``progress`` hears of every round.
+    every ten rounds and at the end, and gone on from where it is there already. ``progress`` hears of every round;
+    what it raises ends the run, with its checkpoint written.
     Raises UsageError for what cannot be played, LeptonError when the training diverges or the disk is full.
     """
     given = population if population is not None else population_for(scenario)
@@ -44,8 +45,14 @@ def learn(
         resume(fleet, path)
     while fleet.state.round < scenario.rounds:
         row = fleet.step()
-        if progress is not None:
-            progress(fleet.state.round, row)
-        if path is not None and (fleet.state.round % _SAVED_EVERY == 0 or fleet.state.round == scenario.rounds):
-            save(fleet, path)
+        due = fleet.state.round % _SAVED_EVERY == 0 or fleet.state.round == scenario.rounds
+        try:
+            if progress is not None:
+                progress(fleet.state.round, row)
+        except BaseException:
+            due = True  # whoever stops it here may want to go on: between two rounds a fleet is whole
+            raise
+        finally:
+            if path is not None and due:
+                save(fleet, path)
     return fleet.outcome()

@@ -69,11 +69,19 @@ def rounds_csv(outcomes: Mapping[str, Outcome]) -> str:
     """Return all rows of all runs, the run's label first."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    fields = Row.__struct_fields__
-    writer.writerow(["run", *fields])
+    fields = [field for field in Row.__struct_fields__ if field != "extra"]
+    extras = measures(outcomes)
+    writer.writerow(["run", *fields, *map(_plain, extras)])
     for label, outcome in outcomes.items():
-        writer.writerows([_plain(label), *(getattr(row, field) for field in fields)] for row in outcome.rows)
+        for row in outcome.rows:
+            measured = (row.extra.get(name, "") for name in extras)
+            writer.writerow([_plain(label), *(getattr(row, field) for field in fields), *measured])
     return text.getvalue()
+
+
+def measures(outcomes: Mapping[str, Outcome]) -> list[str]:
+    """Return the names of what these runs' data measure beside quality, in the order in which they come."""
+    return list(dict.fromkeys(name for outcome in outcomes.values() for row in outcome.rows for name in row.extra))
 
 
 def lines_json(outcomes: Mapping[str, Outcome]) -> str:
@@ -122,6 +130,8 @@ def _with_nan(found: object) -> object:
         for row in rows if isinstance(rows, list) else ():
             if isinstance(row, dict):
                 row.update((key, math.nan) for key in _FLOATS if key in row and row[key] is None)
+                if isinstance(extra := row.get("extra"), dict):
+                    extra.update((key, math.nan) for key, value in extra.items() if value is None)
         if isinstance(final := found.get("final"), list):
             found["final"] = [math.nan if value is None else value for value in final]
     return found

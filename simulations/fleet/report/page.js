@@ -8,6 +8,7 @@
   const dashes = [[], [8, 5], [2, 4], [10, 4, 2, 4]]; // after eight runs colours come again, and lines are broken
   const charts = [
     { key: "mean", low: "worst", high: "best", name: data.quality, height: 380 },
+    ...data.measures.map((name) => ({ key: "measure " + name, name, height: 260, log: true })),
     { key: "loss", name: "loss on the test set", height: 260, log: true },
     { key: "consensus", name: "distance between models (of their norm)", height: 260, log: true },
     { key: "megabytes_sent", high: "megabytes_sent_max", name: "MB sent by a node (band: the busiest)", height: 260, log: true },

@@ -3,6 +3,7 @@
 The charts are uPlot's (MIT, 51 kB, kept beside this file): plotly puts 4.5 MB into every page and 15 MB on the disk.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -12,7 +13,7 @@ import jinja2
 import numpy as np
 
 from ..outcome import Outcome, Row
-from . import table, words
+from . import archive, table, words
 
 POINTS_MAX: Final = 40_000  # of all runs together, some 70 bytes each: pages of 3 MB open at once in any browser
 _POINTS_MIN: Final = 50  # a curve of fewer says little
@@ -20,19 +21,20 @@ _BINS: Final = 30
 _NAMED: Final = 5  # best and worst nodes of each run
 _RUNS_NAMED: Final = 12  # more lists than that nobody reads
 _DIGITS: Final = 5  # of every number in the charts: finer than any screen
-_KEYS: Final = tuple(Row.__struct_fields__)
+_KEYS: Final = tuple(key for key in Row.__struct_fields__ if key != "extra")
 
 
 def page(outcomes: Mapping[str, Outcome], title: str, *, caption: str = "") -> str:
     """Return the whole page as HTML. Labels, names and settings may hold anything: they are escaped."""
+    lines = table.lines(outcomes)
     return _template().render(
         title=title,
         caption=caption,
         outcomes=outcomes,
         told=words.told,
-        head=table.HEAD,
         cards=_cards(outcomes),
-        lines=table.lines(outcomes),
+        head=lines[0],
+        lines=lines[1:],
         footnote=table.footnote(outcomes),
         settings=_settings(outcomes),
         extremes=[_extremes(label, one) for label, one in list(outcomes.items())[:_RUNS_NAMED]],
@@ -57,8 +59,9 @@ def _data(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """Return what the charts draw."""
     each = max(_POINTS_MIN, POINTS_MAX // max(1, len(outcomes)))
     kinds = sorted({words.quality(outcome.scenario) for outcome in outcomes.values()})
-    runs = [{"label": label, **_columns(thinned(outcome.rows, each))} for label, outcome in outcomes.items()]
-    return {"quality": " or ".join(kinds), "runs": runs, "histogram": _histogram(outcomes)}
+    measures = archive.measures(outcomes)
+    runs = [{"label": label, **_columns(thinned(one.rows, each), measures)} for label, one in outcomes.items()]
+    return {"quality": " or ".join(kinds), "measures": measures, "runs": runs, "histogram": _histogram(outcomes)}
 
 
 def thinned(rows: Sequence[Row], points_max: int) -> Sequence[Row]:
@@ -67,8 +70,9 @@ def thinned(rows: Sequence[Row], points_max: int) -> Sequence[Row]:
     return [*rows[: -1 : max(1, step)], *rows[-1:]]
 
 
-def _columns(rows: Sequence[Row]) -> dict[str, list[float | None]]:
-    return {key: [_short(getattr(row, key)) for row in rows] for key in _KEYS}
+def _columns(rows: Sequence[Row], measures: Sequence[str]) -> dict[str, list[float | None]]:
+    columns = {key: [_short(getattr(row, key)) for row in rows] for key in _KEYS}
+    return columns | {f"measure {name}": [_short(row.extra.get(name, math.nan)) for row in rows] for name in measures}
 
 
 def _short(value: float) -> float | None:
@@ -99,6 +103,7 @@ def _cards(outcomes: Mapping[str, Outcome]) -> list[tuple[str, str]]:
         (f"mean {what}", table.number(last.mean)),
         ("worst node", table.number(last.worst)),
         ("best node", table.number(last.best)),
+        *((name, table.number(value)) for name, value in last.extra.items()),
         ("MB sent by a node", table.megabytes(last.megabytes_sent)),
         ("simulated time", table.duration(last.seconds)),
         ("nodes", f"{outcome.scenario.nodes:,}"),

@@ -5,19 +5,22 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ..outcome import Outcome
+from . import archive
 from .words import quality, settings
 
-HEAD: Final = ("run", "mean", "worst", "best", "loss", "consensus", "MB a node", "simulated", "rounds", "nodes")
+_LEFT: Final = ("run", "mean", "worst", "best")
+_RIGHT: Final = ("loss", "consensus", "MB a node", "simulated", "rounds", "nodes")
 
 
 def lines(outcomes: Mapping[str, Outcome]) -> list[tuple[str, ...]]:
-    """Return what each run came to, in words as wide as a terminal's columns like them. The head is `HEAD`."""
-    return [_line(label, outcome) for label, outcome in outcomes.items()]
+    """Return a head, and under it what each run came to; what its data measure beside quality comes after that."""
+    measures = archive.measures(outcomes)
+    return [(*_LEFT, *measures, *_RIGHT), *(_line(label, one, measures) for label, one in outcomes.items())]
 
 
 def text(outcomes: Mapping[str, Outcome]) -> str:
     """Return the table as plain text: the run to the left, numbers to the right."""
-    return aligned([HEAD, *lines(outcomes)]) + "\n\n" + footnote(outcomes)
+    return aligned(lines(outcomes)) + "\n\n" + footnote(outcomes)
 
 
 def footnote(outcomes: Mapping[str, Outcome]) -> str:
@@ -76,16 +79,17 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:,.3g} days"
 
 
-def _line(label: str, outcome: Outcome) -> tuple[str, ...]:
+def _line(label: str, outcome: Outcome, measures: Sequence[str]) -> tuple[str, ...]:
+    nodes = f"{outcome.scenario.nodes:,}"
     if not outcome.rows:
-        return (label, *("none",) * 7, "0", f"{outcome.scenario.nodes:,}")
+        return (label, *("none",) * (len(measures) + 7), "0", nodes)
     last = outcome.rows[-1]
+    measured = (last.extra.get(name, math.nan) for name in measures)
     return (
         label,
-        *(number(value) for value in (last.mean, last.worst, last.best, last.loss)),
-        number(last.consensus),
+        *map(number, (last.mean, last.worst, last.best, *measured, last.loss, last.consensus)),
         megabytes(last.megabytes_sent),
         duration(last.seconds),
         f"{last.round:,}",
-        f"{outcome.scenario.nodes:,}",
+        nodes,
     )

@@ -152,7 +152,7 @@ def test_the_page_names_the_best_and_the_worst() -> None:
 def test_a_run_that_got_nowhere_has_a_page_and_a_table_too() -> None:
     nothing = msgspec.structs.replace(outcome(), rows=(), final=())
     assert Reader(page.page({"nothing": nothing}, "nothing")).data["histogram"] == {"edges": [], "shares": []}
-    assert table.lines({"nothing": nothing})[0][-2] == "0"
+    assert table.lines({"nothing": nothing})[1][-2] == "0"
 
 
 def test_the_table_says_what_runs_came_to() -> None:
@@ -163,6 +163,20 @@ def test_the_table_says_what_runs_came_to() -> None:
         "\n"
         "mean, worst and best: accuracy of the nodes at the end; attackers are not counted."
     )
+
+
+def test_what_data_measure_in_their_own_unit_is_in_table_csv_and_page() -> None:
+    mph = msgspec.structs.replace(
+        outcome(), rows=(row(1, extra={"MAE, <mph>": 3.5}), row(2, extra={"MAE, <mph>": 3.25}))
+    )
+    runs = {"sensors": mph, "digits": outcome()}
+    assert [line.split()[4:7] for line in table.text(runs).splitlines()[:1]] == [["MAE,", "<mph>", "loss"]]
+    assert [line[4] for line in table.lines(runs)] == ["MAE, <mph>", "3.2500", "none"]
+    rows = list(csv.DictReader(archive.rounds_csv(runs).splitlines()))
+    assert [one["MAE, <mph>"] for one in rows] == ["3.5", "3.25", "", "", ""]
+    data = Reader(page.page(runs, "Both")).data
+    assert data["measures"] == ["MAE, <mph>"]
+    assert [run["measure MAE, <mph>"] for run in data["runs"]] == [[3.5, 3.25], [None] * 3]
 
 
 def test_only_settings_that_differ_are_said_to_differ() -> None:
