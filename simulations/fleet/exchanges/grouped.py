@@ -18,10 +18,11 @@ from ....gossip.config import Config
 from ..exchange import Mixed, Moment
 from . import traffic
 from .gates import Gates
-from .grouping import Block, Scratch
+from .grouping import Block
 from .layout import Layout
 from .ranks import Ranks, Rows, names_of
 from .rounding import Rounding
+from .scratch import Scratch
 
 HOPS = 4  # here I am; values; means; I have it all
 BLOCK_ELEMENTS = 1 << 19  # of models worked on at once: 2 MB, which stay in cache and need no memory worth naming

@@ -20,24 +20,11 @@ from .gates import clipped
 from .layout import Layout
 from .ranks import Rows
 from .rounding import Rounding
+from .scratch import Scratch
 
 KNOWN_COLUMNS = 256  # parameters by which it is seen whose models began alike; two that differ differ in one of these
 
 _RATIO_MAX = Config().weight_ratio_max
-
-
-class Scratch:
-    """Memory that is used again: to ask for megabytes anew costs more than what is done with them."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[str, tuple[int, ...]], Tensor] = {}
-
-    def take(self, name: str, *shape: int) -> Tensor:
-        """Return float32 of this shape: zeros at first, then what was left there."""
-        held = self._held.get((name, shape[1:]))
-        if held is None or len(held) < shape[0]:
-            held = self._held[name, shape[1:]] = torch.zeros(shape)
-        return held[: shape[0]]
 
 
 class Block:
@@ -102,12 +89,12 @@ class Block:
     def _rounded(self) -> tuple[Tensor, Tensor, Tensor]:
         """Do so where what is sent is rounded: twice, values and their mean."""
         sent = self._spread("sent", self._own)  # (g, m, m, L)
-        alike = self._alike()
-        if int(alike.sum()) == len(self._flat):  # nobody is but to itself: all is sent as it is
+        began = alike(self._moment.before, self._flat.view(self._shape))  # (g, m, m)
+        if int(began.sum()) == len(self._flat):  # nobody is but to itself: all is sent as it is
             return self._averaged(sent, None, None)
         started = self._spread("started", self._take("before", self._moment.before))
-        base = _diagonal(started).permute(0, 2, 1) * alike.flatten(1).all(1)[:, None, None]  # (g, m, L)
-        known = started.mul_(alike.unsqueeze(-1))
+        base = _diagonal(started).permute(0, 2, 1) * began.flatten(1).all(1)[:, None, None]  # (g, m, L)
+        known = started.mul_(began.unsqueeze(-1))
         return self._averaged(sent.sub_(known), known, base)
 
     def _averaged(self, sent: Tensor, known: Tensor | None, base: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,13 +112,6 @@ class Block:
         means = self._rounding.through(mean, dice)
         sizes = torch.linalg.vector_norm(means, dim=-1)
         return layout.join(means if base is None else means.add_(base)), sizes, count
-
-    def _alike(self) -> Tensor:
-        """Return who began the round with the same model, (g, m, m)."""
-        dimension = self._layout.dimension
-        columns = torch.linspace(0, dimension - 1, min(dimension, KNOWN_COLUMNS)).long()
-        known = self._moment.before[self._flat[:, None], columns].view(*self._shape, -1)
-        return (known.unsqueeze(1) == known.unsqueeze(2)).all(-1)
 
     # -- what is let in -----------------------------------------------------------------------------------------------
 
@@ -151,6 +131,15 @@ class Block:
         quorum = (twice > members) | ((twice == members) & whole[:, 0])
         adopts: Tensor = whole & quorum.unsqueeze(1)
         return adopts
+
+
+def alike(before: Tensor, rows: Tensor) -> Tensor:
+    """Return which of the nodes ``rows`` (g, m) began with the same model, of ``before`` (N, D): (g, m, m)."""
+    dimension = before.shape[1]
+    columns = torch.linspace(0, dimension - 1, min(dimension, KNOWN_COLUMNS)).long()
+    known = before[rows.reshape(-1, 1), columns].view(*rows.shape, -1)
+    same: Tensor = (known.unsqueeze(1) == known.unsqueeze(2)).all(-1)
+    return same
 
 
 def _diagonal(x: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 Filled up with zeros, all parts of all members are one tensor, whatever the number of parameters.
 """
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,12 @@ class Layout:
         sizes = [share + 1] * self._long + [share] * (members - self._long)
         self.sizes = torch.tensor(sizes, dtype=torch.float32)  # (m,)
         self.lengths = tuple(sizes)
+
+    @property
+    def places(self) -> tuple[slice, ...]:
+        """Return where each part is in a model."""
+        stops = accumulate(self.lengths)
+        return tuple(slice(stop - length, stop) for stop, length in zip(stops, self.lengths, strict=True))
 
     def spread(self, x: Tensor, into: Tensor) -> Tensor:
         """Cut (..., D) into (..., m, length), which is zero where nothing comes, and return that."""

@@ -5,12 +5,15 @@ call's frame, a connection's records) is not in it.
 """
 
 from functools import lru_cache
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ....gossip import messages
+from ....gossip import graph_gossip, messages, pull, wire
 from ....gossip.messages import Accepted, Contribution, Mean, Message, Outcome, Status, Want
+from ....gossip.private import messages as private
 from ....gossip.round import Head
 from .layout import Layout
 from .rounding import Rounding
@@ -71,3 +74,36 @@ def of_groups(
     sent = said + again * (values.sum() - values) + others * plain
     received = said + again * others * values + (plain.sum() - plain)
     return sent.astype(np.int64), (received * (1 - loss)).astype(np.int64)
+
+
+def of_private(layout: Layout, *, names: int = NAME_BYTES) -> tuple[Counts, Counts]:
+    """Return what each member of a private group sends and receives in a round without losses: bytes (m,), (m,)."""
+    peers = tuple(f"{number:0{names}}" for number in range(layout.members))
+    head: dict[str, Any] = {"task": TASK, "round": 1000, "context": DIGEST, "attempt": 0}
+    kinds = (
+        private.Hello(**head, key=bytes(32), reference=b""),
+        private.Receipts(**head, heard=peers, received=peers),
+        private.Agreed(**head, survivors=peers, signature=bytes(64)),
+        private.Reveal(**head, own=bytes(32), lost={}),
+    )
+    said = sum(len(private.pack(message)[0]) for message in kinds)
+    masked, total = (len(private.pack(kind(**head, part=1))[0]) for kind in (private.Masked, private.Sum))
+    words, others = 4.0 * (np.array(layout.lengths) + 1), layout.members - 1  # and the weight, behind the values
+    sent = others * (said + words + total) + (words + masked).sum() - (words + masked)
+    received = others * (said + words + masked) + (words + total).sum() - (words + total)
+    return sent.astype(np.int64), received.astype(np.int64)
+
+
+def of_values(dimension: int, rounding: Rounding) -> int:
+    """Return the length of a model that travels to a neighbour on a graph."""
+    return rounding.size_bytes(dimension) + _packed(graph_gossip.Values(task=TASK, round=1000))
+
+
+def of_pull(dimension: int, rounding: Rounding) -> tuple[int, int]:
+    """Return the lengths of what asks for a model, and of what brings it."""
+    wanted, offered = pull.Wanted(task=TASK, round=1000), pull.Offered(task=TASK, round=1000, wanted=1000)
+    return _packed(wanted), _packed(offered) + rounding.size_bytes(dimension)
+
+
+def _packed(message: msgspec.Struct) -> int:
+    return len(wire.Wire[Any](type(message), "it").pack(message)[0])
