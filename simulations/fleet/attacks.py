@@ -35,7 +35,8 @@ class Knowledge:
 
     def distances(self) -> Tensor:
         """Return how far each honest model is from their mean, (H,)."""
-        return torch.linalg.vector_norm(self._after.index_select(0, self.rows) - self.mean, dim=1)
+        lengths: Tensor = torch.linalg.vector_norm(self._after.index_select(0, self.rows) - self.mean, dim=1)
+        return lengths
 
 
 def attack(

@@ -22,40 +22,36 @@ class Fate:
     def drawn(cls, members: int, loss: float, dice: np.random.Generator) -> "Fate":
         """Draw it for a group in which each message is lost with probability ``loss``.
 
-        A second attempt follows where too few could be in the sum; after signatures nothing is repeated.
+        A second attempt follows where too few heard of each other; after signatures nothing is repeated. All skip the
+        round if masked values, receipts or signatures among them are lost. (Of masked values that is what machines do
+        in most cases, not what they must: who lacks some goes on without their sender, but later than the others.)
         """
         nobody = cls((), np.zeros((members, members), dtype=np.bool_))
         for _ in range(ATTEMPTS_MAX):
-            inside = _inside(members, loss, dice)
+            inside = _inside(_arrive(members, loss, dice))
             if len(inside) >= survivors_min(members):
                 break
         else:
             return nobody
-        # In [i, j] a message of i came to j. Without the same receipts they sign different sums; without all signatures
-        # nobody reveals anything.
-        alike, signed, revealed, told = (_arrive(members, loss, dice) for _ in range(4))
         among = np.ix_(inside, inside)
-        if not (alike[:, inside].all() and signed[among].all()):
+        masked, alike, signed, revealed, told = (_arrive(members, loss, dice)[among] for _ in range(5))
+        if not (masked.all() and alike.all() and signed.all()):
             return nobody
-        unmasked = revealed[among].all(0)
         reached = nobody.reached
-        reached[among] = told[among] & unmasked[:, None]
+        reached[among] = told & np.asarray(revealed.all(0))[:, None]  # an owner needs everybody's reveal
         return cls(inside, reached)
 
 
-def _inside(members: int, loss: float, dice: np.random.Generator) -> tuple[int, ...]:
-    """Return who can be in the sum: whose keys and masked values came to all others who are."""
-    keys = _arrive(members, loss, dice)
-    masked: Flags = _arrive(members, loss, dice) & keys & keys.T  # one masks for whom one has heard, who has heard of one
-    names = [f"{number:04}" for number in range(members)]
-    named = {
-        names[owner]: Receipt(
-            frozenset(names[i] for i in np.flatnonzero(keys[:, owner])),
-            frozenset(names[i] for i in np.flatnonzero(masked[:, owner])),
-        )
-        for owner in range(members)
-    }
-    return tuple(int(name) for name in survivors(named))
+def _inside(keys: Flags) -> tuple[int, ...]:
+    """Return who can be in the sum, given whose keys came to whom, [from, to]: all of them heard all others."""
+    both = keys & keys.T  # one masks for whom one has heard, who has heard of one
+    names = [f"{number:04}" for number in range(len(keys))]
+
+    def named(there: Flags) -> frozenset[str]:
+        return frozenset(names[i] for i in np.flatnonzero(there))
+
+    receipts = {name: Receipt(named(keys[:, i]), named(both[:, i])) for i, name in enumerate(names)}
+    return tuple(int(name) for name in survivors(receipts))
 
 
 def _arrive(members: int, loss: float, dice: np.random.Generator) -> Flags:

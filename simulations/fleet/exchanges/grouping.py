@@ -5,8 +5,8 @@ member i sent part j to its owner, member j.
 
 Models that a codec changes travel as differences to the model with which the round began, between those who began it
 with the same one; the mean of a part does so where all of the group did. Partial sums are rounded again, as they are
-sent. A mean is refused by whom it is too large for, and who has not all of them keeps its own; where those who have are
-no quorum, all of the group do.
+sent. A mean that is too large for a member is refused by it. A part whose mean a quorum refuses is what it was when the
+round began, if all began alike, else everybody's own; who refuses a mean that a quorum has keeps its own model.
 """
 
 import numpy as np
@@ -49,16 +49,25 @@ class Block:
     def mix(self) -> npt.NDArray[np.int64]:
         """Write the result into ``moment.after``; return how many are in each one's mean, (g, m)."""
         mean, sizes, count = self._plain() if self._rounding.exact else self._rounded()
-        adopts = self._adopts(sizes)
+        adopts, agreed = self._adopts(sizes)
         groups = torch.arange(self._shape[0]).repeat_interleave(self._shape[1])
-        if adopts.all():
+        if adopts.all() and agreed.all():
             spread = torch.index_select(mean, 0, groups, out=self._own.view(-1, self._layout.dimension))
             self._moment.after.index_copy_(0, self._flat, spread)
         else:
             chosen = adopts.flatten()
-            self._moment.after[self._flat[chosen]] = mean[groups[chosen]]
+            self._moment.after[self._flat[chosen]] = self._patched(mean, agreed)[chosen]
         counts: npt.NDArray[np.int64] = torch.where(adopts, count.unsqueeze(1), 1).numpy()
         return counts
+
+    def _patched(self, mean: Tensor, agreed: Tensor) -> Tensor:
+        """Return the means for each member, (g m, D); in parts that are not ``agreed`` (g, m) what they keep there."""
+        before = self._moment.before[self._flat].view(*self._shape, -1)
+        known = alike(self._moment.before, self._flat.view(self._shape)).flatten(1).all(1)
+        kept = torch.where(known[:, None, None], before, self._take("own", self._moment.after))
+        lengths = torch.tensor(self._layout.lengths)
+        there = agreed.repeat_interleave(lengths, dim=1).unsqueeze(1)
+        return torch.where(there, mean.unsqueeze(1), kept).flatten(0, 1)
 
     def seen(self) -> npt.NDArray[np.float64]:
         """Return the norms of what each owner was sent, as multiples of its own, (g m, m - 1)."""
@@ -123,14 +132,23 @@ class Block:
         shares = clipped(weights, admitted.transpose(1, 2), _RATIO_MAX).transpose(1, 2)
         return shares.float(), admitted.sum(1).amin(1)
 
-    def _adopts(self, sizes: Tensor) -> Tensor:
-        """Return who takes the means, (g, m), given the norms of what was sent of them, (g, m)."""
+    def _adopts(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return who takes what was agreed on, and of which parts that is the mean: (g, m), (g, m).
+
+        ``sizes`` (g, m) are the norms of what was sent of the means.
+        """
         fits = sizes.unsqueeze(1) / self._scales <= self._limits.unsqueeze(2)  # (g, k, j)
-        whole = (fits | self._oneself).all(2)
-        twice, members = 2 * whole.sum(1), self._shape[1]
-        quorum = (twice > members) | ((twice == members) & whole[:, 0])
-        adopts: Tensor = whole & quorum.unsqueeze(1)
-        return adopts
+        fits |= self._oneself
+        agreed = _is_quorum(fits)
+        whole = (fits | ~agreed.unsqueeze(1)).all(2)
+        return whole & _is_quorum(whole.unsqueeze(2)), agreed
+
+
+def _is_quorum(there: Tensor) -> Tensor:
+    """Return whether the members that are ``there`` (g, m, k) are one, by agreement's rule: (g, k)."""
+    twice, members = 2 * there.sum(1), there.shape[1]
+    quorum: Tensor = (twice > members) | ((twice == members) & there[:, 0])
+    return quorum
 
 
 def alike(before: Tensor, rows: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """Groups of a fleet: the same groups, means, gates and bytes as those of the machines."""
 
-from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,7 @@ from lepton.gossip.config import Config
 from lepton.gossip.gate import Gate
 from lepton.gossip.groups import groups
 from lepton.gossip.mixing import clip_weights
-from lepton.simulations.fleet.exchange import Moment
+from lepton.simulations.fleet.exchange import Remembering
 from lepton.simulations.fleet.exchanges import traffic
 from lepton.simulations.fleet.exchanges.gates import Gates, clipped
 from lepton.simulations.fleet.exchanges.grouped import Grouped
@@ -19,65 +17,15 @@ from lepton.simulations.fleet.exchanges.layout import Layout
 from lepton.simulations.fleet.exchanges.ranks import Ranks, names_of
 from lepton.simulations.fleet.exchanges.rounding import rounding
 
-from ..bench.virtual import VirtualMesh
+from ...bench.virtual import VirtualMesh
+from .walking import DIMENSION, Walker, moment, played, random_models, walkers
 
-DIMENSION = 1003
 
-
-class Walker:
-    """Stands where a trainer does: steps that depend on where it is, so that errors would not stay small."""
-
-    def __init__(self, number: int, dimension: int, start: np.ndarray) -> None:
-        self.samples = 10 + 7 * number
-        self._dice = np.random.default_rng(number)
-        self._x = start.copy()
-
-    def vector(self) -> np.ndarray:
-        return self._x.copy()
+class Standing(Walker):
+    """Does not walk."""
 
     def run_steps(self, steps: int) -> None:
-        self._x = (self._x * 0.9 + 0.02 * self._dice.standard_normal(self._x.size)).astype(np.float32)
-
-    def adopt(self, vector: np.ndarray, *, averaged: bool = False) -> None:
-        self._x = vector.copy()
-
-    def evaluate(self) -> Any:
-        return SimpleNamespace(accuracy=0.0)
-
-
-def walkers(count: int, dimension: int = DIMENSION) -> list[Walker]:
-    start = np.random.default_rng(99).standard_normal(dimension).astype(np.float32) * np.float32(0.1)
-    return [Walker(number, dimension, start) for number in range(count)]
-
-
-def stacked(walking: Sequence[Walker]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([walker.vector() for walker in walking]))
-
-
-def played(exchange: Any, walking: Sequence[Walker], rounds: int, **changes: Any) -> tuple[np.ndarray, list[Any]]:
-    """Let rows walk and exchange; return the models and what each round came to."""
-    mixed = []
-    for round_ in range(rounds):
-        before = stacked(walking)
-        for walker in walking:
-            walker.run_steps(1)
-        weights = np.array([float(walker.samples) for walker in walking])
-        dice = np.random.default_rng(round_)
-        mixed.append(
-            exchange.mix(moment(before, stacked(walking), round=round_, dice=dice, weights=weights, **changes))
-        )
-        for walker, model in zip(walking, mixed[-1].models.numpy(), strict=True):
-            walker.adopt(model)
-    return stacked(walking).numpy(), mixed
-
-
-def moment(before: torch.Tensor, after: torch.Tensor, **changes: Any) -> Moment:
-    nodes = len(before)
-    settings: dict[str, Any] = {
-        "round": 0, "here": np.ones(nodes, dtype=bool), "weights": np.ones(nodes), "loss": 0.0,
-        "dice": np.random.default_rng(5),
-    }  # fmt: skip
-    return Moment(before=before, after=after, **(settings | changes))
+        pass
 
 
 def machines(count: int, rounds: int, codec: str, **changes: Any) -> tuple[np.ndarray, VirtualMesh]:
@@ -147,15 +95,41 @@ def test_weights_are_clipped_as_the_machines_clip_them() -> None:
     np.testing.assert_allclose(found.numpy(), expected)
 
 
-def test_a_model_that_is_far_too_large_is_left_out_of_all_means() -> None:
-    after = torch.from_numpy(np.random.default_rng(3).standard_normal((8, DIMENSION)).astype(np.float32))
-    honest = after.clone()
+@pytest.mark.parametrize("factor", [50.0, 5.0])
+def test_machines_refuse_what_rows_refuse(factor: float) -> None:
+    """A model too large is in no mean but that of the part that its node averages, which others refuse if they can."""
+    after = random_models(8) * 0.1
+    after[2] *= factor
+    mesh = VirtualMesh([Standing(0, row.numpy()) for row in after], rounds=1, local_steps=1, codec="float32")  # type: ignore[misc]
+    mesh.run()
+    mixed = grouped(8, "float32").mix(moment(after[:1].repeat(8, 1), after))
+    np.testing.assert_allclose(mixed.models, [node.shared for node in mesh.nodes.values()], rtol=0, atol=1e-6)
+    assert mixed.averaged.tolist() == [7] * 8
+
+
+def test_where_members_began_apart_a_refused_part_stays_everybodys_own() -> None:
+    after = random_models(8)
     after[2] *= 50
-    result = grouped(8, "float32").mix(moment(torch.zeros_like(after), after))
-    others = [row for row in range(8) if row != 2]
-    mean = honest[others].mean(0)
-    part = slice(252, 378)  # the part that the large one averages: it takes its own in, and nobody takes its mean
-    assert (result.averaged == 7).sum() + (result.averaged == 1).sum() == 8
-    outside = np.delete(np.arange(DIMENSION), np.arange(part.start, part.stop))
-    adopted = result.models[others][:, outside]
-    assert torch.allclose(adopted, mean[outside].expand_as(adopted), atol=1e-6) or (result.averaged == 1).all()
+    own, part = after.clone(), Layout(DIMENSION, 8, 1).places[2]
+    models = grouped(8, "float32").mix(moment(random_models(8, seed=1), after)).models
+    assert torch.equal(models[:, part], own[:, part])
+    assert torch.equal(models[0, : part.start], models[7, : part.start])
+
+
+def test_away_nodes_keep_what_they_had_and_send_nothing() -> None:
+    before, after = random_models(20), random_models(20, seed=1)
+    here = np.arange(20) % 3 > 0
+    mixed = grouped(20, "int8").mix(moment(before, after, here=here))
+    assert torch.equal(mixed.models[~torch.from_numpy(here)], before[~torch.from_numpy(here)])
+    assert not mixed.bytes_sent[~here].any()
+    assert mixed.bytes_sent[here].all()
+    assert mixed.averaged[here].min() >= 6
+
+
+def test_a_gate_goes_on_from_a_memory() -> None:
+    one, other = grouped(16, "float32"), grouped(16, "float32")
+    for round_ in range(3):
+        one.mix(moment(random_models(16, seed=round_), random_models(16, seed=round_) * (1 + round_), round=round_))
+    other.recall({name: held.copy() for name, held in one.memory.items()})
+    assert torch.equal(one.gates.limits(), other.gates.limits())
+    assert isinstance(one, Remembering)
