@@ -14,6 +14,7 @@ from torch import Tensor
 from ...gossip.errors import BadSetup
 from ...mesh.errors import LeptonError, UsageError
 from . import faults
+from .attacks import attack, give_back
 from .batches import Batches, Hashed, Ints, Passes
 from .clock import seconds_of_round
 from .evaluation import Examiner, consensus_of, distinct_of
@@ -124,19 +125,26 @@ class Fleet:
     # -- a round ------------------------------------------------------------------------------------------------------
 
     def _mixed(self, here: faults.Flags) -> Mixed:
-        """Train who is here, and let them exchange."""
+        """Train who is here, and let them exchange; attackers send what they will, and go on from what they learned."""
         state, nodes = self.state, np.flatnonzero(here)
         self._training.run(state.models, self._after, state.momentum, nodes, state.done[nodes], self._todo[nodes])
         if len(nodes) == 0:
             none = np.zeros(self.scenario.nodes, dtype=np.int64)
             return Mixed(models=self._after, bytes_sent=none, bytes_received=none, hops=0, averaged=none + 1)
-        return self.exchange.mix(
+        kind, bad = self.scenario.faults.attack, self.attackers
+        own = attack(kind, state.models, self._after, here=here, bad=bad, dice=self._dice(faults.ATTACK))
+        mixed = self.exchange.mix(
             Moment(
                 round=state.round, before=state.models, after=self._after, here=here,
                 weights=self.population.counts.astype(np.float64), loss=self.scenario.faults.loss,
-                dice=faults.dice(self.scenario.seed, faults.EXCHANGE, state.round),
+                dice=self._dice(faults.EXCHANGE),
             )
         )  # fmt: skip
+        give_back(kind, mixed.models, own, here=here, bad=bad)
+        return mixed
+
+    def _dice(self, stream: faults.Stream) -> np.random.Generator:
+        return faults.dice(self.scenario.seed, stream, self.state.round)
 
     def _row(self, here: int) -> Row:
         state = self.state

@@ -7,8 +7,10 @@ import pytest
 import torch
 from lepton.simulations import attacks as one_by_one
 from lepton.simulations.fleet.attacks import ATTACKS, SIZE_MAX, attack, give_back
-from lepton.simulations.fleet.scenario import AttackKind
+from lepton.simulations.fleet.fleet import Fleet
+from lepton.simulations.fleet.scenario import AttackKind, Averaging, Faults, Model, Scenario
 
+from .crowds import population
 from .walking import random_models
 
 BAD = np.arange(20) % 5 == 1
@@ -57,3 +59,16 @@ def test_what_is_sent_is_a_number_that_can_be_sent() -> None:
     before, after = torch.zeros(20, 9), random_models(20, 9) * 1e30
     attack("scaled", before, after, here=HERE, bad=BAD, dice=np.random.default_rng(0))
     assert after[flags(BAD & HERE)].abs().max() == SIZE_MAX
+
+
+@pytest.mark.parametrize(
+    ("averaging", "learned"),
+    [(Averaging(group_size=4), False), (Averaging(topology="pull", degree=8, policy="robust"), True)],
+)
+def test_robust_pulling_withstands_what_pulls_groups_down(averaging: Averaging, learned: bool) -> None:
+    said = Scenario(
+        about="attacked", nodes=20, rounds=15, evaluate_every=15, model=Model(architecture="linear"),
+        averaging=averaging, faults=Faults(attackers=0.2, attack="sign_flip"),
+    )  # fmt: skip
+    [row] = Fleet(said, population([20] * 20, test=200)).rounds()
+    assert (row.mean > 0.85) == learned
