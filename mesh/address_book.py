@@ -38,6 +38,7 @@ class AddressBook:
     here: set[PeerId] = field(default_factory=set)  # those that are connected
     _entries: dict[PeerId, _Entry] = field(default_factory=dict)
     _hearsay: set[PeerId] = field(default_factory=set)  # those that are not proven
+    changes: int = 0  # grows whenever a peer is added or forgotten
 
     def __contains__(self, peer: object) -> bool:
         return peer in self._entries
@@ -64,6 +65,7 @@ class AddressBook:
                 return
             entry = self._entries[peer] = _Entry((), now, now, self.config.redial_first_s)
             self._hearsay.add(peer)
+            self.changes += 1
         entry.hinted_at = now
         if signed:
             self._prove(peer, entry)
@@ -92,7 +94,8 @@ class AddressBook:
 
     def forget(self, peer: PeerId) -> None:
         """Know nothing of a peer any more."""
-        self._entries.pop(peer, None)
+        if self._entries.pop(peer, None) is not None:
+            self.changes += 1
         self._hearsay.discard(peer)
 
     def doubt(self, peer: PeerId, now: float) -> None:

@@ -24,7 +24,7 @@ from . import limits
 from .identity import PeerId
 from .lifeguard import LocalHealth, Suspicion
 from .lives import Lives
-from .membership import Connected, DialFailed, Disconnected, Expelled, Expired
+from .membership import Connected, DialFailed, Disconnected, Expelled, Expired, Parting
 from .rumours import Ack, Doubt, Probe, ProbeFor, Statement, Tell, Words
 
 Message = Probe | ProbeFor | Ack | Tell
@@ -96,7 +96,7 @@ class Living:
     peer: PeerId
 
 
-Event = Heard | Seen | Connected | Disconnected | Expelled | DialFailed | Expired
+Event = Heard | Seen | Connected | Disconnected | Parting | Expelled | DialFailed | Expired
 Effect = Send | Suspected | Died | Living
 
 
@@ -147,6 +147,7 @@ class Liveness:
         self.deadline = 0.0
         self._rng = rng
         self._lives = Lives(me, rng, words, knows, incarnation)
+        self._parting: set[PeerId] = set()  # neighbours that are about to close their connections and live on
         self._round: list[PeerId] = []  # whom to probe next, from the end
         self._probe_at = 0.0
         self._news_at = math.inf
@@ -169,6 +170,19 @@ class Liveness:
     def incarnation(self) -> int:
         """That of this node itself."""
         return self._lives.own.incarnation
+
+    @property
+    def word(self) -> Statement:
+        """What this node states of itself."""
+        return self._lives.own
+
+    def recall(self, statements: Iterable[Statement]) -> None:
+        """Know what members stated before this node began. It is no news to anybody.
+
+        Raises PeerError when a statement is not that of the member whom it names.
+        """
+        for statement in statements:
+            self._lives.recall(statement)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event; ``now`` is monotonic seconds. Sets ``deadline``, when ``Expired`` is due.
@@ -196,6 +210,8 @@ class Liveness:
                 self._connected(peer, now)
             case Disconnected(peer):
                 self._disconnected(peer, now)
+            case Parting(peer) if peer in self.neighbours:
+                self._parting.add(peer)
             case DialFailed(peer, refused=False):
                 self._undialled(peer, now)
             case Expelled(peers):
@@ -228,6 +244,7 @@ class Liveness:
         if peer not in self.neighbours:
             self.neighbours.add(peer)
             self._round.insert(self._rng.randint(0, len(self._round)), peer)
+        self._parting.discard(peer)
         self._lives.meet(peer)
         self._see(peer)
         self._probe(peer, now)
@@ -241,7 +258,11 @@ class Liveness:
             self._ask_others(next(self._numbers), self._attempt(peer, now), now)
 
     def _disconnected(self, peer: PeerId, now: float) -> None:
-        """Ask others at once: a connection that closes is no death, but most deaths close one."""
+        """Ask others at once: a connection that closes is no death, but most deaths close one.
+
+        Not of who said before that it would: in a large mesh most are not connected with it and find nothing, so that
+        every connection given up would make the mesh doubt one who lives.
+        """
         if peer not in self.neighbours:
             return
         self.neighbours.discard(peer)
@@ -249,8 +270,9 @@ class Liveness:
             self._round.remove(peer)
         for number in self._attempts_at(peer):
             del self._attempts[number]
-        life = self._lives.get(peer)
-        if life is not None and not life.dead:
+        life, parted = self._lives.get(peer), peer in self._parting
+        self._parting.discard(peer)
+        if life is not None and not life.dead and not parted:
             self._ask_others(next(self._numbers), self._attempt(peer, now), now)
 
     # -- hearing ------------------------------------------------------------------------------------------------------

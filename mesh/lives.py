@@ -103,6 +103,13 @@ class Lives:
         self.forget(next(iter(self._dead)))
         return True
 
+    def recall(self, statement: Statement) -> None:
+        """Know a member by what it stated long ago. Raises PeerError when it is not the member's own."""
+        life = self._hear_of(statement.peer)
+        if life is not None and (statement.incarnation > life.incarnation or not life.signature):
+            self._words.check(statement)
+            life.incarnation, life.signature = statement.incarnation, statement.signature
+
     # -- what is said -------------------------------------------------------------------------------------------------
 
     def hear_statement(self, statement: Statement) -> bool:

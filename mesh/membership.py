@@ -158,6 +158,8 @@ class Membership:
     _heard: set[PeerId] = field(default_factory=set)
     _look_at: float = 0.0
     _reach_at: float = 0.0
+    _away: list[PeerId] | None = None  # who is in the book and not present; None: to be looked up
+    _away_of: int = 0  # the book's changes then
 
     def __post_init__(self) -> None:
         self.book = AddressBook(self.me, self.rng, self.config)
@@ -166,8 +168,9 @@ class Membership:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event; ``now`` is monotonic seconds. Sets ``deadline``, when ``Expired`` is due."""
         effects = self._take(event, now)
-        effects += self._dials(now)
-        self.deadline = min(self._look_at, self.book.next_at(self._absent_neighbours()))
+        absent = self._absent_neighbours()
+        effects += self._dials(absent, now)
+        self.deadline = min(self._look_at, self.book.next_at(absent))
         return effects
 
     def _take(self, event: Event, now: float) -> list[Effect]:
@@ -248,6 +251,7 @@ class Membership:
 
     def _update(self, peer: PeerId) -> None:
         """Hearsay counts while somebody is connected who would say otherwise."""
+        self._away = None
         if peer in self.connected or (peer in self._heard and self.connected):
             self.present.add(peer)
             self.neighbours.came(peer)
@@ -274,11 +278,12 @@ class Membership:
 
     def _absent_neighbours(self) -> list[PeerId]:
         """Those to dial: in a small mesh everybody of whom one has heard, in a large one who is missing beside one."""
-        peers: Iterable[PeerId] = self.book if self.neighbours.whole else self.neighbours.wanted
-        return [peer for peer in peers if peer not in self.connected]
+        if self.neighbours.whole:
+            return [peer for peer in self.book if peer not in self.connected]
+        return sorted(self.neighbours.wanted - self.connected)  # in one order in every process: dials draw lots
 
-    def _dials(self, now: float) -> list[Effect]:
-        due = self.book.due(self._absent_neighbours(), now)
+    def _dials(self, absent: list[PeerId], now: float) -> list[Effect]:
+        due = self.book.due(absent, now)
         if not self.neighbours.whole and now >= self._reach_at:
             self._reach_at = now + self.config.reach_interval_s * self.rng.uniform(0.5, 1.5)
             due += self._reach(now)
@@ -286,7 +291,10 @@ class Membership:
 
     def _reach(self, now: float) -> list[PeerId]:
         """Try one of those who are away: a newcomer, or a member behind a partition that may have healed."""
-        away = [peer for peer in self.book if peer not in self.present]
+        if self._away is None or self._away_of != self.book.changes:
+            self._away = [peer for peer in self.book if peer not in self.present]
+            self._away_of = self.book.changes
+        away = self._away
         self.rng.shuffle(away)
         for peer in away:
             if due := self.book.due([peer], now):

@@ -384,7 +384,13 @@ class Mesh:
         for effect in self._members.handle(event, trio.current_time()):
             self._carry_out(effect)
         match event:
-            case membership.Connected() | membership.Disconnected() | membership.DialFailed() | membership.Expelled():
+            case (
+                membership.Connected()
+                | membership.Disconnected()
+                | membership.Parting()
+                | membership.DialFailed()
+                | membership.Expelled()
+            ):
                 self.probing.note(event)
         if whole and not self._members.neighbours.whole:
             self._note(membership.Heard(tuple(sorted(self.probing.machine.alive))))

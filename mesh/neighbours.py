@@ -66,7 +66,9 @@ class Rings:
             self._beside = None
 
     def remove(self, peer: PeerId) -> None:
-        self.members.discard(peer)
+        if peer not in self.members:
+            return
+        self.members.remove(peer)
         if peer in self.beside():
             self._beside, self._rings = None, []  # only all of them tell who is the next one now
 
@@ -147,9 +149,9 @@ class Neighbours:
 
     def release(self, now: float) -> list[tuple[PeerId, str]]:
         """Return which connections to give up now unless they are in use, and why. Ask about once a second."""
-        spare = []
+        spare, wanted = [], self._links.keys() if self.whole else self.wanted
         for peer, link in self._links.items():
-            if self.wants(peer):
+            if peer in wanted:
                 link.spare_at = math.inf
             elif link.spare_at == math.inf:
                 # Not all at once: who is let go by many at a time might be let go by all.

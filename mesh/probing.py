@@ -119,10 +119,9 @@ class Probing:
                 self._tell_membership(HeardOf((peer,)))
 
     def _bury(self, peer: PeerId) -> None:
+        self._tell_membership(Gone((peer,)))  # else a neighbour would stay here by hearsay when it is dropped
         if peer in self.machine.neighbours:
             self._drop(peer, "answered neither this node nor others that tried")
-        else:
-            self._tell_membership(Gone((peer,)))
 
     # -- asking -------------------------------------------------------------------------------------------------------
 

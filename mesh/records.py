@@ -176,6 +176,10 @@ class RecordStore:
     def owners(self) -> set[PeerId]:
         return set(self._shelf.owners)
 
+    @property
+    def owners_count(self) -> int:
+        return len(self._shelf.owners)
+
     def of(self, owner: PeerId) -> list[Record]:
         """Return every record of one owner, tombstones too."""
         return self._shelf.of(owner)
@@ -254,6 +258,14 @@ class RecordStore:
         if record.owner not in self.contradictions and len(self.contradictions) < limits.CONTRADICTIONS_MAX:
             self.contradictions[record.owner] = (held.signed, record.signed)
             got.contradicted.append(record.owner)
+
+    def adopt(self, other: "RecordStore") -> None:
+        """Hold all that another store of this mesh holds, this node's own words too: a copy, made without a merge.
+
+        For what has one picture already, as a simulation's members have when it begins.
+        """
+        self._shelf = other._shelf.copy()  # noqa: SLF001 - of the same class
+        self.revision += 1
 
     def forget(self, owner: PeerId) -> None:
         """Drop everything of one owner, as after a revocation. It stays away for as long as ``known`` says no."""

@@ -42,6 +42,19 @@ class Shelf:
         self._stale: set[int] = set()  # buckets whose digest is to be made anew
         self._fingerprint = b""
 
+    def copy(self) -> "Shelf":
+        """Return another that holds the same."""
+        other = Shelf()
+        other.count, other.size_bytes = self.count, self.size_bytes
+        other.owners = {
+            owner: Owned(owned.records.copy(), owned.size_bytes, owned.incarnation)
+            for owner, owned in self.owners.items()
+        }
+        other._kinds = {kind: records.copy() for kind, records in self._kinds.items()}
+        other._buckets = [bucket.copy() for bucket in self._buckets]
+        other._digests, other._fingerprint = self.digests().copy(), self.fingerprint
+        return other
+
     def put(self, record: Record) -> None:
         """Hold a record, in place of what its key held."""
         old = self.get(record.key)

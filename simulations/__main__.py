@@ -8,6 +8,7 @@ import click
 
 from ..mesh.errors import UsageError
 from . import report, scenario
+from .crowd.command import crowd
 from .fleet import commands as fleet
 from .run import Broken, simulate
 
@@ -49,6 +50,9 @@ def list_() -> None:
     """List the scenarios that ship with Lepton."""
     for name in scenario.shipped():
         print(f"{name:<14}  {scenario.load(name).about}")
+
+
+main.add_command(crowd)
 
 
 def _write(file: Path | None, lines: tuple[str, ...]) -> None:

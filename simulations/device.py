@@ -394,7 +394,13 @@ class Device(Process):
         for effect in self.members.handle(event, self.now):
             self._carry_out(effect)
         match event:
-            case membership.Connected() | membership.Disconnected() | membership.DialFailed() | membership.Expelled():
+            case (
+                membership.Connected()
+                | membership.Disconnected()
+                | membership.Parting()
+                | membership.DialFailed()
+                | membership.Expelled()
+            ):
                 self.probing.note(event)
         if whole and not self.members.neighbours.whole:
             self.note(membership.Heard(tuple(sorted(self.probing.machine.alive))))

@@ -65,10 +65,10 @@ class Probing:
                     call.reply(Answer(ack))
             case Send(peer, message):
                 self._ask(peer, message)
-            case Died(peer) if peer in self.machine.neighbours:
-                self._device.drop(peer, "answered neither this node nor others that tried")
             case Died(peer):
                 self._device.note_unconnected(Gone((peer,)))
+                if peer in self.machine.neighbours:
+                    self._device.drop(peer, "answered neither this node nor others that tried")
             case Living(peer) if peer not in self.machine.neighbours:
                 self._device.note_unconnected(HeardOf((peer,)))
 

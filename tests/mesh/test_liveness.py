@@ -13,7 +13,7 @@ from lepton.mesh.errors import PeerError
 from lepton.mesh.identity import SIGNATURE_BYTES, PeerId
 from lepton.mesh.lifeguard import HEALTH_MAX, Suspicion
 from lepton.mesh.liveness import Config, Died, Effect, Event, Heard, Liveness, Living, Message, Seen, Send, Suspected
-from lepton.mesh.membership import Connected, DialFailed, Disconnected, Expelled, Expired
+from lepton.mesh.membership import Connected, DialFailed, Disconnected, Expelled, Expired, Parting
 from lepton.mesh.messages import pack, unpack
 from lepton.mesh.rumours import Ack, Doubt, Probe, ProbeFor, Rumours, SignedWords, Statement, Tell
 
@@ -185,6 +185,16 @@ def test_a_connection_that_closes_is_no_death_while_others_reach_the_member() ->
     assert A in one.alive
     assert A not in one.neighbours
     assert not deaths(live(one, 1.1, 60.0, all_but()))
+
+
+def test_a_connection_that_closes_as_its_peer_said_is_no_reason_to_ask_anybody() -> None:
+    one = machine(A, B, C)
+    one.handle(Parting(A), 1.0)
+    assert A in one.neighbours  # and is probed, until the connection is gone: the word alone hides nobody
+    assert not sent(one.handle(Disconnected(A), 1.1), ProbeFor)
+    assert A in one.alive
+    one.handle(Connected(A), 2.0)
+    assert set(sent(one.handle(Disconnected(A), 3.0), ProbeFor)) == {B, C}  # it said nothing this time
 
 
 def test_one_whom_nobody_reaches_after_its_connection_closed_is_dead_soon_and_sooner_if_it_takes_no_dial() -> None:

@@ -1,0 +1,1 @@
+"""Crowds that ship with Lepton."""
