@@ -12,7 +12,7 @@ import msgspec
 
 from ...mesh.errors import UsageError
 from ...node.config import did_you_mean
-from ..scenario import Number, Period, Seconds, Section, Share
+from ..sections import Number, Period, Seconds, Section, Share
 
 Count = Annotated[int, msgspec.Meta(ge=51, le=4096)]
 
