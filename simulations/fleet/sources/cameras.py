@@ -55,8 +55,18 @@ def _view(frames: Floats, index: int) -> Floats:
     left = index // 2 * _SHIFT
     view = frames[:, :, left : left + _WIDTH]
     view = view[:, :, ::-1] if index % 2 else view
-    scaled: Floats = ((view.reshape(len(view), -1) - _MIDDLE) * _CONTRAST).astype(np.float32)
-    return scaled
+    return scaled(view.reshape(len(view), -1))
+
+
+def scaled(pixels: npt.NDArray[np.floating]) -> Floats:
+    """Return grey in [0, 1] as the model takes it."""
+    inputs: Floats = ((pixels - _MIDDLE) * _CONTRAST).astype(np.float32)
+    return inputs
+
+
+def pixels_of(inputs: Floats) -> Floats:
+    """Return the grey again."""
+    return inputs / np.float32(_CONTRAST) + np.float32(_MIDDLE)
 
 
 def _watch(car: npt.NDArray[np.bool_], index: int) -> npt.NDArray[np.bool_]:

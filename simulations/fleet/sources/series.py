@@ -26,7 +26,8 @@ _NAB = ("TravelTime_387", "occupancy_6005", "speed_6005")
 def traffic(folder: Path | None) -> Source:
     """Speeds of METR-LA's 207 sensors (Li et al. 2018): 12 past steps and the time of day, to 15, 30 and 60 min ahead.
 
-    Inputs (15,): the past less the present in tens of mph, the present itself, sine and cosine of the time of day.
+    Inputs (17,): the past less the present in tens of mph, the present itself, sine and cosine of the time of day, and
+    of the sensor's own training part the mean and the deviation, which tell roads apart.
     Labels (3,): the change until then, in tens of mph.
     """
     (found,) = arrays_in(file_in(folder, "traffic_metr_la", "metr_la_5days.npz"), "speed")
@@ -36,21 +37,23 @@ def traffic(folder: Path | None) -> Source:
     steps = speed.shape[1]
     cut = int(TRAINING * steps)
     return _source(
-        [_speeds(speed, range(PAST - 1, cut - AHEAD[-1])), _speeds(speed, range(cut, steps - AHEAD[-1]))],
+        [_speeds(speed, cut, range(PAST - 1, cut - AHEAD[-1])), _speeds(speed, cut, range(cut, steps - AHEAD[-1]))],
         tuple(f"sensor {index}" for index in range(len(speed))),
         score=mean_errors_mph,
     )
 
 
-def _speeds(speed: Floats, present: range) -> tuple[Floats, Floats]:
-    """Samples of every sensor at these steps: (sensors, steps, 15) and (sensors, steps, 3)."""
+def _speeds(speed: Floats, cut: int, present: range) -> tuple[Floats, Floats]:
+    """Samples of every sensor at these steps: (sensors, steps, 17) and (sensors, steps, 3)."""
     at = np.array(present)
     now = speed[:, at, None]
     past = (speed[:, at[:, None] - np.arange(PAST)] - now) / CHANGE_MPH
     angle = 2 * np.pi * (at % STEPS_A_DAY) / STEPS_A_DAY
     clock = np.broadcast_to(np.stack([np.sin(angle), np.cos(angle)], 1), (len(speed), len(at), 2))
     ahead = (speed[:, at[:, None] + np.array(AHEAD)] - now) / CHANGE_MPH
-    inputs = np.concatenate([past, (now - USUAL_MPH) / SPREAD_MPH, clock], 2)
+    road = np.stack([speed[:, :cut].mean(1) - USUAL_MPH, speed[:, :cut].std(1)], 1)[:, None] / SPREAD_MPH
+    road = np.broadcast_to(road, (len(speed), len(at), 2))
+    inputs = np.concatenate([past, (now - USUAL_MPH) / SPREAD_MPH, clock, road], 2)
     return inputs.astype(np.float32), ahead.astype(np.float32)
 
 
