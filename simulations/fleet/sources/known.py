@@ -1,6 +1,7 @@
 """The data sets by name."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,7 @@ SOURCES: Final[dict[str, Callable[[Path | None], Source]]] = {
 }
 
 
+@lru_cache(maxsize=1)  # the variants of a scenario are of the same data mostly, and `Source.cut` copies
 def source_of(name: str, folder: Path | None = None) -> Source:
     """Read a data set; ``folder`` is where those lie that Lepton does not carry. Raises UsageError."""
     if name not in SOURCES:
