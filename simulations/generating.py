@@ -12,9 +12,10 @@ from typing import Final, Protocol
 from ..mesh.identity import PeerId
 from ..node.generation.alike import Alike
 from ..node.generation.apart import Apart, Pair
-from ..node.generation.asker import Asked, Asker, AskerEvent, Emit, Failed, Finished, Paused, Picture, Tally
+from ..node.generation.asker import Asked, Asker, AskerEvent, Emit, Failed, Finished, Paused, Tally
 from ..node.generation.events import Came, Expired, Lost, Send
 from ..node.generation.messages import SESSION_BYTES, Said
+from ..node.generation.outlook import outlook
 from ..node.generation.route import Load, Route, Run, Serving, choose
 from ..node.generation.sampling import Sampling
 from ..node.inference.view import View
@@ -105,19 +106,17 @@ class Generating:
 
         asker = device.machines.asker(device.me, asked, chosen, device.now, None, self._apart)
         self._live[asked.session] = _Live(question.number, asked.version, asker)
-        self._tell(asked.session, self._picture(asked.version))
+        self._tell(asked.session, outlook(self.view, NAME, asked.version))
 
     # -- events -------------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Follow a new picture: load what the plan gives this device; let sessions without a route look again."""
+        """Follow a new picture: load what the plan gives this device; show it to all sessions."""
         self.host.look()
+        versions = {live.version for live in self._live.values()}
+        pictures = {version: outlook(self.view, NAME, version) for version in versions}
         for session, live in list(self._live.items()):
-            if not live.asker.route.peers:
-                self._tell(session, self._picture(live.version))
-
-    def _picture(self, version: int) -> Picture:
-        return Picture(self.view.serving(NAME, version))
+            self._tell(session, pictures[live.version])
 
     def _received(self, peer: PeerId, said: Said) -> None:
         self._tell(said.session, Came(peer, said))
@@ -178,7 +177,7 @@ class Generating:
         self.host.tick(now)
         for session, live in list(self._live.items()):
             if live.asker.deadline <= now:
-                self._tell(session, Expired() if live.asker.route.peers else self._picture(live.version))
+                self._tell(session, Expired() if live.asker.route.peers else outlook(self.view, NAME, live.version))
         deadlines = (live.asker.deadline for live in self._live.values())
         self._soon(min((self.host.deadline, *deadlines)))
 

@@ -4,6 +4,7 @@ To those above it is what `node/generation/links.py` is: one stream each way to 
 word, whose end is told as the peer's loss. Below it are lossy messages: a segment is repeated until it is acknowledged.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,11 @@ from .network import Connection
 if TYPE_CHECKING:
     from .device import Device
 
-_REPEAT_S: Final = 0.2  # the least that Linux waits for an acknowledgement; each time twice as long
-_REPEAT_S_MAX: Final = 5.0  # TCP goes on to double; here who answers again is heard of sooner, and nothing else changes
+_REPEAT_S: Final = 0.2  # the least that Linux waits for an acknowledgement; twice as long each time that none comes
+# Linux goes on to 120 s. There the mesh's own probes go over the same connection, which is given up and dialled anew.
+_REPEAT_S_MAX: Final = 5.0
+_AGAIN_S: Final = 0.05  # what the other end says is missing is repeated if it was sent so long ago: some round trips
+_AT_ONCE: Final = 64  # segments that are repeated or named as missing
 _OPEN_TIMEOUT_S: Final = 3.0  # this and the next as in node/generation/links.py
 _UNSENT_BYTES_MAX: Final = 32 * 1024 * 1024
 _LOOK_S: Final = 0.05  # how often who waits for a connection looks for one
@@ -36,10 +40,11 @@ class Segment(NamedTuple):
 
 
 class Acknowledged(NamedTuple):
-    """All segments before this one have come."""
+    """All segments before this one have come, and those behind it but for the missing."""
 
     stream: Stream
     sequence: int
+    missing: tuple[int, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +55,10 @@ class _Outlet:
     connection: Connection | None = None  # while it is being opened
     unacknowledged: dict[int, bytes] = field(default_factory=dict)
     unacknowledged_bytes: int = 0
+    sent_at: dict[int, float] = field(default_factory=dict)
     sequence: int = 0  # of the next
+    wait_s: float = _REPEAT_S
+    waits: bool = False  # for an acknowledgement
 
 
 @dataclass(slots=True, eq=False)
@@ -110,14 +118,14 @@ class Streams:
         outlet.unacknowledged[outlet.sequence] = data
         outlet.unacknowledged_bytes += len(data)
         if outlet.connection is not None:
-            self._transmit(peer, outlet, outlet.sequence, _REPEAT_S)
+            self._transmit(peer, outlet, (outlet.sequence,))
         outlet.sequence += 1
         if outlet.unacknowledged_bytes > _UNSENT_BYTES_MAX:
             self._forget(peer, outlet, "does not read what is said to it")
 
     def _new(self, peer: PeerId) -> _Outlet:
         self._opened += 1
-        outlet = self._outlets[peer] = _Outlet((self._device.now, self._opened))
+        outlet = self._outlets[peer] = _Outlet((self._device.world.now, self._opened))
         self._open(peer, outlet, self._device.now + _OPEN_TIMEOUT_S)
         return outlet
 
@@ -127,28 +135,51 @@ class Streams:
             return
         if open_ones:
             outlet.connection = open_ones[-1]
-            for sequence in list(outlet.unacknowledged):
-                self._transmit(peer, outlet, sequence, _REPEAT_S)
+            self._transmit(peer, outlet, tuple(outlet.unacknowledged))
         elif self._device.now >= until_s:
             self._forget(peer, outlet, f"could not be reached within {_OPEN_TIMEOUT_S:g} s")
         else:
             self._device.after(_LOOK_S, lambda: self._open(peer, outlet, until_s))
 
-    def _transmit(self, peer: PeerId, outlet: _Outlet, sequence: int, wait_s: float) -> None:
-        data = outlet.unacknowledged.get(sequence)
-        if data is None or self._outlets.get(peer) is not outlet:
-            return
-        assert outlet.connection is not None
-        segment = Segment(outlet.stream, sequence, data)
-        self._device.network.send(outlet.connection, self._device.me, segment, _SEGMENT_BYTES + len(data))
-        later_s = min(2 * wait_s, _REPEAT_S_MAX)
-        self._device.after(wait_s, lambda: self._transmit(peer, outlet, sequence, later_s))
+    def _transmit(self, peer: PeerId, outlet: _Outlet, sequences: Sequence[int]) -> None:
+        connection, device = outlet.connection, self._device
+        assert connection is not None
+        for sequence in sequences:
+            data = outlet.unacknowledged[sequence]
+            segment = Segment(outlet.stream, sequence, data)
+            device.network.send(connection, device.me, segment, _SEGMENT_BYTES + len(data))
+            outlet.sent_at[sequence] = device.now
+        if not outlet.waits:
+            self._wait(peer, outlet)
+
+    def _wait(self, peer: PeerId, outlet: _Outlet) -> None:
+        """Repeat the oldest when nothing is acknowledged in time."""
+
+        def expire() -> None:
+            outlet.waits = False
+            if not outlet.unacknowledged or self._outlets.get(peer) is not outlet:
+                return
+            oldest = tuple(outlet.unacknowledged)[:_AT_ONCE]
+            if self._device.now >= outlet.sent_at[oldest[0]] + outlet.wait_s:
+                outlet.wait_s = min(2 * outlet.wait_s, _REPEAT_S_MAX)
+                self._transmit(peer, outlet, oldest)
+            else:
+                self._wait(peer, outlet)
+
+        outlet.waits = True
+        self._device.after(outlet.wait_s, expire)
 
     def _acknowledged(self, peer: PeerId, said: Acknowledged) -> None:
         outlet = self._outlets.get(peer)
-        if outlet is not None and outlet.stream == said.stream:
-            for sequence in [number for number in outlet.unacknowledged if number < said.sequence]:
-                outlet.unacknowledged_bytes -= len(outlet.unacknowledged.pop(sequence))
+        if outlet is None or outlet.stream != said.stream:
+            return
+        for sequence in [number for number in outlet.unacknowledged if number < said.sequence]:
+            outlet.unacknowledged_bytes -= len(outlet.unacknowledged.pop(sequence))
+            del outlet.sent_at[sequence]
+            outlet.wait_s = _REPEAT_S
+        old_s = self._device.now - _AGAIN_S
+        again = [number for number in said.missing if outlet.sent_at.get(number, math.inf) <= old_s]
+        self._transmit(peer, outlet, again)
 
     def _forget(self, peer: PeerId, outlet: _Outlet, reason: str) -> None:
         if self._outlets.get(peer) is outlet:
@@ -176,7 +207,9 @@ class Streams:
         while (data := inlet.early.pop(inlet.sequence, None)) is not None:
             inlet.sequence += 1
             came.append(data)
-        said = Acknowledged(inlet.stream, inlet.sequence)
+        until = max(inlet.early, default=inlet.sequence)
+        missing = tuple(number for number in range(inlet.sequence, until) if number not in inlet.early)
+        said = Acknowledged(inlet.stream, inlet.sequence, missing[:_AT_ONCE])
         self._device.network.send(connection, self._device.me, said, _SEGMENT_BYTES)
         if came:
             self._read(peer, b"".join(came))

@@ -45,6 +45,9 @@ class AskerConfig:
     token_factor: float = 8.0  # the same in mean steps of this session
     probe_s: float = 0.5  # in which a stage answers that is there: it does so beside its arithmetic
     retry_pause_s: float = 0.1  # when there is no route: the picture may change without telling
+    unserved_s: float = (
+        5.0  # before it is believed that nobody is about to serve it: a newcomer's picture grows so long
+    )
     trouble_s: float = 60.0  # in which a route must be found that brings a token: layers are loaded elsewhere meanwhile
     stuck_s: float = 120.0  # a stage that says it works, and nothing moves: a long prompt on a Pi moves every second
     quiet_max: int = 2  # times that all stages are there and none has anything to do: then something was lost
@@ -55,6 +58,8 @@ class Picture:
     """Who serves what now."""
 
     serving: Serving
+    lacking: str = ""  # why nobody is about to serve what is lacking, for people; empty where somebody is
+    for_good: bool = False  # and nobody ever will: what is lacking is not wanted any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +152,7 @@ class Asker:
         self._tokens = list(asked.prompt)
         self._blocks = block_hashes(asked.prompt)
         self._serving: Serving = {}
+        self._lacking, self._for_good = "", False
         self._epoch = 0
         self._given: int | None = None  # up to where the first stage has got tokens, once it said what it needs
         self._avoid: set[PeerId] = set()
@@ -182,8 +188,8 @@ class Asker:
         if self.over:
             return []
         match event:
-            case Picture(serving):
-                self._serving = serving
+            case Picture(serving, lacking, for_good):
+                self._serving, self._lacking, self._for_good = serving, lacking, for_good
             case Came(peer, said):
                 self._receive(peer, said, now)
             case Lost(peer, reason, left):
@@ -345,10 +351,31 @@ class Asker:
             self._fail(self._last_word)
             return
         if found is None:
-            self._relent()
-            self._renew(now)
+            self._wait_for_layers(now)
             return
         self._begin(found, now)
+
+    def _wait_for_layers(self, now: float) -> None:
+        """There is no route: say so, and look again later; once it is plain that there will be none, give up.
+
+        A device that went may come back, so who had a route waits for the next one.
+        """
+        since = self._began if self._trouble_since is None else self._trouble_since
+        waits_in_vain = self._lacking and (self._for_good or not self.tally.attempts)
+        if waits_in_vain and now >= since + self._config.unserved_s:
+            self._fail(Failed("link", f"{self._asked.name!r} cannot be answered from: {self._lacking}."))
+            return
+        if not self._trouble:
+            self._trouble = self._unserved()
+            self._effects.append(Paused(self._trouble + (f": {self._lacking}" if self._lacking else "")))
+        self._relent()
+        self._renew(now)
+
+    def _unserved(self) -> str:
+        layer, layers = reached(self._serving, self._asked.layers), self._asked.layers
+        if layer == layers:
+            return "there is no route through all layers"
+        return f"nobody who is here serves layer {layer} of {layers} of {self._asked.name!r}"
 
     def _relent(self) -> None:
         """Let some be tried again after a pause: a pair if that may do, or else anybody, for who was stopped may go on.
@@ -395,10 +422,10 @@ class Asker:
 
     def _diagnosis(self) -> str:
         most = self._config.trouble_s
-        layer = reached(self._serving, self._asked.layers)
-        if layer < self._asked.layers:
-            lacking = f"nobody who is here serves layer {layer} of {self._asked.layers} of {self._asked.name!r}"
-            return f"No next token within {most:g} s: {lacking}" + (f"; {self._trouble}." if self._trouble else ".")
+        if reached(self._serving, self._asked.layers) < self._asked.layers:
+            lacking = self._unserved()
+            more = f"; {self._trouble}." if self._trouble not in {"", lacking} else "."
+            return f"No next token within {most:g} s: {lacking}{more}"
         return f"No next token within {most:g} s, in {self.tally.attempts} attempts; the last failed: {self._trouble}."
 
     # -- the end ------------------------------------------------------------------------------------------------------

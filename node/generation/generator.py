@@ -38,8 +38,8 @@ from .asker import (
 )
 from .events import Came, Expired, Lost
 from .events import Send as SendEffect
-from .host import Pictured
 from .messages import POSITIONS_MAX, SESSION_BYTES, STOP_IDS_MAX, Said, Send
+from .outlook import Pictured, outlook
 from .route import Load, Route, Run, Serving, choose
 from .sampling import Sampling
 
@@ -224,7 +224,7 @@ class Generator:
         generation = Generation(asker, lambda: self._tell(asked.session, Cancel()))
         alike = Alike(generation.notice)
         self._live[asked.session] = (asker, generation, asked.name, asked.version)
-        self._tell(asked.session, self._picture(asked.name, asked.version))
+        self._tell(asked.session, outlook(self._view, asked.name, asked.version))
         return generation
 
     # -- events -------------------------------------------------------------------------------------------------------
@@ -240,24 +240,23 @@ class Generator:
             self._tell(session, Lost(peer, reason, left))
 
     def look(self) -> None:
-        """Have the sessions that wait for a route look at the new picture."""
-        for session, (asker, _, name, version) in list(self._live.items()):
-            if not asker.route.peers:
-                self._tell(session, self._picture(name, version))
+        """Show all sessions the new picture: those that wait for a route seek one, others when they lose theirs."""
+        pictures = dict[tuple[str, int], Picture]()
+        for session, (_, _, name, version) in list(self._live.items()):
+            if (name, version) not in pictures:
+                pictures[name, version] = outlook(self._view, name, version)
+            self._tell(session, pictures[name, version])
 
     def tick(self, now: float) -> None:
         """Let deadlines that have come do what they do."""
         for session, (asker, _, name, version) in list(self._live.items()):
             if asker.deadline <= now:
-                self._tell(session, Expired() if asker.route.peers else self._picture(name, version))
+                self._tell(session, Expired() if asker.route.peers else outlook(self._view, name, version))
 
     @property
     def deadline(self) -> float:
         """When the next is due."""
         return min((asker.deadline for asker, *_ in self._live.values()), default=math.inf)
-
-    def _picture(self, name: str, version: int) -> Picture:
-        return Picture(self._view.serving(name, version))
 
     def _tell(self, session: bytes, event: AskerEvent) -> None:
         live = self._live.get(session)

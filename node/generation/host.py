@@ -7,10 +7,10 @@ if nobody does it is stopped, and its sessions go on as soon as the new one is t
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final
 
 import trio
 
@@ -25,6 +25,7 @@ from .engine_thread import EngineThread
 from .events import Came, Expired, Lost, Ran
 from .events import Send as SendEffect
 from .messages import BLOCK, Alive, Close, Declined, Open, Probe, Said, Send
+from .outlook import Pictured
 from .room import Takes, lacking_bytes, stays, waits_for
 from .route import Run, reached
 from .stage import Effect, Event, Stage, StageConfig
@@ -40,31 +41,6 @@ log = logging.getLogger(__name__)
 
 SendTogether = Callable[[Sequence[tuple[PeerId, Said]]], None]
 Load = Callable[[str, DeploymentRecord, Run], Awaitable[Engine]]
-
-
-class _Planned(Protocol):
-    @property
-    def assigned(self) -> Mapping[Any, Run]: ...
-    @property
-    def missing_bytes(self) -> int: ...
-    @property
-    def fits_at(self) -> str: ...
-
-
-class Pictured(Protocol):
-    """What is read out of the records, afresh at each question."""
-
-    def deployments(self) -> dict[str, DeploymentRecord]:
-        """Return what ought to be served, by name."""
-
-    def plans(self) -> Mapping[str, _Planned]:
-        """Return who should load what, by name."""
-
-    def serving(self, name: str, version: int) -> dict[Run, list[PeerId]]:
-        """Return who has which run of layers loaded."""
-
-    def arithmetics(self, name: str, version: int) -> dict[PeerId, str]:
-        """Return what they say of how they round."""
 
 
 @dataclass(slots=True, eq=False)

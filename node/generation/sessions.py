@@ -8,9 +8,10 @@ from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from .asker import AskerConfig
 from .generator import Generator
-from .host import GenerationHost, Load, Pictured
+from .host import GenerationHost, Load
 from .links import Links
 from .messages import Said
+from .outlook import Pictured
 
 
 class Sessions:

@@ -176,3 +176,33 @@ def test_whom_one_stage_cannot_reach_is_reached_through_another() -> None:
     ((_, opened),) = said(effects, Open)
     assert isinstance(opened, Open)
     assert opened.route == (a2, B)
+
+
+def test_who_has_no_route_is_told_at_once_and_fails_soon_where_nobody_is_about_to_serve() -> None:
+    lacking = Picture({(0, 2): [A]}, "no devices that are here can hold it")
+    machine = asker()
+    (paused,) = machine.handle(lacking, 0.0)
+    assert paused == Paused("nobody who is here serves layer 2 of 4 of 'toy': no devices that are here can hold it")
+    assert machine.handle(lacking, 4.9) == []  # said once; the picture may still grow
+    (failed,) = machine.handle(lacking, 5.0)
+    assert failed == Failed("link", "'toy' cannot be answered from: no devices that are here can hold it.")
+    assert machine.over
+
+
+def test_who_had_a_route_waits_for_a_device_that_may_come_back_but_not_for_an_older_version() -> None:
+    machine = begun()
+    machine.handle(Lost(A, "left the mesh"), 1.0)
+    gone = {(2, 4): [B, B2]}
+    assert not said(machine.handle(Picture(gone, "12 GB of memory for serving are missing"), 30.0), Close)
+    failed, *_closes = machine.handle(Picture(gone, "version 2 of it is served now", for_good=True), 31.0)
+    assert failed == Failed("link", "'toy' cannot be answered from: version 2 of it is served now.")
+
+
+def test_a_session_goes_on_with_who_serves_now_and_not_with_who_did_when_it_began() -> None:
+    machine = begun({(0, 2): [A], (2, 4): [B]})
+    assert machine.handle(Picture({(0, 2): [A], (2, 4): [B2]}), 0.1) == []
+    ((_, opened),) = said(
+        machine.handle(Came(B, Declined(session=ID, epoch=1, why="gone", reason="it drains")), 0.2), Open
+    )
+    assert isinstance(opened, Open)
+    assert opened.route == (A, B2)
