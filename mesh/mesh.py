@@ -83,6 +83,7 @@ class Mesh:
         self.calls.serve(Method(name="mesh.part", needs="mesh", takes=Part, handler=self._answer_part))
         self.door = Door(identity, admission, invites)
         self.on_absent: list[Callable[[PeerId], None]] = []
+        self.on_expelled: list[Callable[[PeerId], None]] = []  # at once, while its connection is being closed
         self._admission = admission
         self._config = config
         rng = random.Random(secrets.randbits(64))
@@ -239,7 +240,10 @@ class Mesh:
 
         async def serve(stream: Stream) -> None:
             try:
+                self._admission.standing(stream.peer_id, time.time())
                 await handler(stream)
+            except Refused:
+                stream.reset()
             except PeerError as error:
                 self._offended(stream.peer_id, str(error))
 
@@ -247,7 +251,12 @@ class Mesh:
         self._needed.append(in_use)
 
     async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
-        """Open a stream to a member, dialling it if need be. The caller bounds the wait. Raises LinkError, Busy."""
+        """Open a stream to a member, dialling it if need be. The caller bounds the wait.
+
+        Raises LinkError, Busy, and Refused for who was thrown out and is still connected.
+        """
+        if peer in self._members.connected:
+            self._admission.standing(peer, time.time())
         return await (await self._reach(peer)).open_stream(protocol)
 
     # -- admission --------------------------------------------------------------------------------------------------
@@ -291,6 +300,9 @@ class Mesh:
         """Count those who were thrown out as absent even if others still say that they are here."""
         self._note(membership.Expelled(tuple(peers)))
         self._picture.forgot()
+        for peer in sorted(set(peers) - {self.me}):
+            for listener in self.on_expelled:
+                listener(peer)
 
     async def _watch(self, connection: Connection) -> None:
         """Count a peer as connected for as long as it has a connection that was let in."""

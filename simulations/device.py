@@ -103,6 +103,7 @@ class Device(Process):
         self.connections: dict[PeerId, list[Connection]] = {}
         self.refusals = 0
         self.on_absent: list[Callable[[PeerId], None]] = []
+        self.on_expelled: list[Callable[[PeerId], None]] = []
         self.on_other: list[Callable[[Connection, object], None]] = []  # what is neither a call nor its answer came
         self.on_gone: list[Callable[[Connection], None]] = []  # a connection ended, for whatever reason
         self._left = watch.left

@@ -69,6 +69,7 @@ class Generating:
         self._streams = Streams(device, self._received, self._lost, self._together)
         self.host = Hosting(device, self.view, language, self._streams, self._soon)
         device.on_absent.append(self._left)
+        device.on_expelled.append(self._expelled)
         device.records.on_change.append(self._look)
 
     @property
@@ -135,6 +136,11 @@ class Generating:
     def _left(self, peer: PeerId) -> None:
         self._tell_all(Lost(peer, "left the mesh", left=True))
         self.host.lost(peer, "left the mesh", left=True)
+
+    def _expelled(self, peer: PeerId) -> None:
+        self._streams.drop(peer)
+        self._tell_all(Lost(peer, "was thrown out", left=True))
+        self.host.lost(peer, "was thrown out", left=True)
 
     def _tell_all(self, event: AskerEvent) -> None:
         for session in list(self._live):

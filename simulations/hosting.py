@@ -12,7 +12,7 @@ from ..mesh.errors import Refused
 from ..mesh.identity import PeerId
 from ..node.deployments import DeploymentRecord
 from ..node.generation.events import Came, Expired, Lost, Ran, Send
-from ..node.generation.messages import BLOCK, Alive, Close, Data, Declined, Open, Probe, Said, Token
+from ..node.generation.messages import BLOCK, Alive, Close, Declined, Open, Probe, Said
 from ..node.generation.room import Takes, lacking_bytes, stays
 from ..node.generation.route import Run, reached
 from ..node.generation.stage import Effect, Event, Stage, StageConfig
@@ -260,9 +260,6 @@ class Hosting:
         for effect in effects:
             if isinstance(effect, Step) and not loaded.gone:
                 self._compute(loaded, effect)
-        for one in sends:
-            if isinstance(one.said, Token | Data):
-                self._device.serves(one.peer)
         if sends:
             self._streams.send_together([(one.peer, one.said) for one in sends])
 

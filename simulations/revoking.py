@@ -6,6 +6,7 @@ While nobody was revoked nothing of this sends a message, so a run without revoc
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from ..mesh import membership
 from ..mesh.errors import LeptonError, PeerError
 from ..mesh.identity import Identity, PeerId
 from ..mesh.messages import pack, unpack
@@ -64,7 +65,11 @@ class Revoking:
             why = device.admission.ended or out.get(peer, "")
             if why or peer != source:
                 self._tell(peer, new, why)
+        device.note(membership.Expelled(tuple(sorted(out))))
         device.records.forgot()
+        for peer in sorted(out.keys() - {device.me}):
+            for listener in device.on_expelled:
+                listener(peer)
 
     def _note(self, out: Sequence[PeerId]) -> None:
         for subject in out:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ..mesh.errors import PeerError
+from ..mesh.errors import PeerError, Refused
 from ..mesh.identity import PeerId
-from ..node.generation.messages import Said, decode, decoder, encode
+from ..node.generation.messages import Data, Open, Said, Token, decode, decoder, encode
 from .network import Connection
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ _OPEN_TIMEOUT_S: Final = 3.0  # this and the next as in node/generation/links.py
 _UNSENT_BYTES_MAX: Final = 32 * 1024 * 1024
 _LOOK_S: Final = 0.05  # how often who waits for a connection looks for one
 _SEGMENT_BYTES: Final = 60  # of headers
+
+_SERVES: Final = (Data, Token, Open)  # what somebody is served with: steps, tokens, prompts
 
 Stream = tuple[float, int]  # when it was opened, and which of its sender's it is: a later one is greater
 
@@ -97,24 +99,31 @@ class Streams:
         if peer == self._device.me:
             self._tell(lambda: self._received(peer, said))
         else:
-            self._send(peer, encode(said))
+            self._send(peer, encode(said), serves=isinstance(said, _SERVES))
 
     def send_together(self, all_said: Sequence[tuple[PeerId, Said]]) -> None:
         """Say several things, those to one peer in one piece."""
-        to: dict[PeerId, list[bytes]] = {}
+        to: dict[PeerId, list[Said]] = {}
         for peer, said in all_said:
             if peer != self._device.me:
-                to.setdefault(peer, []).append(encode(said))
-        for peer, data in to.items():
-            self._send(peer, b"".join(data))
+                to.setdefault(peer, []).append(said)
+        for peer, some in to.items():
+            self._send(peer, b"".join(map(encode, some)), serves=any(isinstance(said, _SERVES) for said in some))
         for peer, said in all_said:
             if peer == self._device.me:
                 self.send(peer, said)
 
+    def drop(self, peer: PeerId) -> None:
+        """End the streams to and from a peer at once; nobody is told."""
+        self._outlets.pop(peer, None)
+        self._inlets.pop(peer, None)
+
     # -- outwards -----------------------------------------------------------------------------------------------------
 
-    def _send(self, peer: PeerId, data: bytes) -> None:
+    def _send(self, peer: PeerId, data: bytes, *, serves: bool) -> None:
         outlet = self._outlets.get(peer) or self._new(peer)
+        if serves and outlet.connection is not None:
+            self._device.serves(peer)
         outlet.unacknowledged[outlet.sequence] = data
         outlet.unacknowledged_bytes += len(data)
         if outlet.connection is not None:
@@ -130,16 +139,26 @@ class Streams:
         return outlet
 
     def _open(self, peer: PeerId, outlet: _Outlet, until_s: float) -> None:
-        open_ones = self._device.connections.get(peer, []) if peer in self._device.connected else []
         if self._outlets.get(peer) is not outlet:
             return
-        if open_ones:
-            outlet.connection = open_ones[-1]
+        if (connection := self._connection_to(peer)) is not None and self._stands(peer):
+            outlet.connection = connection
             self._transmit(peer, outlet, tuple(outlet.unacknowledged))
         elif self._device.now >= until_s:
             self._forget(peer, outlet, f"could not be reached within {_OPEN_TIMEOUT_S:g} s")
         else:
             self._device.after(_LOOK_S, lambda: self._open(peer, outlet, until_s))
+
+    def _connection_to(self, peer: PeerId) -> Connection | None:
+        open_ones = self._device.connections.get(peer, []) if peer in self._device.connected else []
+        return open_ones[-1] if open_ones else None
+
+    def _stands(self, peer: PeerId) -> bool:
+        try:
+            self._device.admission.standing(peer, self._device.unix_s)
+        except Refused:
+            return False
+        return True
 
     def _transmit(self, peer: PeerId, outlet: _Outlet, sequences: Sequence[int]) -> None:
         connection, device = outlet.connection, self._device
@@ -198,6 +217,8 @@ class Streams:
     def _take(self, peer: PeerId, connection: Connection, segment: Segment) -> None:
         inlet = self._inlets.get(peer)
         if inlet is None or segment.stream > inlet.stream:  # it would not open another unless it lost the first
+            if not self._stands(peer):
+                return
             inlet = self._inlets[peer] = _Inlet(segment.stream, connection)
         if segment.stream != inlet.stream:
             return

@@ -122,6 +122,13 @@ class Links:
             outlet.stream.reset()
             self._forget(peer, outlet, "does not read what is said to it")
 
+    def drop(self, peer: PeerId) -> None:
+        """End the streams to and from a peer at once, whatever becomes of its connection; nobody is told."""
+        outlet, inlet = self._outlets.pop(peer, None), self._inlets.pop(peer, None)
+        for stream in (outlet.stream if outlet is not None else None, inlet):
+            if stream is not None:
+                stream.reset()
+
     # -- outwards -----------------------------------------------------------------------------------------------------
 
     async def _open(self, peer: PeerId, outlet: _Outlet) -> None:

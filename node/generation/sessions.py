@@ -35,6 +35,7 @@ class Sessions:
         self.host = GenerationHost(mesh, view, load, send, together, self._soon, memory_bytes=memory_bytes)
         self.generator = Generator(mesh, view, self.links.send, self._soon, config)
         mesh.on_absent.append(self._left)
+        mesh.on_expelled.append(self._expelled)
 
     async def run(self) -> None:
         """Serve and ask, for ever."""
@@ -82,6 +83,12 @@ class Sessions:
     def _left(self, peer: PeerId) -> None:
         self.generator.lost(peer, "left the mesh", left=True)
         self.host.lost(peer, "left the mesh", left=True)
+
+    def _expelled(self, peer: PeerId) -> None:
+        """End what there is with a peer that was thrown out: it hears of that first, and is hung up on later."""
+        self.links.drop(peer)
+        self.generator.lost(peer, "was thrown out", left=True)
+        self.host.lost(peer, "was thrown out", left=True)
 
     def _uses(self, peer: PeerId) -> bool:
         return self.generator.uses(peer) or self.host.uses(peer)

@@ -1,5 +1,6 @@
 """Whole nodes in one process over loopback, with a toy for an engine: what machines say goes over the wire."""
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import trio
 from lepton.mesh.errors import Busy, LinkError, UsageError
 from lepton.mesh.identity import PeerId
 from lepton.mesh.mesh import Mesh
+from lepton.mesh.revocations import revoke
 from lepton.node import Node
 from lepton.node.deployments import BlobRef, DeploymentRecord
 from lepton.node.generation.asker import AskerConfig
@@ -209,3 +211,19 @@ async def test_who_breaks_the_rules_of_sessions_is_hung_up_on(tmp_path: Path) ->
             await stream.connection.closed.wait()
         with pytest.raises(LinkError):
             await me.open_stream(PeerId("12D3KooWNobody"), PROTOCOL)
+
+
+async def test_who_is_thrown_out_gets_no_more_tokens_though_its_connection_is_still_open(tmp_path: Path) -> None:
+    """It is told first and hung up on later; one that does not answer had a second more of everybody's work."""
+    async with serving(tmp_path, {"a": (0, 6), "me": None}) as served:
+        a, me = served.world.nodes["a"].mesh, served.world.nodes["me"].mesh
+        a.revoking._end = lambda _peer, _reason: None  # nobody hangs up
+        async with served.sessions["me"].generator.generate("toy", [1], Sampling(tokens_max=200)) as generation:
+            await anext(generation)
+            assert not served.given_back()
+            root = served.world.root
+            a.revoking.take([revoke(root, me.me, root=root.peer_id, reason="lost", now=time.time())])
+            assert served.given_back()
+            with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+                await (await me._transport.connections[a.me].open_stream(PROTOCOL)).receive_some()
+        assert me.me in a._transport.connections
