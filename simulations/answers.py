@@ -34,7 +34,7 @@ class Answer:
     outcomes: list[str] = field(default_factory=list)  # '' when it was finished, else the reason
     ended_s: float = 0.0
     tally: Tally | None = None
-    abandoned: bool = False  # its asker crashed
+    abandoned: bool = False  # its asker crashed, or was thrown out
 
     @property
     def answered(self) -> bool:
@@ -114,7 +114,7 @@ class Answers:
         self._tell(number, f"failed: {self._world.in_words(reason)}")
 
     def abandon(self, asker: PeerId) -> None:
-        """Note that an asker is dead, with all that it waited for."""
+        """Note that an asker is dead or thrown out, with all that it waited for."""
         for answer in self.all.values():
             answer.abandoned |= answer.asker == asker and not answer.outcomes
 
@@ -137,7 +137,7 @@ class Answers:
             if not answer.over:
                 who = self._world.called(answer.asker)
                 raise Violation(f"session {number} of {who}, asked at {answer.asked_s:.3f} s, never ended")
-            failed += [f"session {number}: {reason}" for reason in answer.outcomes if reason]
+            failed += [f"session {number}: {why}" for why in answer.outcomes if why and not answer.abandoned]
         if len(failed) > most:
             raise Violation(f"{len(failed)} sessions failed, at most {most} may; {self._world.in_words(failed[0])}")
 

@@ -8,6 +8,7 @@ from .faults import Crash, Fault, Faults, Freeze, Join, OneWay, Partition, Revok
 from .scenario import Scenario
 
 _LENGTH_S_MIN: Final = 0.5
+_BETWEEN_STAGES: Final = 0.5  # of the cuts in one direction, where there are sessions that go along stages
 
 
 def draw(scenario: Scenario, seed: int) -> Scenario:
@@ -27,6 +28,7 @@ class _Draw:
         self._end_s = scenario.duration_s - scenario.settle_s
         self._comers = (f"late{number}" for number in range(len(scenario.join) + most.join))
         self._taken = {join.node for join in scenario.join}
+        self._asks = scenario.language.requests > 0
 
     def all(self) -> Iterator[Fault]:
         makers: dict[str, Callable[[], Fault | None]] = {
@@ -98,6 +100,8 @@ class _Draw:
 
     def _one_way(self) -> Fault | None:
         at_s, senders = self._at_s(), self._some()
+        if self._asks and self._dice.random() < _BETWEEN_STAGES:
+            return OneWay(at_s=at_s, heal_s=self._until_s(at_s), during="answer")
         if not (receivers := self._rest(senders)):
             return None
         receivers = tuple(sorted(self._dice.sample(receivers, self._dice.randint(1, len(receivers)))))

@@ -50,12 +50,16 @@ class Partition(Section, frozen=True, kw_only=True):
 
 
 class OneWay(Section, frozen=True, kw_only=True):
-    """What `senders` say does not reach `receivers`, who are heard as ever. Nobody can dial across it."""
+    """What `senders` say does not reach `receivers`, who are heard as ever. Nobody can dial across it.
+
+    With `during`, a stage of the first answer that is under way from `at_s` on, and the stage behind it.
+    """
 
     at_s: Seconds
     heal_s: Seconds
-    senders: tuple[str, ...]
-    receivers: tuple[str, ...]
+    senders: tuple[str, ...] = ()
+    receivers: tuple[str, ...] = ()
+    during: Literal["", "answer"] = ""
 
 
 class Weather(Section, frozen=True, kw_only=True):
@@ -159,9 +163,8 @@ def complaint(fault: Fault, first: str) -> str:
             members = [name for group in groups for name in group]
             if heal_s <= at_s or len(members) != len(set(members)):
                 return "a partition heals after it begins, and no node is in two of its groups"
-        case OneWay(at_s=at_s, heal_s=heal_s, senders=senders, receivers=receivers):
-            if heal_s <= at_s or not senders or not receivers or set(senders) & set(receivers):
-                return "a one-way cut heals after it begins, between some senders and some other receivers"
+        case OneWay():
+            return _complaint_of_one_way(fault)
         case Weather(at_s=at_s, end_s=end_s, node=node, other=other):
             if end_s <= at_s or (other and (not node or other == node)):
                 return "weather ends after it begins, and is between two nodes, around one, or everywhere"
@@ -171,6 +174,15 @@ def complaint(fault: Fault, first: str) -> str:
             return _complaint_of_crash(fault, first)
         case Revoke(node=node) if node == first:
             return f"{first} made the mesh and is the one that revokes; revoke another"
+    return ""
+
+
+def _complaint_of_one_way(cut: OneWay) -> str:
+    senders, receivers = set(cut.senders), set(cut.receivers)
+    if cut.during and (senders or receivers):
+        return "a one-way cut that says during what it strikes names nobody"
+    if cut.heal_s <= cut.at_s or not (cut.during or (senders and receivers)) or senders & receivers:
+        return "a one-way cut heals after it begins, between some senders and some other receivers"
     return ""
 
 

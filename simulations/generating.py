@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Final, Protocol
 
 from ..mesh.identity import PeerId
@@ -76,6 +77,16 @@ class Generating:
     def asking(self) -> int:
         """How many sessions of this device are under way."""
         return len(self._live)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Which sessions of this device are under way."""
+        return [live.number for live in self._live.values()]
+
+    @property
+    def hops(self) -> list[tuple[PeerId, PeerId]]:
+        """From which stage to which the sessions of this device go now."""
+        return [hop for live in self._live.values() for hop in pairwise(live.asker.route.peers)]
 
     def asks(self) -> bool:
         """Whether this device knows of the model, so that it takes a question on."""

@@ -47,6 +47,18 @@ class Figures:
     requests_rerouted: int
     request_s_median: float
     request_s_max: float
+    sessions: int
+    """With the language model."""
+
+    sessions_answered: int
+    sessions_failed: int
+    sessions_abandoned: int
+    sessions_mended: int
+    """That went along another route, or the same anew."""
+
+    session_tokens: int
+    session_pause_s_max: float
+    """From when a trouble was noticed to the next token."""
 
     @classmethod
     def of(cls, run: "Run", errors: Sequence[float]) -> Self:
@@ -55,6 +67,8 @@ class Figures:
         waits = sorted(request.waited_s for request in requests if request.answered)
         noticed = [seconds for crash in run.crashes.all for seconds in crash.noticed_s]
         devices = [member.device for member in run.members.values()]
+        answers = list(run.answers.all.values())
+        tallies = [answer.tally for answer in answers if answer.tally is not None]
         return cls(
             seed=run.world.seed,
             nodes=run.scenario.nodes,
@@ -81,6 +95,13 @@ class Figures:
             requests_rerouted=sum(request.attempts > 1 for request in requests),
             request_s_median=waits[len(waits) // 2] if waits else 0.0,
             request_s_max=waits[-1] if waits else 0.0,
+            sessions=len(answers),
+            sessions_answered=sum(answer.answered for answer in answers),
+            sessions_failed=sum(any(answer.outcomes) for answer in answers),
+            sessions_abandoned=sum(answer.abandoned for answer in answers),
+            sessions_mended=sum(tally.attempts > 1 for tally in tallies),
+            session_tokens=sum(answer.tokens for answer in answers),
+            session_pause_s_max=max((pause for tally in tallies for pause in tally.pauses), default=0.0),
         )
 
 

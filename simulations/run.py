@@ -19,6 +19,7 @@ from .learner import Learner, Share
 from .ledgers import Crashes, Freezes, Published, Requests, Revoked, Rounds
 from .network import Network
 from .picture import MODEL, MODEL_NAME, MODULUS, PROFILE, ModelRecord, Profile, run_layers
+from .progress import Progress
 from .report import Figures
 from .scenario import Scenario
 from .serving import Serving
@@ -74,6 +75,7 @@ class Run:
         self.published, self.requests, self.crashes = Published(), Requests(self.world), Crashes()
         self.rounds, self.revoked = Rounds(self.world, scenario.task.codec), Revoked(self.world)
         self.answers = Answers(self.world, scenario.language)
+        self.progress = Progress(self.world, self.network, self.answers)
         self.members: dict[str, Member] = {}  # by name, those that live
         self.outcasts: dict[PeerId, str] = {}  # who was thrown out
         self.strangers: list[Device] = []
@@ -113,6 +115,8 @@ class Run:
             self.world.run(moment_s)
             self.invariants.check_moment([member.device for member in self.members.values()] + self._liars())
             check_promises(self._generating())
+            awake = {member.device.me: member for member in self.members.values() if not member.device.frozen}
+            self.progress.check({me: one.generating for me, one in awake.items() if one.generating is not None})
         return Outcome(self._check_end(), tuple(self.world.transcript))
 
     def _check_end(self) -> Figures:
@@ -223,6 +227,7 @@ class Run:
     def throw_out(self, name: str, subject: PeerId) -> None:
         """Count a device no more among the members; it runs on, and finds out."""
         self.outcasts[subject] = name
+        self.answers.abandon(subject)
         if name in self.members and self.members[name].device.me == subject:
             del self.members[name]
 

@@ -47,6 +47,8 @@ class Striking:
             case Partition(groups=groups, bridges=bridges):
                 islands = {name: number for number, group in enumerate(groups) for name in group}
                 self._cut(fault.heal_s, Islands(islands, bridges), " | ".join(" ".join(group) for group in groups))
+            case OneWay(during="answer", heal_s=heal_s):
+                self._cut_between_stages(heal_s)
             case OneWay(senders=senders, receivers=receivers):
                 self._cut(fault.heal_s, Muffled(senders, receivers), " ".join([*senders, ">|", *receivers]))
             case Weather():
@@ -128,6 +130,16 @@ class Striking:
         self._network.cut(cut)
         self._world.tell("network", f"is cut: {who}")
         self._world.after(heal_s - self._world.now, heal)
+
+    def _cut_between_stages(self, heal_s: float) -> None:
+        """Let a stage not hear the one before it, of the first answer that has several; look again soon for one."""
+        answering = (member.generating.hops for member in self._run.members.values() if member.generating is not None)
+        hop = next((hops[0] for hops in answering if hops), None)
+        if hop is not None:
+            before, behind = map(self._world.called, hop)
+            self._cut(heal_s, Muffled((before,), (behind,)), f"{before} >| {behind}")
+        elif self._world.now + _LOOK_INTERVAL_S < heal_s:
+            self._world.after(_LOOK_INTERVAL_S, lambda: self._cut_between_stages(heal_s))
 
     def _weather(self, weather: Weather) -> None:
         where = tuple(filter(None, (weather.node, weather.other)))

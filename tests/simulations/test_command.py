@@ -33,6 +33,7 @@ def test_a_file_is_played_and_its_story_written(tiny: Path, tmp_path: Path) -> N
 def test_the_shipped_scenarios_are_listed() -> None:
     listed = command("list").stdout
     assert [line.split()[0] for line in listed.splitlines()] == [
+        "answers",
         "frozen",
         "hunt",
         "line",

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from lepton.node.generation import asker, stage
 from lepton.node.generation.steps import Drop
 from lepton.simulations.device import Machines
+from lepton.simulations.faults import OneWay, Revoke
+from lepton.simulations.generating import Generating
 from lepton.simulations.language import Language
 from lepton.simulations.run import Broken, simulate
-from lepton.simulations.scenario import Requests, Scenario, Task
+from lepton.simulations.scenario import Requests, Scenario, Task, load
 
 SHORT = Scenario(
     about="short",
@@ -21,9 +24,9 @@ SHORT = Scenario(
 )
 
 
-def broken(machines: Machines) -> str:
+def broken(machines: Machines, read: Scenario = SHORT) -> str:
     with pytest.raises(Broken) as caught:
-        simulate(SHORT, seed=3, machines=machines)
+        simulate(read, seed=3, machines=machines)
     return str(caught.value)
 
 
@@ -31,6 +34,20 @@ def test_every_session_is_answered_where_nothing_goes_wrong() -> None:
     told = simulate(SHORT, seed=3).transcript
     assert sum(" tokens in " in line for line in told) == 12
     assert not any("pauses" in line or "failed" in line for line in told)
+
+
+def test_sessions_go_on_whatever_dies_stops_or_is_cut_off_in_mid_answer() -> None:
+    outcome = simulate(load("answers"), seed=2)
+    figures, told = outcome.figures, outcome.transcript
+    assert figures.sessions_answered + figures.sessions_abandoned == figures.sessions > 80
+    assert figures.sessions_mended > 10
+    assert figures.crashes == 2
+    assert sum(" >| " in line and "is cut" in line for line in told) == 2
+
+
+def test_the_same_seed_gives_the_same_sessions() -> None:
+    few = msgspec.structs.replace(SHORT, duration_s=15, settle_s=3, language=Language(requests=4))
+    assert simulate(few, seed=5).transcript == simulate(few, seed=5).transcript != simulate(few).transcript
 
 
 def changed(what: Callable[[asker.AskerEffect], list[asker.AskerEffect]]) -> Machines:
@@ -105,3 +122,37 @@ def test_a_stage_that_holds_what_has_ended_is_seen() -> None:
 
 def test_caches_that_are_not_given_back_are_seen() -> None:
     assert "caches take" in broken(Machines(stage=Forgetful))
+
+
+class Mute(stage.Stage):
+    """Keeps the tokens that it draws to itself."""
+
+    def _drawn(self, session: object, token: int) -> None:
+        return
+
+
+class Generous(stage.Stage):
+    """Has always room for one more."""
+
+    def _make_room(self, positions: int) -> bool:
+        return True
+
+
+def test_a_session_that_could_go_on_and_does_not_is_seen() -> None:
+    few = msgspec.structs.replace(SHORT, duration_s=75, language=Language(requests=1))
+    assert "has waited for token 0 since 10.000 s, and all along there was a route" in broken(Machines(stage=Mute), few)
+
+
+def test_a_stage_that_promises_more_memory_than_it_has_is_seen() -> None:
+    many = msgspec.structs.replace(SHORT, language=Language(requests=30, interval_s=0.01, sessions=1, step_s=0.1))
+    assert "for caches" in broken(Machines(stage=Generous), many)
+
+
+def test_a_device_that_goes_on_to_serve_who_is_thrown_out_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose answers do not come is told for a second before it is hung up on."""
+    silent = OneWay(at_s=10.9, heal_s=13, senders=("n3",), receivers=("n0", "n1", "n2", "n4", "n5"))
+    questions = Language(requests=40, interval_s=0.1)
+    thief = msgspec.structs.replace(SHORT, language=questions, one_way=(silent,), revoke=(Revoke(at_s=11, node="n3"),))
+    assert simulate(thief, seed=3).figures.sessions_answered > 20
+    monkeypatch.setattr(Generating, "_expelled", lambda _self, _peer: None)
+    assert "of whose revocation it has heard" in broken(Machines(), thief)
