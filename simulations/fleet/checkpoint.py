@@ -43,7 +43,7 @@ def save(fleet: Fleet, path: Path) -> None:
     """Make ``path`` hold where a fleet stands, or leave what it held. Raises LeptonError when the disk will not."""
     state = fleet.state
     header = _Header(
-        scenario=fleet.scenario, data=_data(fleet.population), round=state.round, seconds=state.seconds,
+        scenario=fleet.scenario, data=digest_of(fleet.population), round=state.round, seconds=state.seconds,
         passed_s=state.passed_s, rows=tuple(state.rows),
     )  # fmt: skip
     tensors = {
@@ -78,7 +78,7 @@ def resume(fleet: Fleet, path: Path) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except (OSError, safetensors.SafetensorError, msgspec.MsgspecError) as error:
         raise UsageError(f"{path}: holds no fleet that could go on: {error}") from error
-    if header.scenario != fleet.scenario or header.data != _data(fleet.population):
+    if header.scenario != fleet.scenario or header.data != digest_of(fleet.population):
         raise UsageError(f"{path}: was written in another scenario, or with other data; name another file")
     state = fleet.state
     wanted = {
@@ -100,7 +100,7 @@ def resume(fleet: Fleet, path: Path) -> None:
     state.rows[:] = header.rows
 
 
-def _data(population: Population) -> str:
+def digest_of(population: Population) -> str:
     """Hash whose samples are whose, and the first and last sample: other data are told apart, at no cost."""
     hashed = hashlib.sha256()
     for part in (population.starts, population.order, np.array(population.inputs.shape)):

@@ -55,7 +55,12 @@ class Cluster:
                 client = Client(address, timeout=_CONNECT_S, set_as_default=False)
             except (OSError, ValueError) as error:
                 raise LinkError(f"No Dask scheduler answers at {address}: {error}.") from error
-            yield stack.enter_context(client)
+            stack.enter_context(client)
+            try:
+                client.wait_for_workers(1, timeout=_CONNECT_S)
+            except TimeoutError as error:
+                raise LinkError(f"The Dask scheduler at {address} has no workers: start some.") from error
+            yield client
 
     def started(self) -> "LocalCluster":
         """Start workers on this machine, one thread each, that listen to nobody else."""

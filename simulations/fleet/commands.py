@@ -18,6 +18,7 @@ _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 
 _Folder: Final = click.Path(file_okay=False, path_type=Path)
 _DATA: Final = click.option("--data", type=_Folder, help="Where data lie that Lepton does not carry.")
+_ADDRESS: Final = click.option("--address", help="Of a Dask scheduler that runs, as in tcp://10.0.0.5:8786.")
 _JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print a line of JSON a run, for other programs.")
 
 
@@ -30,23 +31,31 @@ _JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print a lin
 @click.option("--out", type=_Folder, help="Write outcome.json, report.html, rounds.csv and PNGs here.")
 @click.option("--resume", is_flag=True, help="Go on with what --out holds of this run.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--engine", type=click.Choice(["here", "dask"]), default="here", show_default=True, help="Who trains.")
+@_ADDRESS
+@click.option("--jobs", type=click.IntRange(min=1), help="Dask workers that are started here, without --address.")
 @_JSON
 def learn(
     scenario: str, seed: int | None, rounds: int | None, nodes: int | None, data: Path | None, out: Path | None,
-    device: str, *, resume: bool, as_json: bool,
+    device: str, engine: str, address: str | None, jobs: int | None, *, resume: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Let a fleet learn: a TOML file, or a scenario that ships with Lepton, by its name. Prints how well it did.
 
     Exit status: 0, 1 when the training failed, 2 when the scenario cannot be played, 130 when it was interrupted.
     """
-    from . import playing, progress, reading
+    from . import cluster, playing, progress, reading
 
     with _errors():
         if resume and out is None:
             raise UsageError("What is to be resumed? Name the folder of the run with --out.")
         changes = {"seed": seed, "rounds": rounds, "nodes": nodes}
         variants = reading.load(scenario, {key: value for key, value in changes.items() if value is not None})
-        player = playing.Player(watch=progress.watch(), data=data, out=out, resume=resume, device=device)
+        if engine == "here" and (address or jobs):
+            raise UsageError("Workers are Dask's: say --engine dask.")
+        workers = cluster.Cluster(address, jobs) if engine == "dask" else None
+        player = playing.Player(
+            watch=progress.watch(), data=data, out=out, resume=resume, device=device, cluster=workers
+        )  # fmt: skip
         try:
             outcomes = player.play(variants)
         except playing.Interrupted:
@@ -85,7 +94,7 @@ def compare(runs: tuple[Path, ...], out: Path | None, title: str, *, as_json: bo
     "--jobs", type=click.IntRange(min=1), help="Processes at once; as many as there are cores, if nothing is said."
 )
 @click.option("--engine", type=click.Choice(["pool", "dask"]), default="pool", show_default=True)
-@click.option("--address", help="Of a Dask scheduler that runs, as in tcp://10.0.0.5:8786.")
+@_ADDRESS
 @_DATA
 @click.option("--out", type=_Folder, help="Keep each finished run here, and write the report; begun again, it goes on.")
 @_JSON

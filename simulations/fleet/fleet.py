@@ -20,11 +20,11 @@ from .clock import seconds_of_round
 from .evaluation import Examiner, consensus_of, distinct_of
 from .exchange import Exchange, Mixed, Moment
 from .exchanges.choice import exchange_for
-from .networks import Module, first_values, made, network_for
+from .networks import Module, Network, first_values, made, network_for
 from .outcome import Outcome, Row
 from .population import Population
 from .scenario import Scenario
-from .training import Training, samples_of
+from .training import Trainer, Training, samples_of
 
 
 @dataclass(slots=True, eq=False)
@@ -64,14 +64,10 @@ class Fleet:
         self.exchange = exchange if exchange is not None else _exchange(scenario)
         self.presence = faults.Presence(scenario)
         self._slowness = faults.slowness_of(scenario)
-        liars = self.attackers & (scenario.faults.attack == "label_flip")
-        said = scenario.train
-        self._batches = Batches(
-            passes=passes if passes is not None else Hashed(scenario.seed), order=population.order,
-            starts=population.starts, batch_size=said.batch_size, epochs=said.epochs > 0,
-        )  # fmt: skip
-        samples = samples_of(population, scenario.objective, liars, self._device)
-        self._training = Training(self.network, said, samples, self._batches)
+        self._batches = _batches(scenario, population, passes)
+        self.training = _training(scenario, population, self.network, self._batches, self._device)
+        self.trainer: Trainer = self.training
+        self.described = module is None and passes is None
         self._examiner = Examiner(self.network, scenario, population, self._device)
         self._examined = self._chosen()
         self._todo = self._steps()
@@ -127,7 +123,7 @@ class Fleet:
     def _mixed(self, here: faults.Flags) -> Mixed:
         """Train who is here, and let them exchange; attackers send what they will, and go on from what they learned."""
         state, nodes = self.state, np.flatnonzero(here)
-        self._training.run(state.models, self._after, state.momentum, nodes, state.done[nodes], self._todo[nodes])
+        self.trainer.run(state.models, self._after, state.momentum, nodes, state.done[nodes], self._todo[nodes])
         if len(nodes) == 0:
             none = np.zeros(self.scenario.nodes, dtype=np.int64)
             return Mixed(models=self._after, bytes_sent=none, bytes_received=none, hops=0, averaged=none + 1)
@@ -190,6 +186,27 @@ class Fleet:
         if not said.epochs:
             steps = np.full(self.scenario.nodes, said.local_steps, dtype=np.int64)
         return faults.steps_in_time(steps, self._slowness)
+
+
+def training_for(scenario: Scenario, population: Population) -> Training:
+    """Return the training of a fleet that is described by its scenario and data alone. Raises UsageError."""
+    network = network_for(made(scenario, population, None), scenario.objective)
+    return _training(scenario, population, network, _batches(scenario, population, None), torch.device("cpu"))
+
+
+def _training(
+    scenario: Scenario, population: Population, network: Network, batches: Batches, device: torch.device
+) -> Training:
+    liars = faults.attackers_of(scenario) & (scenario.faults.attack == "label_flip")
+    samples = samples_of(population, scenario.objective, liars, device)
+    return Training(network, scenario.train, samples, batches)
+
+
+def _batches(scenario: Scenario, population: Population, passes: Passes | None) -> Batches:
+    return Batches(
+        passes=passes if passes is not None else Hashed(scenario.seed), order=population.order,
+        starts=population.starts, batch_size=scenario.train.batch_size, epochs=scenario.train.epochs > 0,
+    )  # fmt: skip
 
 
 def _exchange(scenario: Scenario) -> Exchange:

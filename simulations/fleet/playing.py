@@ -8,15 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from ...mesh.errors import UsageError
+from .cluster import Cluster
 from .outcome import Outcome, Row
 from .progress import Watch
 from .report import archive
 from .scenario import Scenario
+
+if TYPE_CHECKING:
+    from .fleet import Fleet
+    from .training import Trainer
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 
@@ -34,6 +39,7 @@ class Player:
     out: Path | None = None  # where outcomes and checkpoints go
     resume: bool = False  # go on with what is in `out`; else it must hold no run
     device: str = "cpu"
+    cluster: Cluster | None = None  # whose workers train the nodes, in place of this process
 
     def play(self, variants: Mapping[str, Scenario]) -> dict[str, Outcome]:
         """Play them all. Raises UsageError, LeptonError, and Interrupted after the round in which Ctrl-C came."""
@@ -41,10 +47,26 @@ class Player:
         places = {name: self._place(name, alone=len(variants) == 1) for name in variants}
         if not self.resume:
             _check_free(list(places.values()))
-        with interrupts() as asked, self.watch:
-            return {name: self._play(name, scenario, places[name], asked) for name, scenario in variants.items()}
+        with interrupts() as asked, self._trainer() as trainer, self.watch:
+            return {
+                name: self._play(name, scenario, places[name], asked, trainer) for name, scenario in variants.items()
+            }
 
-    def _play(self, name: str, scenario: Scenario, place: Path | None, asked: Callable[[], bool]) -> Outcome:
+    @contextmanager
+    def _trainer(self) -> "Iterator[Callable[[Fleet], Trainer] | None]":
+        """Say where nodes train for the length of a block."""
+        if self.cluster is None:
+            yield None
+            return
+        from .spreading import Spread
+
+        with self.cluster.client() as client:
+            yield lambda fleet: Spread(fleet, client, self.data)
+
+    def _play(
+        self, name: str, scenario: Scenario, place: Path | None, asked: Callable[[], bool],
+        trainer: "Callable[[Fleet], Trainer] | None",
+    ) -> Outcome:  # fmt: skip
         from .learn import learn
         from .reading import population_for
 
@@ -60,7 +82,9 @@ class Player:
 
         checkpoint = place / CHECKPOINT if place else None
         population = population_for(scenario, folder=self.data)
-        found = learn(scenario, population=population, progress=heed, checkpoint=checkpoint, device=self.device)
+        found = learn(
+            scenario, population=population, progress=heed, checkpoint=checkpoint, device=self.device, trainer=trainer
+        )
         outcome = msgspec.structs.replace(found, name=name)
         if place is not None and checkpoint is not None:
             archive.save(outcome, place / archive.NAME)

@@ -8,7 +8,7 @@ block, so those that are done leave it at the end, and nothing is computed in va
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,14 @@ def samples_of(
     return Samples(inputs=population.inputs.to(device), labels=labels.to(device), shift=shift)
 
 
+class Trainer(Protocol):
+    """Where the nodes' steps are computed."""
+
+    def run(self, before: Tensor, after: Tensor, momentum: Tensor | None, nodes: Ints, done: Ints, todo: Ints) -> None:
+        """Take steps as `Training.run` does."""
+        ...
+
+
 class Training:
     """What all nodes do between two exchanges."""
 
@@ -70,21 +78,46 @@ class Training:
         if resting.any():
             index = torch.from_numpy(np.flatnonzero(resting)).to(before.device)
             _put_back([after], index, [before.index_select(0, index)])
-        order = np.lexsort((nodes, -self._batches.counts[nodes], -todo))
-        nodes, done, todo = nodes[order], done[order], todo[order]
+        self._run(before, after, momentum, nodes, nodes, done, todo)
+
+    def run_share(self, models: Tensor, momentum: Tensor | None, nodes: Ints, done: Ints, todo: Ints) -> None:
+        """Take the steps of one of `shares`: ``models`` and ``momentum`` (n, D) are of its nodes alone, and change."""
+        self._run(models, models, momentum, np.arange(len(nodes)), nodes, done, todo)
+
+    def shares(self, nodes: Ints, todo: Ints, count: int) -> list[Ints]:
+        """Cut nodes into at most ``count`` shares of whole blocks, as places in ``nodes``.
+
+        Trained each by itself, the shares come out as they do all together, to the bit.
+        """
+        order = self._order(nodes, todo)
+        blocks_each = -(-len(order) // (self._block * count))
+        return [order[rows] for rows in blocks(len(order), self._block * max(1, blocks_each))]
+
+    def _order(self, nodes: Ints, todo: Ints) -> Ints:
+        return np.lexsort((nodes, -self._batches.counts[nodes], -todo))
+
+    def _run(
+        self, before: Tensor, after: Tensor, momentum: Tensor | None, rows: Ints, nodes: Ints, done: Ints, todo: Ints
+    ) -> None:
+        """Train nodes whose models are these rows."""
+        order = self._order(nodes, todo)
+        rows, nodes, done, todo = rows[order], nodes[order], done[order], todo[order]
         begun, ended = split(before, self._network.shapes), split(after, self._network.shapes)
         kept = None if momentum is None else split(momentum, self._network.shapes)
         start = 0
         while start < len(nodes):
-            planned = slice(start, start + max(self._block, _PLANNED // (int(todo[start]) * self._batches.batch_size)))
+            blocks_planned = _PLANNED // (int(todo[start]) * self._batches.batch_size * self._block)
+            planned = slice(start, start + self._block * max(1, blocks_planned))
             plan = self._batches.of_round(nodes[planned], done[planned], todo[planned])
-            self._run_planned(begun, ended, kept, nodes[planned], plan)
+            self._run_planned(begun, ended, kept, rows[planned], nodes[planned], plan)
             start = planned.stop
 
-    def _run_planned(self, before: Parts, after: Parts, momentum: Parts | None, nodes: Ints, plan: Plan) -> None:
+    def _run_planned(
+        self, before: Parts, after: Parts, momentum: Parts | None, at: Ints, nodes: Ints, plan: Plan
+    ) -> None:
         """Train nodes that are sorted by their steps, most first, and then by the sizes of their batches."""
         device = before[0].device
-        index, places = (torch.from_numpy(one).to(device) for one in (nodes, plan.places))
+        index, places = (torch.from_numpy(one).to(device) for one in (at, plan.places))
         shift = self._samples.shift[nodes]
         labels = places if not shift.any() else places + torch.from_numpy(shift).to(device)[:, None]
         share = (np.arange(plan.places.shape[2]) < plan.sizes[..., None]) / np.maximum(plan.sizes, 1)[..., None]

@@ -180,6 +180,7 @@ def test_a_run_that_fails_in_a_sweep_is_exit_status_1(tiny: Path) -> None:
         (["learn", "{tiny}", "--resume"], "Name the folder of the run with --out"),
         (["learn", "{tiny}", "--rounds", "0"], "Invalid value for '--rounds'"),
         (["learn", "{tiny}", "--out", "{tiny}/out"], "cannot be made"),
+        (["learn", "{tiny}", "--jobs", "2"], "say --engine dask"),
         (["sweep", "{tiny}", "--set", "train.momentum"], "say which values to try"),
         (["sweep", "{tiny}", "--set", "train.speed=1"], "There is no setting 'train.speed'"),
         (["sweep", "{tiny}", "--variant", "other"], "There is no variant 'other'; there are tiny."),

@@ -8,19 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from lepton.mesh.errors import LinkError, UsageError
 from lepton.simulations.fleet import cells, cluster
+from lepton.simulations.fleet.fleet import Fleet
 from lepton.simulations.fleet.learn import learn
 from lepton.simulations.fleet.outcome import Outcome
+from lepton.simulations.fleet.reading import population_for
 from lepton.simulations.fleet.report import archive
-from lepton.simulations.fleet.scenario import Data, Model, Scenario, Train
+from lepton.simulations.fleet.scenario import Data, Faults, Model, Scenario, Train
+from lepton.simulations.fleet.spreading import Spread, train
 from lepton.simulations.fleet.sweep import Swept, mean_of, place_of, sweep
+from lepton.simulations.fleet.training import Trainer
+from torch import Tensor, nn
 
 from .made_up import outcome
 
 TINY = Scenario(
     about="Four devices.", nodes=4, rounds=2, data=Data(samples=64, test=32), train=Train(local_steps=1, batch_size=8)
+)  # fmt: skip
+LARGE = Scenario(
+    about="Three blocks of devices, some of them slow, away or liars.", nodes=100, rounds=3,
+    data=Data(samples=400, test=50), train=Train(local_steps=2, momentum=0.5, weight_decay=0.01),
+    faults=Faults(away=0.1, stragglers=0.2, attackers=0.1, attack="label_flip"),
 )  # fmt: skip
 OVER = {"averaging.codec": ["float32", "int8"], "seed": range(3)}
 # What a worker imports: models whose making is the death of the process that makes them.
@@ -108,11 +119,79 @@ def test_a_pool_gives_the_bits_of_this_process_though_a_worker_dies(models: str)
     assert by_name(swept) == embedded(swept)
 
 
-def test_a_cluster_gives_the_bits_of_this_process_though_a_worker_dies(models: str) -> None:
-    scenario = msgspec.structs.replace(TINY, model=Model(architecture=f"{models}:doomed_once"))
-    swept = sweep(scenario, OVER, engine="dask", jobs=2)
-    assert swept.failed == {}
-    assert by_name(swept) == embedded(swept)
+def test_a_cluster_gives_the_bits_of_this_process_though_workers_die(models: str) -> None:
+    with cluster.Cluster(jobs=2).started() as running:
+        address = running.scheduler_address
+        scenario = msgspec.structs.replace(TINY, model=Model(architecture=f"{models}:doomed_once"))
+        swept = sweep(scenario, OVER, engine="dask", address=address)
+        assert swept.failed == {}
+        assert by_name(swept) == embedded(swept)
+
+        with cluster.Cluster(address).client() as client:
+            assert spread_over(client) == learn(LARGE)
+
+
+def spread_over(client: Any) -> Outcome:
+    """A fleet whose nodes train on the workers, of which one dies after the first round."""
+    counts = []
+
+    def killing(round_: int, _row: object) -> None:
+        if round_ == 1:
+            os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+
+    def over(fleet: Fleet) -> Spread:
+        nodes, todo = np.arange(LARGE.nodes), np.full(LARGE.nodes, 2)
+        counts.append(len(fleet.training.shares(nodes, todo, 4)))
+        return Spread(fleet, client, None)
+
+    outcome = learn(LARGE, progress=killing, trainer=over)
+    assert counts == [3], "a fleet of one share would show nothing"
+    return outcome
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100])
+def test_shares_trained_each_by_itself_are_what_they_are_together(count: int) -> None:
+    def shared(fleet: Fleet) -> Trainer:
+        training = fleet.training
+
+        class Shares:
+            def run(
+                self, before: Tensor, after: Tensor, momentum: Tensor | None, nodes: Any, done: Any, todo: Any
+            ) -> None:
+                after.copy_(before)
+                shares = training.shares(nodes, todo, count)
+                assert len(shares) <= count
+                assert sorted(np.concatenate(shares)) == list(range(len(nodes)))
+                for share in shares:
+                    models, kept = before[nodes[share]], None if momentum is None else momentum[nodes[share]]
+                    training.run_share(models, kept, nodes[share], done[share], todo[share])
+                    after[nodes[share]] = models
+                    if momentum is not None and kept is not None:
+                        momentum[nodes[share]] = kept
+
+        return Shares()
+
+    assert learn(LARGE, trainer=shared) == learn(LARGE)
+
+
+def test_a_fleet_that_no_worker_could_build_is_refused() -> None:
+    def over(fleet: Fleet) -> Spread:
+        return Spread(fleet, None, None)  # type: ignore[arg-type]  # nobody is asked
+
+    with pytest.raises(UsageError, match=r"name it there as package\.module:factory"):
+        learn(TINY, module=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), trainer=over)
+
+
+def test_a_worker_with_other_data_or_versions_refuses() -> None:
+    spread = Spread(Fleet(TINY, population_for(TINY)), None, None)  # type: ignore[arg-type]  # nobody is asked
+    none = np.zeros(0, np.int64)
+    scenario, folder, digest, versions = spread.job
+    for job, said in (
+        ((scenario, folder, "0" * 64, versions), "A worker has other data"),
+        ((scenario, folder, digest, ("torch 1.0",)), "and not torch 1.0"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            train(job, np.zeros((0, 1), np.float32), None, none, none, none)
 
 
 def test_a_cell_that_kills_every_process_is_given_up_and_the_others_go_on(models: str) -> None:
