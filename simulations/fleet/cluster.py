@@ -6,6 +6,8 @@ keep it to a network of your own, or give it TLS.
 
 import importlib.util
 import logging
+import signal
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -67,8 +69,21 @@ class Cluster:
         import dask
         from distributed import LocalCluster
 
-        with dask.config.set({"distributed.scheduler.http.routes": []}):
+        with _deaf(), dask.config.set({"distributed.scheduler.http.routes": []}):
             return LocalCluster(
                 n_workers=self._jobs, threads_per_worker=1, processes=True, memory_limit=0, host=_HERE,
                 dashboard_address=f"{_HERE}:0", scheduler_kwargs={"dashboard": False}, silence_logs=logging.ERROR,
             )  # fmt: skip
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Start processes that pass over the interrupt of their terminal: it is this one's to hear."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
