@@ -107,6 +107,10 @@ class Admission:
                 self._fallen[peer] = out[peer]
         return out
 
+    def revoked_among(self, owners: Iterable[PeerId]) -> list[PeerId]:
+        """Return who of these was revoked itself, be its chain known here or not: after a restart few chains are."""
+        return sorted(owner for owner in owners if self.revocations.why(owner))
+
     def knows(self, peer: PeerId) -> bool:
         return peer in self._authorities
 

@@ -8,7 +8,7 @@ compares with one peer, should a word have got lost. What is heard is on disk be
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 import trio
 
@@ -60,6 +60,7 @@ class Revoking:
         self._end = end
         self._rng = rng
         calls.serve(Method(name="mesh.revocations", needs="mesh", takes=Said, handler=self._answer))
+        self._forget(())  # the process may have died between keeping a revocation and forgetting what it is about
 
     def revoke(
         self,
@@ -110,8 +111,7 @@ class Revoking:
         for item in new:
             log.warning("%s.", open_revocation(item, self._admission.root))
         out = self._admission.falls()
-        for peer in out.keys() - {self._admission.me.subject}:
-            self._store.forget(peer)
+        self._forget(out)
         for peer in sorted(self._connected()):
             why = self._admission.ended or out.get(peer, "")
             if why or peer != source:
@@ -119,6 +119,11 @@ class Revoking:
         if self._admission.ended:
             log.error("This device was thrown out of the mesh: %s", self._admission.ended)
         self.on_fall(out.keys())
+
+    def _forget(self, out: Iterable[PeerId]) -> None:
+        """Drop the records of who is out, and of those too whom this node knows from its disk alone."""
+        for peer in {*out, *self._admission.revoked_among(self._store.owners())} - {self._admission.me.subject}:
+            self._store.forget(peer)
 
     async def _tell(self, peer: PeerId, new: tuple[Revocation, ...], why: str) -> None:
         """Pass news on to a peer; with a reason, hang up on it afterwards."""

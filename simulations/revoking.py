@@ -3,7 +3,7 @@
 While nobody was revoked nothing of this sends a message, so a run without revocations is what it was.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from ..mesh import membership
@@ -34,6 +34,7 @@ class Revoking:
         self._set = device.admission.revocations
         self._repairs = False
         device.calls.serve("mesh.revocations", Method("mesh", Said, self._answer))
+        self._forget(())
         self._note(tuple(self._set.counting))
 
     def revoke(self, signer: Identity, subject: PeerId, reason: str) -> None:
@@ -60,7 +61,7 @@ class Revoking:
         self._note((*self._set.counting, *out))
         for peer in sorted(out.keys() - {device.me}):
             device.tell(f"throws out {device.world.called(peer)}")
-            device.records.store.forget(peer)
+        self._forget(out)
         for peer in sorted(device.connected):
             why = device.admission.ended or out.get(peer, "")
             if why or peer != source:
@@ -70,6 +71,11 @@ class Revoking:
         for peer in sorted(out.keys() - {device.me}):
             for listener in device.on_expelled:
                 listener(peer)
+
+    def _forget(self, out: Iterable[PeerId]) -> None:
+        admission, store = self._device.admission, self._device.records.store
+        for peer in sorted({*out, *admission.revoked_among(store.owners())} - {self._device.me}):
+            store.forget(peer)
 
     def _note(self, out: Sequence[PeerId]) -> None:
         for subject in out:

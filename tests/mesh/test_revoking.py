@@ -16,7 +16,7 @@ from lepton.mesh.finding import Finding
 from lepton.mesh.identity import Identity
 from lepton.mesh.mesh import Mesh
 from lepton.mesh.protocol import HELLO, Hello, HelloAnswer
-from lepton.mesh.records import RecordStore
+from lepton.mesh.records import RecordStore, SignedRecord
 from lepton.mesh.revocations import Revocation, Said, grant_id, revoke
 
 from .fakes import NOW, ROOT, Note, credentials, grant, identity
@@ -250,3 +250,25 @@ async def test_a_full_disk_does_not_keep_anybody_in(caplog: pytest.LogCaptureFix
         anna.revoke(EVE.peer_id, reason="lost")
         assert knows(anna, EVE)
     assert "not kept across a restart: no space left" in caplog.text
+
+
+def remembered(*owners: Identity) -> list[SignedRecord]:
+    """What a disk holds of others after a restart: their durable records, without their grants."""
+    kept = []
+    for owner in owners:
+        store = RecordStore(owner, 1)
+        store.publish("note", "x", Note(text="deploy this"), durable=True)
+        kept += store.durable()
+    return kept
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_who_was_revoked_while_this_node_was_off_is_forgotten_with_all_that_its_disk_has_of_it(
+    known: bool,
+) -> None:
+    """Before a peer shows its grant nothing is known of it but its records; they stayed for good, and counted."""
+    revocations = by_root(EVE)
+    store = RecordStore(BEN, 2, remembered(EVE, CARL))
+    async with member(BEN, store=store, revocations=revocations if known else ()) as ben:
+        ben.revoking.take(revocations)
+        assert ben.store.owners() - {BEN.peer_id} == {CARL.peer_id}

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from lepton.gossip.averager import Averager
 from lepton.gossip.events import Expired, Finished, Ready, Received, Send
+from lepton.simulations.faults import Crash, Revoke
+from lepton.simulations.run import simulate
+from lepton.simulations.scenario import Requests, Scenario, Statements, Task
 
 MEMBERS = ("a", "b")
 ROUND = 2  # as far ahead as messages are kept for
@@ -92,3 +95,18 @@ def test_one_who_has_gone_on_is_not_waited_for_but_the_others_are() -> None:
     for event in contributions("b", 1):
         machine.handle(event, now=0.1)
     assert machine.running
+
+
+def test_who_was_away_while_another_was_revoked_forgets_its_records_when_it_is_back() -> None:
+    """It held them for good, and its picture was never again the same as that of others."""
+    scenario = Scenario(
+        about="away",
+        nodes=4,
+        duration_s=60,
+        task=Task(rounds=0),
+        requests=Requests(count=0),
+        statements=Statements(interval_s=3),
+        crash=(Crash(at_s=15, node="n2", restart_after_s=10),),
+        revoke=(Revoke(at_s=20, node="n3"),),
+    )
+    simulate(scenario, seed=1)
