@@ -247,6 +247,7 @@ class Liveness:
         self._parting.discard(peer)
         self._lives.meet(peer)
         self._see(peer)
+        self._lives.doubt_anew()
         self._probe(peer, now)
 
     def _undialled(self, peer: PeerId, now: float) -> None:

@@ -182,6 +182,12 @@ class Lives:
         life.doubted = life.incarnation
         return begins
 
+    def doubt_anew(self) -> None:
+        """Tell once more whom this node suspects: while it was cut off nobody heard, and the others may know more."""
+        for peer, suspicion in self.suspects.items():
+            by = tuple(sorted(suspicion.by)) or (self.me,)
+            self._rumours.add(Doubt(peer=peer, incarnation=self._known[peer].incarnation, by=by))
+
     def clear(self, peer: PeerId) -> bool:
         """A member lives; whether it was suspected or dead."""
         life = self._known.get(peer)

@@ -254,6 +254,20 @@ def test_what_comes_from_somebody_who_is_not_connected_is_passed_over() -> None:
 # -- incarnations and lies ---------------------------------------------------------------------------------------------
 
 
+def test_who_was_cut_off_tells_whom_it_meets_again_whom_it_suspects() -> None:
+    """While nobody answered it gave all others much time, and its doubts went nowhere: one that had died meanwhile was
+    held for alive up to two minutes after the cut was healed, for nobody doubted with it.
+    """
+    one = machine(A, B, C)
+    story = live(one, 0.0, 15.0, lambda _peer, _message: None)
+    assert B in {effect.peer for _, effect in story if isinstance(effect, Suspected)}
+    assert B not in deaths(story)
+    one._lives._rumours = Rumours()  # all was told as often as it is, to nobody
+    one.handle(Disconnected(A), 15.0)
+    one.handle(Connected(A), 15.1)
+    assert B in {rumour.peer for rumour in one._lives._rumours.next(9, 9)}
+
+
 def test_who_is_doubted_states_that_it_lives() -> None:
     one = machine(A)
     one.handle(Heard(A, tell(doubt(ME, 0, A))), 0.0)
