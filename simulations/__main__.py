@@ -1,4 +1,4 @@
-"""The simulator's command line: `lepton-sim run NAME` plays a scenario, `list` names them."""
+"""The simulator's command line: `lepton-sim run NAME` plays a scenario, `hunt` looks for faults."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ from ..mesh.errors import UsageError
 from . import report, scenario
 from .crowd.command import crowd
 from .fleet import commands as fleet
+from .hunt_commands import draw, hunt
 from .run import Broken, simulate
 
 
@@ -21,6 +22,8 @@ def main() -> None:
 main.add_command(fleet.learn)
 main.add_command(fleet.compare)
 main.add_command(fleet.sweep)
+main.add_command(hunt)
+main.add_command(draw)
 
 
 @main.command()

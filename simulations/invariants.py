@@ -179,7 +179,8 @@ class Invariants:
         for name in names[1:]:
             if values[name] != values[names[0]]:
                 difference = _difference(values[names[0]], values[name])
-                raise Violation(f"{names[0]} and {name} have another {what} at the end: {difference}")
+                said = f"{names[0]} and {name} have another {what} at the end: {difference}"
+                raise Violation(self.world.in_words(said))
 
 
 def optimum(shares: Sequence[Share]) -> Floats:
