@@ -22,6 +22,10 @@ BitsOf = Callable[[str], int]  # a parameter's name to the bits of its numbers; 
 MULTIPLIED: Final = (nn.Linear, nn.Conv1d, nn.Conv2d)
 BY_THEMSELVES: Final = (nn.Embedding, nn.LSTM, nn.GRU, Recurrent)
 
+# What becomes float64 at once: a convolution's patches are several times its input.
+_ROWS: Final = 4096
+_IMAGES: Final = 8
+
 
 def matrices(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
     """Give the parameters that can be rounded, each once under its first name, with the layer that has it."""
@@ -65,13 +69,20 @@ def round_parameters(module: nn.Module, data: Sequence[Any] | None, bits_of: Bit
 def moments_of(layer: nn.Module, x: Tensor) -> Tensor | None:
     """Return E[x x^T], float64 (K, K), of the vectors that a layer's matrix (n, K) is multiplied with; else None."""
     if isinstance(layer, nn.Linear):
-        rows = x.reshape(-1, layer.in_features)
-    elif isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
-        rows = _patches(layer, x)
-    else:  # a grouped convolution has a matrix of few columns for each group
-        return None
-    wide = rows.to(torch.float64)
-    return wide.T @ wide / max(len(wide), 1)
+        return _mean(iter(x.reshape(-1, layer.in_features).split(_ROWS)), layer.in_features)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
+        x = x.unsqueeze(0) if x.ndim == (2 if isinstance(layer, nn.Conv1d) else 3) else x
+        return _mean((_patches(layer, piece) for piece in x.split(_IMAGES)), layer.weight[0].numel())
+    return None  # a grouped convolution has a matrix of few columns for each group
+
+
+def _mean(pieces: Iterator[Tensor], columns: int) -> Tensor:
+    total, count = torch.zeros(columns, columns, dtype=torch.float64), 0
+    for piece in pieces:
+        rows = piece.to("cpu", torch.float64)
+        total.addmm_(rows.T, rows)
+        count += len(rows)
+    return total / max(count, 1)
 
 
 def _watched(
@@ -101,7 +112,6 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     kernel, stride, dilation = (
         (1, *sizes) if flat else sizes for sizes in (layer.kernel_size, layer.stride, layer.dilation)
     )
-    x = x.unsqueeze(0) if x.ndim == (2 if flat else 3) else x
     padding = layer._reversed_padding_repeated_twice  # noqa: SLF001  the one place that knows 'same' too
     x = F.pad(x, padding)
     patches = F.unfold(x.unsqueeze(2) if flat else x, kernel, dilation=dilation, stride=stride)  # (B, C k, places)

@@ -26,7 +26,7 @@ from ..language.tokenizer import LanguageTokenizer, read_files
 from .calibration import round_parameters
 from .decoder import Decoder, read_decoder
 from .errors import NotSmaller
-from .manifest import Bits, Manifest, Quantised, Tensors, write_manifest
+from .manifest import Bits, Manifest, Quantised, said_of, write_manifest
 from .texts import cut_up, written_by
 from .tuning import STEPS, tuned
 
@@ -69,9 +69,7 @@ def quantise_folder(
         calibration=f"texts that the model wrote, seed {seed}" if text is None else "a given text",
         rows=len(data),
         tuned_steps=steps,
-        tensors={
-            name: Tensors(bits=4 if each.bits == 4 else 8, columns=each.shape[1]) for name, each in rounded.items()
-        },
+        tensors=said_of(rounded),
     )
     manifest = Manifest(steps=(step,), size_bytes_before=_size_bytes(folder), size_bytes=_size_bytes(out))
     write_manifest(out, manifest)

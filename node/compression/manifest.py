@@ -1,11 +1,13 @@
 """What was done to a model, in data: written beside its weights as `compression.json`, for people and for programs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from ...mesh.errors import UsageError
+from ..kernels import Rounded
 
 NAME: Final = "compression.json"
 FORMAT: Final = 1
@@ -28,6 +30,7 @@ class Quantised(msgspec.Struct, frozen=True, kw_only=True, tag_field="step", tag
     rounding: Literal["compensated", "searched"]  # `gptq.py`; without data only the scales are searched
     calibration: str = ""  # what the data were
     rows: int = 0  # samples of them, or texts
+    folded: int = 0  # batch norms, before it
     tuned_steps: int = 0  # of scales and norms, behind the rounding
     tensors: dict[str, Tensors]
     left: dict[str, str] = {}  # what stayed as it was, and why
@@ -41,6 +44,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes_before: int
     size_bytes: int
     figures: dict[str, float] = {}  # measured before and after, such as perplexity
+
+
+def said_of(rounded: Mapping[str, Rounded]) -> dict[str, Tensors]:
+    return {name: Tensors(bits=4 if each.bits == 4 else 8, columns=each.shape[1]) for name, each in rounded.items()}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
