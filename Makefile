@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-net lint types format coverage demo bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average hunt fuzz lock clean
+.PHONY: help venv test test-net lint types format coverage demo bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average hunt bench-compress fuzz lock clean
 
 # The lock was made with 3.11; a newer Python is tried only where there is no 3.11.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
@@ -82,6 +82,9 @@ bench-kernel: $(READY) ## products with packed weights beside torch's; JSON=FILE
 MINUTES ?= 5
 hunt: $(READY) ## play simulated faults, one seed after another, until a promise breaks, MINUTES (5); ARGS="--seeds 1..500"
 	$(BIN)/lepton-sim hunt --minutes $(MINUTES) $(ARGS)
+
+bench-compress: $(READY) ## what rounding costs and gains on trained weights; JSON=FILE writes the figures, ARGS="speed" one part
+	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.compress $(ARGS)
 
 FUZZ_S ?= 60
 fuzz: $(READY) ## feed every decoder what nobody would send, FUZZ_S seconds each (60)

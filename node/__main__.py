@@ -14,6 +14,7 @@ import click
 from ..mesh.errors import LinkError, Refused, UsageError
 from .authority_commands import revoke
 from .command import ask, friendly, home_option, interface_option, loading
+from .compress_command import compress
 from .mesh_commands import invite, join, mesh
 from .serving_commands import generate, serve, unserve
 from .train_command import train
@@ -37,7 +38,7 @@ def main() -> None:
     """
 
 
-for command in (mesh, invite, join, revoke, train, serve, unserve, generate):
+for command in (mesh, invite, join, revoke, train, serve, unserve, generate, compress):
     main.add_command(command)
 
 

@@ -1,0 +1,49 @@
+"""What compression changed, measured on this device: how well a loaded model foretells a text, and how quick it is."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from ..generation.engine import Piece
+from ..language.engine import LanguageEngine
+
+_TOKENS: Final = 48  # behind each other, of one session
+_ROUNDS: Final = 3  # the best of so many: other work on the machine only ever slows
+
+
+def perplexity(engine: LanguageEngine, texts: Sequence[Sequence[int]]) -> float:
+    """Return e to the mean loss of each token behind the first of its text; the texts go side by side."""
+    caches = [engine.new_cache() for _ in texts]
+    total = 0.0
+    for at in range(max(map(len, texts)) - 1):
+        going = [(cache, text) for cache, text in zip(caches, texts, strict=True) if at + 1 < len(text)]
+        pieces = [
+            Piece(cache=cache, x=np.array(text[at : at + 1], np.int32), wants_logits=True) for cache, text in going
+        ]
+        for answer, (_, text) in zip(engine.run(pieces), going, strict=True):
+            assert answer is not None
+            scores = np.asarray(answer, np.float64)
+            total += float(scores.max() + np.log(np.exp(scores - scores.max()).sum()) - scores[text[at + 1]])
+    for cache in caches:
+        cache.close()
+    return math.exp(total / sum(len(text) - 1 for text in texts))
+
+
+def tokens_per_s(engine: LanguageEngine, *, rounds: int = _ROUNDS) -> float:
+    """Return how many tokens one session gets in a second."""
+    best = math.inf
+    for _ in range(rounds):
+        cache, x = engine.new_cache(), np.zeros(1, np.int32)
+        count = min(_TOKENS, engine.positions_max - 1)
+        engine.run([Piece(cache=cache, x=x, wants_logits=True)])
+        begin = time.perf_counter()
+        for _ in range(count):
+            (answer,) = engine.run([Piece(cache=cache, x=x, wants_logits=True)])
+            assert answer is not None
+            x = np.array([int(np.argmax(answer))], np.int32)
+        best = min(best, (time.perf_counter() - begin) / count)
+        cache.close()
+    return 1 / best
