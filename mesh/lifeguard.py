@@ -39,20 +39,27 @@ class Suspicion:
     by: set[PeerId] = field(default_factory=set)  # who doubts
     unheard: bool = False  # whether this node has tried for itself since, in vain
     not_before: float = -math.inf
+    _share: float = 0.0  # of the way from the most to the least
+
+    def __post_init__(self) -> None:
+        self._weigh()
 
     @property
     def deadline(self) -> float:
         """When the member counts as dead (Lifeguard, section IV-B)."""
-        share = 1.0
+        return max(self.began + self.most_s - self._share * (self.most_s - self.least_s), self.not_before)
+
+    def _weigh(self) -> None:
+        self._share = 1.0
         if self.confirmations_max:
-            share = min(math.log(max(len(self.by), 1)) / math.log(self.confirmations_max + 1), 1.0)
-        return max(self.began + self.most_s - share * (self.most_s - self.least_s), self.not_before)
+            self._share = min(math.log(max(len(self.by), 1)) / math.log(self.confirmations_max + 1), 1.0)
 
     def confirm(self, by: PeerId) -> bool:
         """Count a doubt; whether it is a new one and shortens the time."""
         if by in self.by or len(self.by) > self.confirmations_max:
             return False
         self.by.add(by)
+        self._weigh()
         return True
 
     def excuse(self, late_s: float) -> None:

@@ -1,9 +1,12 @@
 """Who lives: SWIM (Das, Gupta, Motivala 2002) with Lifeguard's local health (Dadgar, Phillips, Currey 2018).
 
 Once a period a node probes one of its *neighbours*, the members that it is connected with, in an order that is drawn
-anew each time round. Who does not answer is asked for by way of three others; if they find nothing either, it is
-suspected, told so, and dead when its time to speak up is over. Of members that are not neighbours a node knows from
-rumours. Probes go over the connections that exist: nothing here dials.
+anew each time round. In a large mesh, where a node has few neighbours, it probes the one that it has heard nothing of
+for longest, and only if that is as long as a round takes: a neighbour's own probe shows as well that it lives (MSPastry
+spares such probes too: Castro, Costa, Rowstron 2004), so half as many serve both ends. Who does not answer is asked for
+by way of three others; if they find nothing either, it is suspected, told so, and dead when its time to speak up is
+over. Of members that are not neighbours a node knows from rumours. Probes go over the connections that exist: nothing
+here dials.
 
 Invariants: a neighbour is held for dead only if this node itself got nothing from it since the suspicion began; a
 member's incarnation comes from its own signed statements alone, and only grows; a statement outdoes every doubt about
@@ -16,9 +19,12 @@ others' lives that go by way of it alone. It cannot state for another, nor make 
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from . import limits
 from .identity import PeerId
@@ -54,23 +60,20 @@ class Config:
     stall_s: float = 0.5  # a deadline noticed so much too late: answers may have lain unread, it was this node
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(msgspec.Struct, frozen=True):
     """A message came over the connection to this neighbour."""
 
     peer: PeerId
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """Something else came from this neighbour just now."""
 
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     peer: PeerId
     message: Message
 
@@ -113,8 +116,8 @@ class _Attempt:
     deadline: float  # when to try again
     end: float
     asked: bool = False  # others, to try as well
-    relays: list[PeerId] = field(default_factory=list)
-    silent: set[PeerId] = field(default_factory=set)  # relays that have not answered at all
+    relays: Sequence[PeerId] = ()
+    silent: AbstractSet[PeerId] = frozenset()  # relays that have not answered at all
 
 
 @dataclass(slots=True)
@@ -147,6 +150,7 @@ class Liveness:
         self.deadline = 0.0
         self._rng = rng
         self._lives = Lives(me, rng, words, knows, incarnation)
+        self._heard_at: dict[PeerId, float] = {}  # neighbours in a large mesh, silent for longest first
         self._parting: set[PeerId] = set()  # neighbours that are about to close their connections and live on
         self._round: list[PeerId] = []  # whom to probe next, from the end
         self._probe_at = 0.0
@@ -190,21 +194,38 @@ class Liveness:
         Raises PeerError when a message holds a statement that is not that of the member whom it names.
         """
         self._effects = []
-        self._excuse(now)
+        if not self._begun or now - self.deadline > self.config.stall_s:
+            self._excuse(now)
         try:
             self._take(event, now)
         finally:
-            if self._news_at == math.inf and self._lives.news:
-                self._news_at = now + self.config.news_s
-            waiting: Iterable[_Due] = (
-                *self._attempts.values(),
-                *self._errands.values(),
-                *self._lives.suspects.values(),
-            )
-            self.deadline = min([self._probe_at, self._news_at, *(each.deadline for each in waiting)])
+            self._set_deadline(now)
         return self._effects
 
+    def _set_deadline(self, now: float) -> None:
+        """Find what is due next. Mostly nothing is under way but one's own next probe."""
+        if self._news_at == math.inf and self._lives.news:
+            self._news_at = now + self.config.news_s
+        self.deadline = min(self._probe_at, self._news_at)
+        waiting: Mapping[Any, _Due]
+        for waiting in (self._attempts, self._errands, self._lives.suspects):
+            for each in waiting.values():
+                self.deadline = min(self.deadline, each.deadline)
+
     def _take(self, event: Event, now: float) -> None:
+        match event:  # what is most frequent comes first
+            case Heard(peer, message):
+                if peer in self.neighbours:
+                    self._hear(peer, message, now)
+            case Expired():
+                self._pass_time(now)
+            case Seen(peer):
+                if peer in self.neighbours:
+                    self._see(peer)
+            case _:
+                self._take_connection(event, now)
+
+    def _take_connection(self, event: Connected | Disconnected | Parting | Expelled | DialFailed, now: float) -> None:
         match event:
             case Connected(peer):
                 self._connected(peer, now)
@@ -217,12 +238,6 @@ class Liveness:
             case Expelled(peers):
                 for peer in peers:
                     self._lives.forget(peer)
-            case Seen(peer) if peer in self.neighbours:
-                self._see(peer)
-            case Heard(peer, message) if peer in self.neighbours:
-                self._hear(peer, message, now)
-            case Expired():
-                self._pass_time(now)
 
     def _excuse(self, now: float) -> None:
         """Notice that this node itself was away: asleep, stopped, or busy. What it did not hear then proves nothing."""
@@ -244,6 +259,7 @@ class Liveness:
         if peer not in self.neighbours:
             self.neighbours.add(peer)
             self._round.insert(self._rng.randint(0, len(self._round)), peer)
+        self._heard_at.setdefault(peer, now)
         self._parting.discard(peer)
         self._lives.meet(peer)
         self._see(peer)
@@ -267,6 +283,7 @@ class Liveness:
         if peer not in self.neighbours:
             return
         self.neighbours.discard(peer)
+        self._heard_at.pop(peer, None)
         if peer in self._round:
             self._round.remove(peer)
         for number in self._attempts_at(peer):
@@ -279,10 +296,11 @@ class Liveness:
     # -- hearing ------------------------------------------------------------------------------------------------------
 
     def _hear(self, peer: PeerId, message: Message, now: float) -> None:
-        word = Statement(peer=peer, incarnation=message.incarnation, signature=message.signature)
-        if self._lives.hear_word(word):
+        if self._lives.hear_word(peer, message.incarnation, message.signature):
             self._effects.append(Living(peer))
         self._see(peer)
+        self._heard_at.pop(peer, None)
+        self._heard_at[peer] = now
         for statement in message.statements:
             if statement.peer == self._lives.me:
                 self._lives.hear_oneself(statement)
@@ -307,8 +325,9 @@ class Liveness:
 
     def _see(self, peer: PeerId) -> None:
         """A neighbour spoke: whatever others say, it lives."""
-        for number in self._attempts_at(peer):
-            self._reached(number)
+        if self._attempts:
+            for number in self._attempts_at(peer):
+                self._reached(number)
         if self._lives.clear(peer):
             self._effects.append(Living(peer))
 
@@ -318,6 +337,20 @@ class Liveness:
     # -- probing ------------------------------------------------------------------------------------------------------
 
     def _pass_time(self, now: float) -> None:
+        if self._errands or self._attempts or self._lives.suspects:
+            self._end_waits(now)
+        if now >= self._probe_at:
+            self._probe_at = now + self.config.period_s * self.health.slowness
+            if self._large:
+                self._probe_silent(now)
+            else:
+                self._probe_next(now)
+        if now >= self._news_at:
+            self._news_at = math.inf
+            for peer in self._rng.sample(sorted(self.neighbours), min(self.config.news_to, len(self.neighbours))):
+                self._send(peer, Tell(**self._word(peer)))
+
+    def _end_waits(self, now: float) -> None:
         for mine in [number for number, errand in self._errands.items() if now >= errand.deadline]:
             errand = self._errands.pop(mine)
             self._answer(errand.asker, errand.number, reached=False)
@@ -325,13 +358,23 @@ class Liveness:
             self._try_on(number, attempt, now)
         for peer, suspicion in [(p, s) for p, s in self._lives.suspects.items() if now >= s.deadline]:
             self._judge(peer, suspicion, now)
-        if now >= self._probe_at:
-            self._probe_at = now + self.config.period_s * self.health.slowness
-            self._probe_next(now)
-        if now >= self._news_at:
-            self._news_at = math.inf
-            for peer in self._rng.sample(sorted(self.neighbours), min(self.config.news_to, len(self.neighbours))):
-                self._send(peer, Tell(**self._word(peer)))
+
+    @property
+    def _large(self) -> bool:
+        """Whether there are members that are not neighbours."""
+        return self._lives.count - 1 > len(self.neighbours)
+
+    def _probe_silent(self, now: float) -> None:
+        """Probe who has been silent for a round; until somebody has, there is nothing to do."""
+        round_s = self.config.period_s * len(self._heard_at)
+        for peer, heard_at in self._heard_at.items():
+            if now >= heard_at + 0.8 * round_s:
+                self._heard_at.pop(peer)
+                self._heard_at[peer] = now  # the next time it is another's turn, should this one stay silent
+                self._probe(peer, now)
+            else:  # not both ends at once: who draws less spares the other its probe
+                self._probe_at = max(self._probe_at, heard_at + round_s * self._rng.uniform(0.8, 1.2))
+            return
 
     def _probe_next(self, now: float) -> None:
         if not self._round:
@@ -399,7 +442,7 @@ class Liveness:
             del self._errands[ack.number]
             self._answer(errand.asker, errand.number, reached=True)
         elif attempt is not None and peer in attempt.relays:
-            attempt.silent.discard(peer)
+            attempt.silent -= {peer}
             if ack.reached:
                 self._reached(ack.number)
 
@@ -453,6 +496,6 @@ class Liveness:
 
     def _word(self, peer: PeerId) -> dict[str, Any]:
         config, lives = self.config, self._lives
-        spare = config.spare if lives.count - 1 > len(self.neighbours) else 0
-        times_max = math.ceil(config.retransmissions * lives.scale)
+        spare = config.spare if self._large else 0
+        times_max = math.ceil(config.retransmissions * lives.scale) if lives.news else 0
         return lives.word_for(peer, rumours=config.rumours, times_max=times_max, spare=spare)

@@ -22,6 +22,7 @@ class Life:
 
     incarnation: int = 0
     signature: bytes = b""  # of its statement; empty until one was heard
+    statement: Statement | None = None  # the same, as it is told
     doubted: int = -1  # the last incarnation that somebody doubted, to tell it when it is met
     forgetful: bool = False  # it states less than it once did: it lost its memory and has to be told
     suspicion: Suspicion | None = None
@@ -108,7 +109,7 @@ class Lives:
         life = self._hear_of(statement.peer)
         if life is not None and (statement.incarnation > life.incarnation or not life.signature):
             self._words.check(statement)
-            life.incarnation, life.signature = statement.incarnation, statement.signature
+            self._note(life, statement)
 
     # -- what is said -------------------------------------------------------------------------------------------------
 
@@ -117,9 +118,11 @@ class Lives:
 
         Raises PeerError when it is not the member's own.
         """
-        life = self._hear_of(statement.peer)
+        life = self._known.get(statement.peer) or self._hear_of(statement.peer)
         if life is None:
             return False
+        if statement.incarnation == life.incarnation and life.signature and not life.dead:
+            return False  # most are
         if statement.incarnation < life.incarnation or (life.signature and statement.incarnation == life.incarnation):
             if life.dead:  # whoever repeats it has missed the doubt
                 by = life.buried_by or (self.me,)
@@ -127,15 +130,22 @@ class Lives:
             return False
         self._words.check(statement)
         first, outdone = not life.signature, statement.incarnation > life.incarnation
-        life.incarnation, life.signature = statement.incarnation, statement.signature
+        self._note(life, statement)
         self._rumours.add(statement)
         return (outdone and self.clear(statement.peer)) or (first and not life.dead)
 
-    def hear_word(self, statement: Statement) -> bool:
+    def _note(self, life: Life, statement: Statement) -> None:
+        life.incarnation, life.signature, life.statement = statement.incarnation, statement.signature, statement
+
+    def hear_word(self, peer: PeerId, incarnation: int, signature: bytes) -> bool:
         """Take in what a neighbour says of itself, which shows whether it remembers its latest statement."""
-        outdone = self.hear_statement(statement)
-        if (life := self._known.get(statement.peer)) is not None:
-            life.forgetful = statement.incarnation < life.incarnation and bool(life.signature)
+        life = self._known.get(peer)
+        if life is not None and incarnation == life.incarnation and life.signature and not life.dead:
+            life.forgetful = False
+            return False  # nothing new, as mostly
+        outdone = self.hear_statement(Statement(peer=peer, incarnation=incarnation, signature=signature))
+        if (life := self._known.get(peer)) is not None:
+            life.forgetful = incarnation < life.incarnation and bool(life.signature)
         return outdone
 
     def hear_oneself(self, statement: Statement) -> None:
@@ -208,8 +218,15 @@ class Lives:
 
     def word_for(self, peer: PeerId, *, rumours: int, times_max: int, spare: int) -> dict[str, Any]:
         """Return the fields of a ``Word`` to this peer: first what concerns itself, then news, then what there is."""
+        life = self._known.get(peer)
+        if not self._rumours and (life is None or not (life.doubted >= life.incarnation or life.forgetful)):
+            return {
+                "incarnation": self.own.incarnation,
+                "signature": self.own.signature,
+                "statements": tuple(self._some(spare)) if spare else (),
+            }
         said: list[Statement | Doubt] = []
-        if (life := self._known.get(peer)) is not None:
+        if life is not None:
             if life.doubted >= life.incarnation:  # Lifeguard's buddy system: who is suspected hears it first
                 said.append(Doubt(peer=peer, incarnation=life.incarnation, by=(self.me,)))
             if life.forgetful:
@@ -223,9 +240,11 @@ class Lives:
             "doubts": tuple(rumour for rumour in said if isinstance(rumour, Doubt)),
         }
 
-    def _some(self, count: int) -> Iterable[Statement]:
+    def _some(self, count: int) -> list[Statement]:
         """Statements of members drawn by lot: who has missed a rumour learns of them in the end."""
-        for peer in self._rng.choices(self._names, k=count) if self._names else ():
-            life = self._known[peer]
-            if life.signature and not life.dead and life.suspicion is None:
-                yield Statement(peer=peer, incarnation=life.incarnation, signature=life.signature)
+        some = []
+        for _ in range(count if self._names else 0):
+            life = self._known[self._names[int(self._rng.random() * len(self._names))]]
+            if life.statement is not None and not life.dead and life.suspicion is None:
+                some.append(life.statement)
+        return some

@@ -14,6 +14,8 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from .address_book import AddressBook
 from .identity import PeerId
 from .neighbours import Neighbours
@@ -87,8 +89,7 @@ class Needed:
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class Exchanged:
+class Exchanged(msgspec.Struct, frozen=True):
     """An exchange of records with this peer ended."""
 
     peer: PeerId
@@ -167,6 +168,8 @@ class Membership:
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event; ``now`` is monotonic seconds. Sets ``deadline``, when ``Expired`` is due."""
+        if isinstance(event, Exchanged):  # the most frequent by far, and nobody is to be dialled for it
+            return self._take(event, now)
         effects = self._take(event, now)
         absent = self._absent_neighbours()
         effects += self._dials(absent, now)
@@ -266,8 +269,10 @@ class Membership:
         if self._look_at and now > self.deadline + self.config.late_s:  # and not at the very first
             effects += self._unsettled(now)
         if now >= self._look_at:
-            self._look_at = now + self.config.look_interval_s * self.rng.uniform(0.8, 1.2)
             effects += [Release(peer, why) for peer, why in self.neighbours.release(now)]
+            calm = not self.neighbours.whole and self.neighbours.converged
+            interval_s = self.config.look_calm_s if calm else self.config.look_interval_s
+            self._look_at = now + interval_s * self.rng.uniform(0.8, 1.2)
         return effects
 
     def _unsettled(self, now: float) -> list[Effect]:

@@ -108,6 +108,7 @@ class Neighbours:
     rng: random.Random
     config: Config = field(default_factory=Config)
     whole: bool = True  # everybody is a neighbour
+    converged: bool = True  # when last asked, every connection was one that is wanted
     _rings: Rings = field(init=False)
     _links: dict[PeerId, _Link] = field(default_factory=dict)
 
@@ -158,6 +159,7 @@ class Neighbours:
                 link.spare_at = now + self.config.linger_s * self.rng.uniform(1.0, 2.0)
             elif now >= link.spare_at:
                 spare.append(peer)
+        self.converged = wanted >= self._links.keys()
         released: list[tuple[PeerId, str]] = []
         for peer in sorted(spare, key=lambda peer: self._links[peer].spare_at):
             if (why := self._why_not_keep(peer, given_up=len(released))) is not None:

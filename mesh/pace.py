@@ -8,6 +8,7 @@ class Config:
     """The defaults are for a home or an office: some devices that come and go on one local network."""
 
     look_interval_s: float = 1.0  # how often a node looks after its connections
+    look_calm_s: float = 5.0  # and where there is none to give up: as often as it tries one of those who are away
 
     redial_first_s: float = 0.2
     redial_most_s: float = 15.0  # someone who unplugs a device plugs it in again within minutes, not seconds

@@ -10,7 +10,7 @@ Invariant: every turn moves a record, proves an owner or shortens what is left t
 peer says.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -70,6 +70,8 @@ class Copy:
 
     def news(self, but: Iterable[RecordId] = ()) -> list[RecordId]:
         """Return the ids to name, the latest first; of what has been replaced since there is nothing to say."""
+        if not self._news:
+            return []
         for gone in [known for known in self._news if self.store.with_id(known) is None]:
             del self._news[gone]
         passed_over = set(but)
@@ -107,14 +109,14 @@ class Exchange:
     agreed: bool = False  # both held the same in the end
     surveyed: int = 0  # how often
     moved: bool = False  # anything has, to either side
-    _named: list[RecordId] = field(default_factory=list)
+    _named: Sequence[RecordId] = ()
     _theirs: bytes = b""  # the peer's fingerprint, when last heard
-    _want: list[RecordId] = field(default_factory=list)
-    _asked: list[RecordId] = field(default_factory=list)
-    _owe: list[Record] = field(default_factory=list)
-    _given: list[Record] = field(default_factory=list)
+    _want: Sequence[RecordId] = ()
+    _asked: Sequence[RecordId] = ()
+    _owe: Sequence[Record] = ()
+    _given: Sequence[Record] = ()
     _proofs_wanted: bool = False
-    _proven_to: set[PeerId] = field(default_factory=set)
+    _proven_to: frozenset[PeerId] = frozenset()
     _listed: Surveyed | None = None
     _fruitful: bool = False  # something has moved since the last survey
 
@@ -142,7 +144,7 @@ class Exchange:
             self.copy.knew(self._named)
             return
         news, wanted = ids_in(answer.news), set(ids_in(answer.want))
-        self.copy.knew([one for one in self._named if one not in wanted] + news)
+        self.copy.knew([*(one for one in self._named if one not in wanted), *news])
         self._want = self.copy.lacking(news)
         self._owe = self.copy.held(one for one in self._named if one in wanted)
         few, many = not self._named and not news, limits.NEWS_MAX in {len(self._named), len(news)}
@@ -164,7 +166,7 @@ class Exchange:
         self._want = left
         doubted = set(answer.unproven) - self._proven_to
         self._proven_to |= doubted
-        self._owe = [record for record in self._given if record.owner in doubted] + self._owe
+        self._owe = [*(record for record in self._given if record.owner in doubted), *self._owe]
 
     def _next(self) -> Survey | Swap | None:
         if not self._want and not self._owe and self._listed is not None:

@@ -2,7 +2,9 @@
 
 What this node states goes at once to all who are connected (push). Once a period it exchanges with one random peer
 (push-pull anti-entropy, Demers 1987; one exchange with one peer is `reconciling.py`): so what is pushed travels on to
-those who are not connected with its owner, and what got lost is repaired. A peer that has just come is surveyed whole.
+those who are not connected with its owner, and what got lost is repaired. While exchanges only show that both hold the
+same, periods double up to a bound; whatever is new makes them short again (Trickle, RFC 6206). A peer that has just
+come is surveyed whole.
 
 What this node itself states durably is saved before it is said: others must not know what a crash can make its owner
 forget. What others state durably is saved soon; they have it too.
@@ -13,6 +15,8 @@ Invariant: at most one exchange and one push to each peer are under way; effects
 import bisect
 import random
 from dataclasses import dataclass, field
+
+import msgspec
 
 from .errors import PeerError
 from .identity import PeerId
@@ -29,6 +33,9 @@ class Config:
     """How eagerly a node looks after its copy of the picture."""
 
     interval_s: float = 1.0  # push-pull with one random peer a second reached 1,000 nodes in 9.3 periods (trust.md)
+    # Between two exchanges while nothing is new. Each node is asked as often as it asks: one that missed everything
+    # learns of it in half of this, and a calm mesh of batteries says a sixteenth as much.
+    calm_s: float = 16.0
     timeout_s: float = 2.0  # of one call: two periods, and 64 KiB in 2 s is a link of 250 kbit/s
     # Exchanges in a row that end unequal before one surveys all: with a change every 30 ms news is always under way.
     unequal_max: int = 32
@@ -57,24 +64,21 @@ class PeerGone:
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """A member asks; answered by one Reply, or by Offend in its place."""
 
     peer: PeerId
     message: Compare | Survey | Swap
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True):
     """The answer to the call of this number."""
 
     number: int
     message: Compared | Surveyed | Swapped
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """No answer to the call of this number."""
 
     number: int
@@ -103,8 +107,7 @@ class Changed:
     """Readers of the picture should look again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """Ask a peer and come back with Answered or Failed."""
 
     peer: PeerId
@@ -113,15 +116,13 @@ class Call:
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """The answer to Asked."""
 
     message: Compared | Surveyed | Swapped
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(msgspec.Struct, frozen=True):
     """Whether this peer answered in an exchange: for who judges whether it lives."""
 
     peer: PeerId
@@ -178,34 +179,42 @@ class Spreading:
         self._number = 0
         self._unequal = 0
         self._exchange_at = 0.0
+        self._pause_s = self._config.interval_s  # between two exchanges, as of now
         self._save_at: float | None = None
         self._ask_again_at = 0.0
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event; ``now`` is monotonic seconds. Sets ``deadline``, when ``Expired`` is due."""
-        effects: list[Effect] = []
-        match event:
+        effects = self._take(event, now)
+        if isinstance(event, Published | PeerHere | Failed):
+            self._stir(now)
+        if self._copy.merged:
+            effects = self._act_on_merged(now) + effects
+        self.deadline = min(self._exchange_at, self._ask_again_at)
+        if self._save_at is not None:
+            self.deadline = min(self.deadline, self._save_at)
+        return effects
+
+    def _take(self, event: Event, now: float) -> list[Effect]:
+        match event:  # what is most frequent comes first
+            case Asked(peer, message):
+                return [self._answer(peer, message)]
+            case Answered(number, message):
+                return self._answered(number, message, now)
+            case Expired():
+                return self._expired(now)
             case Published(record):
-                effects += self._publish([record])
+                return self._publish([record])
             case PeerHere(peer):
-                effects += self._here(peer)
+                return self._here(peer)
             case PeerGone(peer):
                 self._gone(peer)
-            case Asked(peer, message):
-                effects.append(self._answer(peer, message))
-            case Answered(number, message):
-                effects += self._answered(number, message)
+                return []
             case Failed(number):
-                effects += self._failed(number)
+                return self._failed(number)
             case Forgot():
                 self._save_soon(now)
-                effects.append(Changed())
-            case Expired():
-                effects += self._expired(now)
-        effects = self._act_on_merged(now) + effects
-        times = [self._exchange_at, self._ask_again_at]
-        self.deadline = min(times if self._save_at is None else [*times, self._save_at])
-        return effects
+                return [Changed()]
 
     # -- what has changed ---------------------------------------------------------------------------------------------
 
@@ -231,6 +240,7 @@ class Spreading:
                 for owner in merged.contradicted
             ]
             if merged.new:
+                self._stir(now)
                 effects.append(Changed())
             if any(record.content.durable for record in merged.new):
                 self._save_soon(now)
@@ -238,6 +248,12 @@ class Spreading:
                 effects += self._publish(merged.restated)
         self._copy.merged.clear()
         return effects
+
+    def _stir(self, now: float) -> None:
+        """Exchange soon: there is something to pass on, or somebody who may have something new."""
+        self._pause_s = self._config.interval_s
+        if self._exchange_at > now + 1.2 * self._pause_s:
+            self._exchange_at = now + self._pause_s * self._rng.uniform(0.8, 1.2)
 
     def _save_soon(self, now: float) -> None:
         if self._save_at is None:
@@ -274,7 +290,7 @@ class Spreading:
             self._copy.ask_again()
             self._stuck.clear()
         if now >= self._exchange_at:
-            self._exchange_at = now + self._config.interval_s * self._rng.uniform(0.8, 1.2)
+            self._exchange_at = now + self._pause_s * self._rng.uniform(0.8, 1.2)
             idle = [peer for peer in self._present if peer not in self._exchanges]
             if idle:
                 effects += self._exchange(self._rng.choice(idle))
@@ -309,12 +325,12 @@ class Spreading:
         pushing.under_way, pushing.keys = loaded.records, {record.key: None for record in loaded.rest}
         return self._call(peer, pushing, Swap(records=loaded.signed, chains=loaded.chains))
 
-    def _answered(self, number: int, message: Compared | Surveyed | Swapped) -> list[Effect]:
+    def _answered(self, number: int, message: Compared | Surveyed | Swapped, now: float) -> list[Effect]:
         peer, work = self._calls.pop(number, (None, None))
         if peer is None:
             return []
         if isinstance(work, Exchange):
-            return self._exchanged(peer, work, message)
+            return self._exchanged(peer, work, message, now)
         assert isinstance(work, _Pushing)
         assert isinstance(message, Swapped)
         if self._me in message.unproven and not work.proven:
@@ -323,18 +339,25 @@ class Spreading:
         work.under_way, work.failures = [], 0
         return self._push(peer)
 
-    def _exchanged(self, peer: PeerId, exchange: Exchange, message: Compared | Surveyed | Swapped) -> list[Effect]:
+    def _exchanged(
+        self, peer: PeerId, exchange: Exchange, message: Compared | Surveyed | Swapped, now: float
+    ) -> list[Effect]:
         try:
             ask = exchange.answered(message)
         except PeerError as error:
             del self._exchanges[peer]
             return [Heard(peer, ok=False), Offend(peer, str(error))]
         if ask is not None:
+            self._stir(now)
             return self._call(peer, exchange, ask)
         del self._exchanges[peer]
         self._unmet.discard(peer)
         if exchange.surveyed and not exchange.agreed and not exchange.moved:
             self._stuck.add(peer)
+        if exchange.agreed and not exchange.moved:
+            self._pause_s = min(2 * self._pause_s, max(self._config.calm_s, self._config.interval_s))
+        else:
+            self._stir(now)
         self._unequal = 0 if exchange.agreed or exchange.surveyed else self._unequal + 1
         return [Heard(peer, ok=True)]
 

@@ -107,6 +107,25 @@ def test_each_neighbour_is_probed_once_a_round_in_an_order_drawn_anew() -> None:
     assert len(set(rounds)) > 5
 
 
+def test_in_a_large_mesh_who_probes_is_not_probed_and_who_is_silent_for_a_round_is() -> None:
+    one, probed, now = machine(A, B, C), list[tuple[float, PeerId]](), 0.0
+    one.handle(Heard(A, tell(state(D, 0))), 0.0)  # there is one who is no neighbour
+    heard_s = 0.0
+    while now < 60.0:
+        if heard_s <= one.deadline:  # A probes, once in a period
+            now, heard_s = heard_s, heard_s + CONFIG.period_s
+            one.handle(Heard(A, Probe(number=1, incarnation=0, signature=SIGNATURE)), now)
+            continue
+        now = one.deadline
+        for peer, message in sent(one.handle(Expired(), now), Probe).items():
+            probed.append((now, peer))
+            one.handle(Heard(peer, ack(message.number)), now)  # type: ignore[union-attr]
+    assert {peer for _, peer in probed} == {B, C}
+    times = [at for at, peer in probed if peer == B]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert all(0.8 * 3 * CONFIG.period_s <= gap <= 2 * 3 * CONFIG.period_s for gap in gaps)
+
+
 def test_who_does_not_answer_is_tried_by_three_others_then_suspected_then_dead() -> None:
     one = machine(A, B, C, D, E)
     story = live(one, 0.0, 30.0, all_but(A))

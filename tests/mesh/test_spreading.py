@@ -94,7 +94,7 @@ def test_equal_fingerprints_end_an_exchange_with_one_small_message_each_way() ->
     assert effects == [Heard(BOB.peer_id, ok=True)]
 
 
-def test_once_a_period_one_connected_peer_is_asked() -> None:
+def test_once_a_period_one_connected_peer_is_asked_and_more_seldom_while_all_are_equal() -> None:
     store = RecordStore(ALICE, 1)
     talk = machine(store)
     peers = {identity(f"peer {n}").peer_id for n in range(5)}
@@ -110,7 +110,34 @@ def test_once_a_period_one_connected_peer_is_asked() -> None:
             talk.handle(Answered(call.number, Compared(fingerprint=store.fingerprint)), now)
     assert set(asked) == peers
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert all(0.8 * CONFIG.interval_s <= gap <= 1.2 * CONFIG.interval_s + 1e-6 for gap in gaps)
+    assert 0.8 * CONFIG.interval_s <= gaps[0]
+    assert all(0.8 * CONFIG.calm_s <= gap <= 1.2 * CONFIG.calm_s + 1e-6 for gap in gaps[10:])
+    assert sorted(gaps[:3]) == gaps[:3]
+
+
+@pytest.mark.parametrize("stirring", ["a word of its own", "somebody comes", "a difference", "no answer"])
+def test_whatever_is_new_makes_periods_short_again(stirring: str) -> None:
+    store = RecordStore(ALICE, 1)
+    talk = machine(store)
+    same = Compared(fingerprint=store.fingerprint)
+    for call in calls(talk.handle(PeerHere(BOB.peer_id), 0.0)):
+        talk.handle(Answered(call.number, same), 0.0)
+    for _ in range(10):
+        now = talk.deadline
+        for call in calls(talk.handle(Expired(), now)):
+            talk.handle(Answered(call.number, same), now)
+    assert talk._exchange_at > now + 5 * CONFIG.interval_s
+    match stirring:
+        case "a word of its own":
+            talk.handle(Published(store.publish("note", "a", Note())), now)
+        case "somebody comes":
+            talk.handle(PeerHere(identity("somebody").peer_id), now)
+        case _:
+            now = talk._exchange_at
+            (call,) = calls(talk.handle(Expired(), now))
+            other = Compared(fingerprint=bytes(16))
+            talk.handle(Failed(call.number) if stirring == "no answer" else Answered(call.number, other), now)
+    assert talk._exchange_at <= now + 1.2 * CONFIG.interval_s
 
 
 def test_a_peer_that_answers_nothing_is_told_of_and_at_most_one_exchange_with_it_waits() -> None:
