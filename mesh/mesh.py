@@ -147,6 +147,7 @@ class Mesh:
         )
         self._needed: list[Callable[[PeerId], bool]] = []  # whether streams of others' protocols need a connection
         self._awaited: dict[PeerId, trio.Event] = {}  # dials that calls wait for
+        self._sooner = trio.Event()  # membership wants to be called before it last did
         self._running = trio.Event()
         self._closing = False
         self._transport: Transport
@@ -391,10 +392,15 @@ class Mesh:
         """Hand the machine an event at once, so that what it knows is never behind what a caller sees."""
         if self._closing:
             return
+        if isinstance(event, membership.Exchanged):  # every second, and it changes nothing that anybody sees
+            self._members.handle(event, trio.current_time())
+            return
         before, linked = set(self._members.present), set(self._members.connected)
-        whole = self._members.neighbours.whole
+        whole, deadline = self._members.neighbours.whole, self._members.deadline
         for effect in self._members.handle(event, trio.current_time()):
             self._carry_out(effect)
+        if self._members.deadline < deadline:
+            self._sooner.set()
         match event:
             case (
                 membership.Connected()
@@ -411,10 +417,13 @@ class Mesh:
         for peer in sorted(linked - self._members.connected):
             self._picture.go(peer)
         if before != self._members.present:
-            self._picture.notify()
-            for peer in sorted(before - self._members.present):
-                for listener in self.on_absent:
-                    listener(peer)
+            self._tell_absent(before - self._members.present)
+
+    def _tell_absent(self, left: set[PeerId]) -> None:
+        self._picture.notify()
+        for peer in sorted(left):
+            for listener in self.on_absent:
+                listener(peer)
 
     def _carry_out(self, effect: membership.Effect) -> None:
         match effect:
@@ -443,7 +452,10 @@ class Mesh:
 
     async def _tick(self) -> None:
         while True:
-            await trio.sleep_until(self._members.deadline)
+            self._sooner = trio.Event()
+            with trio.move_on_at(self._members.deadline):
+                await self._sooner.wait()
+                continue
             self._note(membership.Expired())
 
     async def _dial(self, peer: PeerId, addresses: tuple[str, ...]) -> None:

@@ -38,6 +38,7 @@ from .world import World
 
 _ANNOUNCE_S = 10.0  # how often mDNS repeats itself; zeroconf asks again on a similar scale
 _BYE_S = 0.2  # as in mesh/mesh.py
+_TICK_S = 1.0  # at least as often membership is asked: its deadline may have come nearer since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -464,4 +465,4 @@ class Device(Process):
     def _tick(self) -> None:
         """Call the machine at its deadline, which may move in either direction meanwhile."""
         self.note(membership.Expired())
-        self.after(max(self.members.deadline - self.now, 0.01), self._tick)
+        self.after(min(max(self.members.deadline - self.now, 0.01), _TICK_S), self._tick)

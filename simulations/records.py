@@ -50,13 +50,22 @@ class Records:
         self._device, self._published = device, published
         self._machine = Spreading(device.me, store, _Proven(device), device.dice)
         self._news = False  # something changed, and nobody has looked yet
+        self._due_s = float("inf")  # when the machine is called next
         for takes, (name, _) in METHODS.items():
             device.calls.serve(name, Method("mesh", takes, self._answer))
 
     def start(self) -> None:
         """Do what is due, for as long as the device lives."""
         self._note(Expired())
-        self._device.after(max(self._machine.deadline - self._device.now, 0.01), self.start)
+
+    def _wake(self, due_s: float) -> None:
+        def expire() -> None:
+            if self._due_s == due_s:
+                self._due_s = float("inf")
+                self._note(Expired())
+
+        self._due_s = due_s
+        self._device.after(max(due_s - self._device.now, 0.01), expire)
 
     def publish(self, kind: str, name: str, value: Message, *, durable: bool = False) -> None:
         """State something about this device to all."""
@@ -99,7 +108,10 @@ class Records:
     def _note(self, event: Event) -> Reply | Offend | None:
         """Hand the machine an event and do what follows; return its answer if it was asked something."""
         said: Reply | Offend | None = None
-        for effect in self._machine.handle(event, self._device.now):
+        effects = self._machine.handle(event, self._device.now)
+        if self._machine.deadline < self._due_s:
+            self._wake(self._machine.deadline)
+        for effect in effects:
             match effect:
                 case Save(records):
                     self._device.disk.records = records

@@ -29,6 +29,9 @@ class Figures:
     mistaken: int
     """How often a member was held for dead by another although it was here."""
 
+    unseen_max: int
+    """Members of whom one that began late has not heard yet that they are here."""
+
     connections_median: float
     connections_max: int
 
@@ -52,6 +55,7 @@ class Figures:
             noticed_s_median=statistics.median(noticed) if noticed else 0.0,
             noticed_s_max=max(noticed, default=0.0),
             mistaken=len(ledger.mistaken),
+            unseen_max=max(len(crowd.members) - 1 - len(member.members.present) for member in crowd.members.values()),
             connections_median=statistics.median(degrees),
             connections_max=max(degrees),
         )

@@ -43,6 +43,7 @@ def test_connections_that_are_given_up_make_nobody_doubt_a_member() -> None:
     figures = run.play(msgspec.structs.replace(CALM, duration_s=110.0, churn=Churn(newcomers=2), settle_s=100.0))
     assert figures.mistaken == 0
     assert figures.dials > 90  # they did connect to most
+    assert figures.unseen_max == 0
     assert figures.connections_max <= 20
 
 
