@@ -12,7 +12,9 @@ from .scenario import Scenario
 from .sweep import EngineName, Swept, sweep
 
 CELLS_CSV: Final = "cells.csv"
-_CAPTION: Final = "Lines are means over seeds; bands reach from the mean of the worst seed to that of the best."
+_CAPTION: Final = (
+    "All are means over seeds; worst and best, and the bands, are the means of the worst seed and of the best."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

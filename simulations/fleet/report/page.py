@@ -25,17 +25,20 @@ _KEYS: Final = tuple(key for key in Row.__struct_fields__ if key != "extra")
 
 
 def page(outcomes: Mapping[str, Outcome], title: str, *, caption: str = "") -> str:
-    """Return the whole page as HTML. Labels, names and settings may hold anything: they are escaped."""
+    """Return the whole page as HTML. Labels, names and settings may hold anything: they are escaped.
+
+    ``caption`` says what means and bands are over, where that is not the nodes of one run.
+    """
     lines = table.lines(outcomes)
     return _template().render(
         title=title,
         caption=caption,
         outcomes=outcomes,
         told=words.told,
-        cards=_cards(outcomes),
+        cards=_cards(outcomes, "seed" if caption else "node"),
         head=lines[0],
         lines=lines[1:],
-        footnote=table.footnote(outcomes),
+        footnote=caption or table.footnote(outcomes),
         settings=_settings(outcomes),
         extremes=[_extremes(label, one) for label, one in list(outcomes.items())[:_RUNS_NAMED]],
         data=_data(outcomes),
@@ -93,7 +96,7 @@ def _histogram(outcomes: Mapping[str, Outcome]) -> dict[str, list[Any]]:
     return {"edges": [_short(edge) for edge in edges], "shares": [[_short(one) for one in share] for share in shares]}
 
 
-def _cards(outcomes: Mapping[str, Outcome]) -> list[tuple[str, str]]:
+def _cards(outcomes: Mapping[str, Outcome], of: str) -> list[tuple[str, str]]:
     """Return what one run came to, as the few figures that one remembers."""
     outcome = next(iter(outcomes.values()), None)
     if outcome is None or not outcome.rows:
@@ -101,8 +104,8 @@ def _cards(outcomes: Mapping[str, Outcome]) -> list[tuple[str, str]]:
     last, what = outcome.rows[-1], words.quality(outcome.scenario)
     return [
         (f"mean {what}", table.number(last.mean)),
-        ("worst node", table.number(last.worst)),
-        ("best node", table.number(last.best)),
+        (f"worst {of}", table.number(last.worst)),
+        (f"best {of}", table.number(last.best)),
         *((name, table.number(value)) for name, value in last.extra.items()),
         ("MB sent by a node", table.megabytes(last.megabytes_sent)),
         ("simulated time", table.duration(last.seconds)),

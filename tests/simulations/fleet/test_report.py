@@ -26,6 +26,7 @@ class Reader(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: list[str] = []
+        self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -36,6 +37,8 @@ class Reader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.tags and self.tags[-1][0] == "script":
             self.scripts[-1] += data
+        else:
+            self.text += data
 
     @property
     def data(self) -> Any:
@@ -147,6 +150,13 @@ def test_the_page_names_the_best_and_the_worst() -> None:
     assert "Cleveland" in best
     assert "Basel" in worst
     assert "Basel" not in best
+
+
+def test_a_page_of_means_over_seeds_does_not_call_them_nodes() -> None:
+    text = page.page({"as it is": outcome()}, "Swept", caption="All are means over seeds.")
+    assert "<span>worst seed</span>" in text
+    assert "worst node" not in Reader(text).text
+    assert "All are means over seeds." in text
 
 
 def test_a_run_that_got_nowhere_has_a_page_and_a_table_too() -> None:
