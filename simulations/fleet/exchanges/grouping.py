@@ -25,6 +25,7 @@ from .scratch import Scratch
 KNOWN_COLUMNS = 256  # parameters by which it is seen whose models began alike; two that differ differ in one of these
 
 _RATIO_MAX = Config().weight_ratio_max
+_FACTORS = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63 - 1, KNOWN_COLUMNS))
 
 
 class Block:
@@ -153,11 +154,16 @@ def _is_quorum(there: Tensor) -> Tensor:
 
 def alike(before: Tensor, rows: Tensor) -> Tensor:
     """Return which of the nodes ``rows`` (g, m) began with the same model, of ``before`` (N, D): (g, m, m)."""
+    begun = digests(before, rows)
+    return begun.unsqueeze(1) == begun.unsqueeze(2)
+
+
+def digests(before: Tensor, rows: Tensor) -> Tensor:
+    """Return a number for the model that each of ``rows`` (...) began with, the same for the same one: int64 (...)."""
     dimension = before.shape[1]
     columns = torch.linspace(0, dimension - 1, min(dimension, KNOWN_COLUMNS)).long()
-    known = before[rows.reshape(-1, 1), columns].view(*rows.shape, -1)
-    same: Tensor = (known.unsqueeze(1) == known.unsqueeze(2)).all(-1)
-    return same
+    bits = before[rows.reshape(-1, 1), columns].view(torch.int32).long()
+    return (bits * _FACTORS[: len(columns)]).sum(-1).view(rows.shape)  # modulo 2^64
 
 
 def _diagonal(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from ....gossip.config import Config
 from ..exchange import Mixed, Moment
 from .gates import clipped
-from .grouping import alike
+from .grouping import digests
 from .linked import BLOCK_ELEMENTS, COLUMNS_STEP
 from .rounding import Rounding
 
@@ -45,11 +45,12 @@ class Complete:
         weights = torch.from_numpy(moment.weights if self.weighted else np.ones(len(moment.weights)))[rows.cpu()]
         everyone = torch.ones(len(rows), dtype=torch.bool)
         shares = clipped(weights, everyone, Config().weight_ratio_max).float().to(rows.device)
-        begun = moment.before[rows[:1]] if bool(alike(moment.before, rows[None]).all()) else None
+        begun = digests(moment.before, rows)
+        alike = not self.rounding.exact and bool((begun == begun[0]).all())
         at_once = max(1, BLOCK_ELEMENTS // (len(rows) * COLUMNS_STEP)) * COLUMNS_STEP
         for start in range(0, moment.after.shape[1], at_once):
             part = slice(start, start + at_once)
-            base = 0.0 if begun is None or self.rounding.exact else begun[:, part]
+            base = moment.before[rows[:1], part] if alike else 0.0
             sent = self.rounding.through(moment.after[:, part][rows] - base, moment.dice)
             mean = self.rounding.through(shares @ sent, moment.dice)
             moment.after[:, part][rows] = mean + base

@@ -95,3 +95,12 @@ def test_memory_beyond_the_models_does_not_grow_with_the_nodes() -> None:
         exchange.mix(moment(random_models(nodes, 256, 1), random_models(nodes, 256)))
         held.append(sum(one.numel() for one in exchange._scratch._held.values()))
     assert held[0] == held[1]
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+def test_complete_takes_ten_thousand_nodes(codec: CodecName) -> None:
+    """What grew with their square would not fit into memory."""
+    after = random_models(10_000, 300)
+    mean = after.mean(0)
+    mixed = chosen(10_000, topology="complete", codec=codec).mix(moment(random_models(10_000, 300, 1), after))
+    np.testing.assert_allclose(mixed.models[-1], mean, atol=2e-3)
