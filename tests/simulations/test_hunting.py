@@ -190,14 +190,14 @@ def test_what_breaks_is_written_down_and_the_command_that_is_printed_replays_it(
 def test_a_hunt_without_prey_says_how_far_it_got(tmp_path: Path) -> None:
     file = tmp_path / "tiny.toml"
     file.write_text(TINY, "utf-8")
-    ran = command("hunt", str(file), "--seeds", "1..3", "--jobs", "1")
+    ran = command("hunt", str(file), "--seeds", "1..3", "--jobs", "1", "--out", str(tmp_path))
     assert (ran.returncode, ran.stdout) == (0, "3 seeds of tiny, 0.0 h of virtual time: every invariant held.\n")
 
 
 def test_an_interrupted_hunt_says_how_far_it_got(tmp_path: Path) -> None:
     file = tmp_path / "tiny.toml"
     file.write_text(TINY, "utf-8")
-    program = [sys.executable, "-m", "lepton.simulations", "hunt", str(file), "--jobs", "2"]
+    program = [sys.executable, "-m", "lepton.simulations", "hunt", str(file), "--jobs", "2", "--out", str(tmp_path)]
     hunting = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert hunting.stderr is not None
     first = hunting.stderr.readline()
