@@ -2,18 +2,22 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from lepton.mesh.errors import UsageError
+from lepton.node.blobs.opening import stored_layer
+from lepton.node.blobs.publishing import publish_folder
 from lepton.node.blobs.store import BlobStore
 from lepton.node.compression import NotSmaller, quantise_folder, read_manifest
 from lepton.node.compression.decoder import Decoder, read_decoder
 from lepton.node.compression.texts import cut_up, written_by
 from lepton.node.deployments import Precision
 from lepton.node.language.config import parse_config
-from lepton.node.language.layout import HEAD, layer_of, layers
+from lepton.node.language.engine import load_engine
+from lepton.node.language.layout import HEAD, layer_of, layers, sizes
 from lepton.node.language.rounded import rounded_tensors
 from lepton.node.language.tokenizer import LanguageTokenizer, read_files
 from lepton.node.sources import of_folder
@@ -116,3 +120,17 @@ def test_a_tied_decoder_has_one_matrix() -> None:
     config = parse_config(json.dumps({"model_type": "qwen2", **SMALL, **HEADS, "tie_word_embeddings": True}))
     decoder = Decoder(config)
     assert decoder.get_parameter(HEAD) is decoder.get_parameter("model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_stage_loaded_from_blobs_says_what_the_folder_says(bits: int, tmp_path: Path) -> None:
+    config = made(tmp_path / "model", "qwen2")
+    quantise_folder(tmp_path / "model", tmp_path / "small", bits=4 if bits == 4 else 8, steps=0)
+    precision: Precision = "int4" if bits == 4 else "int8"
+    store = BlobStore(tmp_path / "store")
+    published = publish_folder(store, tmp_path / "small", lambda name: layer_of(name, config), layers(config))
+    tensors = partial(stored_layer, store, published.manifest)
+    engine = load_engine(parse_config(published.manifest.config), 0, layers(config), tensors, precision)
+    tokens = list(range(3, 12))
+    assert torch.equal(logits_of(engine, tokens), logits_of(engine_of(tmp_path / "small", precision), tokens))
+    assert engine.weights_bytes == sum(sizes(config, precision).weights_bytes) - sizes(config, precision).tied_bytes
