@@ -50,9 +50,14 @@ def run(scenario_file: str, seed: int | None, transcript: Path | None) -> None:
 
 @main.command(name="list")
 def list_() -> None:
-    """List the scenarios that ship with Lepton."""
+    """List the scenarios that ship with Lepton: those of meshes, and those of fleets that learn."""
+    from .fleet import reading  # loads torch
+
     for name in scenario.shipped():
         print(f"{name:<14}  {scenario.load(name).about}")
+    print("\nFor `lepton-sim learn`:\n")
+    for name in reading.shipped():
+        print(f"{name:<14}  {next(iter(reading.load(name).values())).about}")
 
 
 main.add_command(crowd)

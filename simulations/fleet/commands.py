@@ -43,7 +43,7 @@ def learn(
 
     Exit status: 0, 1 when the training failed, 2 when the scenario cannot be played, 130 when it was interrupted.
     """
-    from . import cluster, playing, progress, reading
+    from . import cluster, playing, progress, reading, references
 
     with _errors():
         if resume and out is None:
@@ -60,8 +60,10 @@ def learn(
             outcomes = player.play(variants)
         except playing.Interrupted:
             _stop(_how_to_go_on(out), _INTERRUPTED)
-        about = next(iter(variants.values())).about
-        _show(outcomes, Path(scenario).stem, about, out, as_json=as_json)
+        first = next(iter(variants.values()))
+        _show(outcomes, Path(scenario).stem, first.about, out, as_json=as_json)
+        if not as_json:
+            print(*references.lines_for(first, data), sep="\n")
 
 
 @click.command()

@@ -5,12 +5,15 @@ there is none.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from .population import Population
+from .reading import population_for
+from .report.table import aligned, number
 from .scenario import Scenario
 from .sources.cameras import pixels_of, scaled
 from .sources.series import PAST
@@ -41,6 +44,18 @@ def references_for(scenario: Scenario, population: Population) -> dict[str, Figu
             return _of_classes(population)
         case _:
             return {}
+
+
+def lines_for(scenario: Scenario, folder: Path | None) -> list[str]:
+    """Return the same as a table in text, nothing where there are none. Raises UsageError where data are missing."""
+    found = references_for(scenario, population_for(scenario, folder=folder))
+    if not found:
+        return []
+    names = list(dict.fromkeys(name for figures in found.values() for name in figures))
+    rows = [
+        (line, *(number(figures[name]) if name in figures else "" for name in names)) for line, figures in found.items()
+    ]
+    return ["", aligned([("without a mesh, on the first run's test", *names), *rows])]
 
 
 def measured(population: Population, answers: _Answers) -> Figures:

@@ -31,8 +31,8 @@ def test_a_file_is_played_and_its_story_written(tiny: Path, tmp_path: Path) -> N
 
 
 def test_the_shipped_scenarios_are_listed() -> None:
-    listed = command("list").stdout
-    assert [line.split()[0] for line in listed.splitlines()] == [
+    worlds, fleets = command("list").stdout.split("\n\nFor `lepton-sim learn`:\n\n")
+    assert [line.split()[0] for line in worlds.splitlines()] == [
         "answers",
         "frozen",
         "hunt",
@@ -41,6 +41,7 @@ def test_the_shipped_scenarios_are_listed() -> None:
         "partition",
         "quiet",
     ]
+    assert {"hospitals", "traffic", "cameras", "homes", "phones"} <= {line.split()[0] for line in fleets.splitlines()}
 
 
 def test_a_run_that_breaks_ends_with_status_1_and_the_command_that_replays_it(tiny: Path, tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_a_scenario_is_played_and_shown(tiny: Path, tmp_path: Path) -> None:
     assert ran.exit_code == 0, ran.output
     assert ran.stdout.startswith("tiny: Four devices learn.\n\nrun   ")
     assert ran.stderr.splitlines()[-1].startswith("tiny: 2 of 2: mean 0.")
+    assert "\nlogistic regression, all data " in ran.stdout
     assert files_in(tmp_path / "out") == {"outcome.json", *SHOWN}
     outcome = archive.load(tmp_path / "out" / "outcome.json")
     assert (outcome.name, outcome.scenario.nodes, outcome.scenario.seed) == ("tiny", 3, 7)
