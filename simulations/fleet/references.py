@@ -119,5 +119,6 @@ def _logistic(population: Population, x: _Floats, labels: npt.NDArray[np.int64],
     model = LogisticRegression(C=_STRENGTH, max_iter=_ITERATIONS_MAX).fit(x, labels)
     outputs = np.full((len(x_test), population.classes), -np.inf, np.float32)
     outputs[:, model.classes_] = model.predict_log_proba(x_test)
-    accuracy = float((outputs.argmax(1) == population.test_labels.numpy()).mean())
+    right = outputs.argmax(1) == population.test_labels.numpy()
+    accuracy = float(np.mean([right[picked].mean() for picked in population.own_tests or (slice(None),)]))
     return {"accuracy": accuracy, **measured(population, lambda _, picked: outputs[picked])}
