@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-net lint types format coverage demo bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average hunt bench-compress fuzz lock clean
+.PHONY: help venv test test-net lint types format coverage demo bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average bench-simulate hunt bench-compress fuzz lock clean
 
 # The lock was made with 3.11; a newer Python is tried only where there is no 3.11.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
@@ -75,6 +75,9 @@ bench-shard: $(READY) ## sessions over stages: hops, company, a death in mid-ans
 
 bench-learn: $(READY) ## how well nodes with skewed data learn; JSON=FILE writes the figures, ARGS="mnist" one part
 	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.learn $(ARGS)
+
+bench-simulate: $(READY) ## a fleet of learning nodes beside batched products in plain torch; JSON=FILE writes the figures, ARGS="bound" one part
+	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.simulate $(ARGS)
 
 bench-kernel: $(READY) ## products with packed weights beside torch's; JSON=FILE writes the figures, ARGS="1 16" other batches
 	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.kernel $(ARGS)

@@ -111,11 +111,10 @@ def distinct_of(models: Tensor, nodes: Ints) -> Distinct:
     bits = models.view(torch.int32)
     sums = torch.cat([part.sum(dim=1, dtype=torch.int32) for part in _blocks(bits, nodes, _COMPARED)]).cpu().numpy()
     _, first, of = np.unique(sums, return_index=True, return_inverse=True)
-    if len(first) < len(nodes):
-        held = [models[node].cpu().numpy().tobytes() for node in nodes[first].tolist()]
-        for node, place in zip(nodes.tolist(), of.tolist(), strict=True):
-            if models[node].cpu().numpy().tobytes() != held[place]:  # a sum by chance alike: then look at all
-                return Distinct(nodes=nodes, of=np.arange(len(nodes)))
+    twins = np.flatnonzero(first[of] != np.arange(len(nodes)))
+    pairs = zip(nodes[twins].tolist(), nodes[first[of[twins]]].tolist(), strict=True)
+    if not all(_bytes(models[one]) == _bytes(models[other]) for one, other in pairs):
+        return Distinct(nodes=nodes, of=np.arange(len(nodes)))  # sums alike by chance: rare enough to look at all then
     return Distinct(nodes=nodes[first], of=of.astype(np.int64))
 
 
@@ -131,6 +130,10 @@ def consensus_of(models: Tensor, distinct: Distinct) -> float:
     for part, count in zip(_blocks(models, distinct.nodes, _COMPARED), pieces, strict=True):
         apart += float(part.sub_(mean).square_().sum(dim=1) @ count)
     return math.sqrt(apart / len(distinct.of)) / max(float(mean.norm()), 1e-30)
+
+
+def _bytes(model: Tensor) -> bytes:
+    return model.cpu().numpy().tobytes()  # to copy and compare these is faster than to compare tensors
 
 
 def _blocks(models: Tensor, nodes: Ints, block: int) -> Iterator[Tensor]:
