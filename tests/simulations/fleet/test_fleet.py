@@ -1,5 +1,6 @@
 """A fleet learns as real trainers do, comes out the same each time, and goes on from where it was broken off."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from lepton.node.learning.trainer import Trainer
 from lepton.simulations.fleet.batches import Deployed
 from lepton.simulations.fleet.checkpoint import resume, save
 from lepton.simulations.fleet.exchange import Mixed, Moment
+from lepton.simulations.fleet.exchanges.rounding import rounding
+from lepton.simulations.fleet.exchanges.whole import Complete
 from lepton.simulations.fleet.fleet import Fleet
 from lepton.simulations.fleet.learn import learn
 from lepton.simulations.fleet.networks import spec_of
@@ -141,6 +144,29 @@ def test_labels_turned_around_teach_the_wrong_class() -> None:
     quality = fleet._examiner.examine(fleet.state.models, np.arange(5)).quality
     assert max(quality[fleet.attackers]) < min(quality[~fleet.attackers]) - 0.2
     assert len(fleet.outcome().final) == 3
+
+
+def test_attackers_lie_to_the_others_and_go_on_by_themselves() -> None:
+    seen: list[Moment] = []
+
+    class Watched(Alone):
+        def mix(self, moment: Moment) -> Mixed:
+            seen.append(dataclasses.replace(moment, after=moment.after.clone()))
+            return Complete(rounding("float32")).mix(moment)
+
+    said = scenario(rounds=1, faults=Faults(attackers=0.4, attack="scaled"))
+    honest, fooled = (
+        Fleet(scenario(rounds=1), population(COUNTS), exchange=Alone()),
+        Fleet(said, population(COUNTS), exchange=Watched()),
+    )
+    honest.step()
+    fooled.step()
+    bad, begun = fooled.attackers, seen[0].before
+    own = honest.state.models
+    torch.testing.assert_close(seen[0].after[bad] - begun[bad], 10 * (own[bad] - begun[bad]), rtol=1e-3, atol=1e-5)
+    assert torch.equal(seen[0].after[~bad], own[~bad])
+    assert torch.equal(fooled.state.models[bad], own[bad])
+    assert not torch.equal(fooled.state.models[~bad], own[~bad])
 
 
 def test_training_that_diverges_is_named() -> None:
