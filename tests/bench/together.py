@@ -62,7 +62,7 @@ class Mapped:
     def __init__(self, population: Population, module: nn.Module) -> None:
         self.x, self.y = population.inputs, population.labels
         self.table, self.counts = table_of(population)
-        self.parameters, _ = stack_module_state([module] * population.nodes)  # type: ignore[no-untyped-call]
+        self.parameters, _ = stack_module_state([module] * population.nodes)
 
         def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor) -> Tensor:
             outputs = functional_call(module, parameters, (x,))
