@@ -3,7 +3,7 @@
 Run ``make bench-simulate`` or ``python -m tests.bench.simulate [PART...]`` from the root of the project (JSON=FILE
 writes the figures as flat JSON, TURNS changes the effort). Parts: ``bound`` at 64 and 256 nodes, ``models`` (what other
 models cost, beside `vmap` and beside one node after the other), ``nodes`` (whether cost is linear in them), ``memory``
-of 10,000 nodes in a process of its own.
+of 10,000 nodes in a process of its own, ``world`` (`crowd_hour.py`).
 
 The work: scikit-learn's digits, labels by Dirichlet 0.5, SGD 0.1, batches of 16, one epoch a round, one thread. Ours
 does what a scenario does: random groups of 8 average in float32 with the machines' gates, a tenth of the nodes are
@@ -33,6 +33,7 @@ from lepton.simulations.fleet.scenario import Data, Faults, Model, Scenario, Tra
 from rich.console import Console
 from rich.table import Table
 
+from .crowd_hour import measure
 from .together import BATCH, RATE, Bound, Loop, Mapped
 
 TURNS = int(os.environ.get("TURNS", "7"))
@@ -170,8 +171,17 @@ def child() -> None:
     sys.stdout.write(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
+def world() -> Figures:
+    """An hour of 1,000 members: the other simulator."""
+    figures = measure()
+    wall, cpu = (figures[f"world_{kind}_s_1000_nodes_1h"] for kind in ("wall", "cpu"))
+    console.print(f"1,000 members' probes and records for an hour: {wall:.0f} s of wall time, {cpu:.0f} s of CPU\n")
+    return figures
+
+
 PARTS: dict[str, Callable[[], Figures]] = {
     "bound": beside_bound, "models": other_models, "nodes": more_nodes, "memory": memory,
+    "world": world,
 }  # fmt: skip
 
 
