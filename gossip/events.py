@@ -88,11 +88,11 @@ class Report:
 
     `agreed`: every member that reports this for the round holds the same model, bit for bit, and by the same name,
     `reference`. Otherwise `reference` is empty, and the node kept its own values: all of them, with empty `parts`
-    (the others may have come to something), or those of parts that nobody has a mean of and that had no common model
-    to be taken from. `parts[j]` says who is in the mean of part j (owned by `members[j]`): several runs where
-    somebody fell out in the middle. `complete`: every part is the mean of all members. `base` names the model that
-    differences were taken to. `ignored` counts duplicates, late messages, and those of strangers and of other views.
-    Bytes are those of payloads.
+    (the others may have come to something), or, beside the means of the rest, those of runs that nobody has a mean of,
+    where it had no common model to take them from. `parts[j]` says who is in the mean of part j (owned by
+    `members[j]`): several runs where somebody fell out in the middle. `complete`: every part is the mean of all
+    members. `base` names the model that differences were taken to. `ignored` counts duplicates, late messages, and
+    those of strangers and of other views. Bytes are those of payloads.
     """
 
     task: str

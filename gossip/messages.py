@@ -37,7 +37,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What a round comes to: which chunks of each part have a mean that all adopt; bit i of a mask is chunk i.
 
     `instances[j]` says of which life of the owner's process (0 where no chunk is adopted). All other chunks are taken
-    from the model called `reference`; where that is empty there is none, and the round comes to nothing.
+    from the model called `reference`. Who has no such model (empty: there is none that a quorum shares) keeps its own
+    values there, with the means of all other chunks, and reports that it did not agree.
     """
 
     held: Masks

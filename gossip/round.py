@@ -4,7 +4,8 @@ Member j owns part j of the vector. Opening: everyone says what it weighs and wh
 sends every owner its own values chunk by chunk, a few ahead of the means that come back; an owner averages a chunk as
 soon as all who are still in have sent it (`part.py`). Agreement: who holds all means says so, and with a quorum of such
 the round is decided; means that an owner could not send to all any more are relayed by those who have them, and of
-those that nobody has, everyone keeps the values of the last model that all agreed on (`agreement.py`). (Reduce-scatter
+those that nobody has, everyone takes the values of the last model that all agreed on (`agreement.py`); who does not
+know that one, or where there is none, keeps its own there and says that it did not agree. (Reduce-scatter
 and all-gather as in Patarasuk and Yuan 2009, with star instead of ring: who dies costs no more than itself.)
 
 Invariants:
