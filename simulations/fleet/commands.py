@@ -34,10 +34,11 @@ _JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print a lin
 @click.option("--engine", type=click.Choice(["here", "dask"]), default="here", show_default=True, help="Who trains.")
 @_ADDRESS
 @click.option("--jobs", type=click.IntRange(min=1), help="Dask workers that are started here, without --address.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of torch, in this process.")
 @_JSON
 def learn(
     scenario: str, seed: int | None, rounds: int | None, nodes: int | None, data: Path | None, out: Path | None,
-    device: str, engine: str, address: str | None, jobs: int | None, *, resume: bool, as_json: bool,
+    device: str, engine: str, address: str | None, jobs: int | None, threads: int, *, resume: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Let a fleet learn: a TOML file, or a scenario that ships with Lepton, by its name. Prints how well it did.
 
@@ -54,7 +55,7 @@ def learn(
             raise UsageError("Workers are Dask's: say --engine dask.")
         workers = cluster.Cluster(address, jobs) if engine == "dask" else None
         player = playing.Player(
-            watch=progress.watch(), data=data, out=out, resume=resume, device=device, cluster=workers
+            watch=progress.watch(), data=data, out=out, resume=resume, device=device, threads=threads, cluster=workers
         )  # fmt: skip
         try:
             outcomes = player.play(variants)

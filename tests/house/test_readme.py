@@ -4,7 +4,6 @@ A block after the line `<!-- test: skip REASON -->` is left out, and pytest show
 """
 
 import importlib
-import importlib.util
 import os
 import re
 import shlex
@@ -22,6 +21,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 SHELL = {"bash", "console", "sh", "shell"}
+PROGRAMS = {"lepton-node": "lepton.node.__main__", "lepton-sim": "lepton.simulations.__main__"}
 ENDS = {"|", "||", "&", "&&", ";", ">", ">>", "2>"}  # where one command ends for the shell
 
 
@@ -96,11 +96,9 @@ def fault(command: click.Command, words: list[str]) -> str | None:
     return None
 
 
-def command_line() -> click.Command:
-    if importlib.util.find_spec("lepton.node.__main__") is None:
-        pytest.skip("the command line is not written yet")
-    main = importlib.import_module("lepton.node.__main__").main
-    assert isinstance(main, click.Command), "lepton.node.__main__:main is the click command of lepton-node"
+def command_line(program: str) -> click.Command:
+    main = importlib.import_module(PROGRAMS[program]).main
+    assert isinstance(main, click.Command), f"{PROGRAMS[program]}:main is the click command of {program}"
     return main
 
 
@@ -118,8 +116,8 @@ def test_python_runs(block: Block, tmp_path: Path) -> None:
 def test_commands_exist(block: Block) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     for program, *words in commands(block.text):
-        if Path(program).name == "lepton-node":
-            assert fault(command_line(), words) is None
+        if (name := Path(program).name) in PROGRAMS:
+            assert fault(command_line(name), words) is None
         if program == "make":
             assert {word for word in words if "=" not in word} <= targets
 

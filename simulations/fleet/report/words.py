@@ -102,7 +102,7 @@ def _faults(faults: Faults) -> str:
         stay = f" for {faults.stay_s:g} s on average" if faults.stay_s else ""
         parts.append(f"{faults.away:.0%} of the nodes are away at any time{stay}")
     if faults.loss:
-        parts.append(f"{faults.loss:.3g} of all messages are lost")
+        parts.append(f"{faults.loss:.0%} of all messages are lost")
     if faults.stragglers:
         parts.append(f"{faults.stragglers:.0%} of the nodes compute {faults.slowness:g} times as slowly")
     if faults.attackers:
