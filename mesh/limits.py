@@ -131,4 +131,5 @@ RUMOURS_MAX: Final = 16  # of each kind in one message; we send fewer, so that a
 DOUBTERS_MAX: Final = 4  # named in one doubt: as many as shorten a suspicion, and its first
 RUMOURS_KEPT_MAX: Final = 512  # waiting to be told: a change of half of 1,000 members at once
 LIVES_MAX: Final = 4096  # members of whose lives a node keeps track, dead ones too; each takes some 300 B
+LESSON_PAGES_MAX: Final = 512  # that one neighbour is asked for in a row: twice what as many members as that fill
 ERRANDS_MAX: Final = 64  # that a node makes for others at once: of 50 peers that all look for the same one

@@ -1,12 +1,12 @@
 """Who lives: SWIM (Das, Gupta, Motivala 2002) with Lifeguard's local health (Dadgar, Phillips, Currey 2018).
 
 Once a period a node probes one of its *neighbours*, the members that it is connected with, in an order that is drawn
-anew each time round. In a large mesh, where a node has few neighbours, it probes the one that it has heard nothing of
-for longest, and only if that is as long as a round takes: a neighbour's own probe shows as well that it lives (MSPastry
-spares such probes too: Castro, Costa, Rowstron 2004), so half as many serve both ends. Who does not answer is asked for
-by way of three others; if they find nothing either, it is suspected, told so, and dead when its time to speak up is
-over. Of members that are not neighbours a node knows from rumours. Probes go over the connections that exist: nothing
-here dials.
+anew each time round. In a large mesh, where a node has few neighbours, it probes whoever has been silent for about as
+long as a round takes: a neighbour's own probe shows as well that it lives (MSPastry spares such probes too: Castro,
+Costa, Rowstron 2004), so half as many serve both ends. Who does not answer is asked for by way of three others; if they
+find nothing either, it is suspected, told so, and dead when its time to speak up is over. Of members that are not
+neighbours a node knows from rumours, and what it missed of them before it came from a lesson (``lesson.py``). Probes go
+over the connections that exist: nothing here dials.
 
 Invariants: a neighbour is held for dead only if this node itself got nothing from it since the suspicion began; a
 member's incarnation comes from its own signed statements alone, and only grows; a statement outdoes every doubt about
@@ -28,6 +28,7 @@ import msgspec
 
 from . import limits
 from .identity import PeerId
+from .lesson import Lesson
 from .lifeguard import LocalHealth, Suspicion
 from .lives import Lives
 from .membership import Connected, DialFailed, Disconnected, Expelled, Expired, Parting
@@ -150,7 +151,8 @@ class Liveness:
         self.deadline = 0.0
         self._rng = rng
         self._lives = Lives(me, rng, words, knows, incarnation)
-        self._heard_at: dict[PeerId, float] = {}  # neighbours in a large mesh, silent for longest first
+        self._lesson = Lesson()
+        self._silent_at: dict[PeerId, float] = {}  # when a neighbour has been silent for so long that it is probed
         self._parting: set[PeerId] = set()  # neighbours that are about to close their connections and live on
         self._round: list[PeerId] = []  # whom to probe next, from the end
         self._probe_at = 0.0
@@ -206,7 +208,7 @@ class Liveness:
         """Find what is due next. Mostly nothing is under way but one's own next probe."""
         if self._news_at == math.inf and self._lives.news:
             self._news_at = now + self.config.news_s
-        self.deadline = min(self._probe_at, self._news_at)
+        self.deadline = min(self._probe_at, self._news_at, self._lesson.deadline)
         waiting: Mapping[Any, _Due]
         for waiting in (self._attempts, self._errands, self._lives.suspects):
             for each in waiting.values():
@@ -259,7 +261,7 @@ class Liveness:
         if peer not in self.neighbours:
             self.neighbours.add(peer)
             self._round.insert(self._rng.randint(0, len(self._round)), peer)
-        self._heard_at.setdefault(peer, now)
+        self._silent_at.setdefault(peer, now + self._round_s * self._rng.random())
         self._parting.discard(peer)
         self._lives.meet(peer)
         self._see(peer)
@@ -283,7 +285,9 @@ class Liveness:
         if peer not in self.neighbours:
             return
         self.neighbours.discard(peer)
-        self._heard_at.pop(peer, None)
+        self._silent_at.pop(peer, None)
+        if peer == self._lesson.teacher:
+            self._lesson.end(now)
         if peer in self._round:
             self._round.remove(peer)
         for number in self._attempts_at(peer):
@@ -299,8 +303,7 @@ class Liveness:
         if self._lives.hear_word(peer, message.incarnation, message.signature):
             self._effects.append(Living(peer))
         self._see(peer)
-        self._heard_at.pop(peer, None)
-        self._heard_at[peer] = now
+        self._silent_at[peer] = now + self._draw_silence_s()
         for statement in message.statements:
             if statement.peer == self._lives.me:
                 self._lives.hear_oneself(statement)
@@ -308,13 +311,35 @@ class Liveness:
                 self._effects.append(Living(statement.peer))
         for doubt in message.doubts:
             self._hear_doubt(doubt, now)
+        self._reply(peer, message, now)
+        self._learn(peer, message.known, now)
+
+    def _reply(self, peer: PeerId, message: Message, now: float) -> None:
         match message:
-            case Probe(number=number):
+            case Probe(number=number, after=None):
                 self._answer(peer, number, reached=True)
+            case Probe(number=number, after=str(after)):
+                self._send(peer, Ack(number=number, **self._lives.page_after(after)))
             case ProbeFor(number=number, target=target):
                 self._run_errand(peer, number, target, now)
             case Ack():
                 self._acked(peer, message)
+                if self._lesson.answered(peer, message, now):
+                    self._ask_on(now)
+
+    def _learn(self, peer: PeerId, known: int, now: float) -> None:
+        """Ask one that knows of clearly more members who they are."""
+        alone = len(self.neighbours) == 1
+        if self._lesson.wants(peer, theirs=known, mine=self._lives.count, alone=alone, now=now):
+            self._lesson.begin(peer)
+            self._ask_on(now)
+
+    def _ask_on(self, now: float) -> None:
+        """Ask for the next page. Nothing is concluded from silence: for that there are probes."""
+        if (teacher := self._lesson.teacher) is not None:
+            number = next(self._numbers)
+            self._lesson.asked(number, now)
+            self._send(teacher, Probe(number=number, after=self._lesson.after, **self._word(teacher)))
 
     def _hear_doubt(self, doubt: Doubt, now: float) -> None:
         if doubt.peer == self._lives.me:
@@ -339,6 +364,8 @@ class Liveness:
     def _pass_time(self, now: float) -> None:
         if self._errands or self._attempts or self._lives.suspects:
             self._end_waits(now)
+        if now >= self._lesson.deadline and self._lesson.lost(now):
+            self._ask_on(now)
         if now >= self._probe_at:
             self._probe_at = now + self.config.period_s * self.health.slowness
             if self._large:
@@ -364,17 +391,25 @@ class Liveness:
         """Whether there are members that are not neighbours."""
         return self._lives.count - 1 > len(self.neighbours)
 
+    @property
+    def _round_s(self) -> float:
+        return self.config.period_s * max(len(self.neighbours), 1)
+
+    def _draw_silence_s(self) -> float:
+        """Return how long a neighbour may be silent: not as long as at its end, where who draws less spares the other
+        its probe, and each another time, else all links of one node would fall silent and be probed together.
+        """
+        return self._round_s * (0.5 + self._rng.random())
+
     def _probe_silent(self, now: float) -> None:
-        """Probe who has been silent for a round; until somebody has, there is nothing to do."""
-        round_s = self.config.period_s * len(self._heard_at)
-        for peer, heard_at in self._heard_at.items():
-            if now >= heard_at + 0.8 * round_s:
-                self._heard_at.pop(peer)
-                self._heard_at[peer] = now  # the next time it is another's turn, should this one stay silent
+        """Probe who has been silent for about a round; until somebody has, there is nothing to do."""
+        if self._silent_at:
+            peer = min(self._silent_at, key=self._silent_at.__getitem__)
+            if now >= self._silent_at[peer]:
+                self._silent_at[peer] = now + self._draw_silence_s()  # another's turn, should this one stay silent
                 self._probe(peer, now)
-            else:  # not both ends at once: who draws less spares the other its probe
-                self._probe_at = max(self._probe_at, heard_at + round_s * self._rng.uniform(0.8, 1.2))
-            return
+            else:
+                self._probe_at = max(self._probe_at, self._silent_at[peer])
 
     def _probe_next(self, now: float) -> None:
         if not self._round:

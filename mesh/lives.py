@@ -4,6 +4,7 @@ Invariants: an incarnation comes from its member's own signed statements alone, 
 every doubt about an earlier incarnation; a stranger is never kept; memory is bounded by ``limits``.
 """
 
+import heapq
 import math
 import random
 from collections.abc import Callable, Iterable
@@ -28,6 +29,11 @@ class Life:
     suspicion: Suspicion | None = None
     buried_by: tuple[PeerId, ...] = ()  # who doubted it in the end
     dead: bool = False
+
+    @property
+    def tellable(self) -> bool:
+        """Whether others should hear that it lives."""
+        return self.statement is not None and not self.dead and self.suspicion is None
 
 
 class Lives:
@@ -223,6 +229,7 @@ class Lives:
             return {
                 "incarnation": self.own.incarnation,
                 "signature": self.own.signature,
+                "known": self.count,
                 "statements": tuple(self._some(spare)) if spare else (),
             }
         said: list[Statement | Doubt] = []
@@ -236,8 +243,20 @@ class Lives:
         return {
             "incarnation": self.own.incarnation,
             "signature": self.own.signature,
+            "known": self.count,
             "statements": tuple(rumour for rumour in said if isinstance(rumour, Statement)),
             "doubts": tuple(rumour for rumour in said if isinstance(rumour, Doubt)),
+        }
+
+    def page_after(self, name: str) -> dict[str, Any]:
+        """Return the fields of a ``Word`` that tells of the next members by name, as many as one may."""
+        later = (peer for peer in self._known if peer > name and self._known[peer].tellable)
+        told = (self._known[peer].statement for peer in heapq.nsmallest(limits.RUMOURS_MAX, later))
+        return {
+            "incarnation": self.own.incarnation,
+            "signature": self.own.signature,
+            "known": self.count,
+            "statements": tuple(statement for statement in told if statement is not None),
         }
 
     def _some(self, count: int) -> list[Statement]:
@@ -245,6 +264,6 @@ class Lives:
         some = []
         for _ in range(count if self._names else 0):
             life = self._known[self._names[int(self._rng.random() * len(self._names))]]
-            if life.statement is not None and not life.dead and life.suspicion is None:
+            if life.statement is not None and life.tellable:
                 some.append(life.statement)
         return some

@@ -13,7 +13,7 @@ import msgspec
 
 from . import limits
 from .identity import SIGNATURE_BYTES, Identity, PeerId, verify
-from .messages import Message, Natural
+from .messages import Message, Natural, Text
 
 _PURPOSE = "statement of life"
 
@@ -41,14 +41,16 @@ class Word(Message, frozen=True, kw_only=True):
 
     incarnation: Natural
     signature: Signature
+    known: Natural = 0  # how many members its sender holds for alive, with itself
     statements: Annotated[tuple[Statement, ...], msgspec.Meta(max_length=limits.RUMOURS_MAX)] = ()
     doubts: Annotated[tuple[Doubt, ...], msgspec.Meta(max_length=limits.RUMOURS_MAX)] = ()
 
 
 class Probe(Word, frozen=True, kw_only=True):
-    """Asks a member whether it lives."""
+    """Asks a member whether it lives; and with ``after``, for statements of members whose names come after that."""
 
     number: Natural
+    after: Text | None = None
 
 
 class ProbeFor(Word, frozen=True, kw_only=True):

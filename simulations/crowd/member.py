@@ -52,7 +52,6 @@ class Member:
         disk.incarnation += 1
         self.crowd, self.id, self.disk = crowd, who.peer_id, disk
         self.up = True
-        self.late = True  # it began when others had been here for long
         self.silent = False  # it ended without a word, and so did what it stood on: nobody refuses a dial there
         self.links: dict[PeerId, Member] = {}  # open connections, as this end sees them
         self.dice = crowd.clock.dice(f"{self.id}/{disk.incarnation}")
@@ -72,7 +71,6 @@ class Member:
 
     def recall(self, names: Sequence[PeerId], words: Sequence[Statement]) -> None:
         """Know these, as one does that has been here for long. Nobody is connected as yet."""
-        self.late = False
         self.life.machine.recall(words)
         self.members.handle(Heard(tuple(names)), self.crowd.clock.now)
         for peer in names:

@@ -1,10 +1,7 @@
 """Plays a crowd: what happens when, the invariants, and the figures.
 
-Invariants, at checkpoints: nothing is held that its owner did not say. At the end: nobody sees one who is not here,
-whoever was here from the beginning sees everybody, all hold the same records, and what was said durably is among them.
-
-Who began later learns who is here from a statement in each message, a few in a second: of a thousand members it sees
-most after minutes and all after the better part of an hour. `Figures.unseen_max` says how far that has come.
+Invariants, at checkpoints: nothing is held that its owner did not say. At the end: everybody sees who is here and
+nobody else, those who came late too; all hold the same records, and what was said durably is among them.
 """
 
 import gc
@@ -98,9 +95,7 @@ def check_end(crowd: Crowd) -> None:
     """Views converge, and nothing is lost. Raises Violation."""
     here, wrong = set(crowd.members), dict[PeerId, set[PeerId]]()
     for peer, member in crowd.members.items():
-        wrong[peer] = member.members.present - here
-        if not member.late:
-            wrong[peer] |= here - {peer} - member.members.present
+        wrong[peer] = member.members.present ^ (here - {peer})
     if bad := sorted(peer for peer, difference in wrong.items() if difference):
         first = wrong[bad[0]]
         raise Violation(

@@ -120,6 +120,7 @@ PASSED = {
     "DOUBTERS_MAX": f"{LIVES}::test_messages_come_back_as_they_were_sent_and_too_long_ones_do_not",
     "RUMOURS_KEPT_MAX": f"{LIVES}::test_rumours_are_told_least_told_first_so_often_and_are_bounded",
     "LIVES_MAX": f"{LIVES}::test_lives_are_bounded_and_the_dead_make_room",
+    "LESSON_PAGES_MAX": "mesh/test_lesson.py::test_a_teacher_without_end_is_left_after_so_many_pages",
     "ERRANDS_MAX": f"{LIVES}::test_errands_are_bounded",
 }
 NAMES = [name for name in vars(limits) if name.isupper() and name not in UNITS]

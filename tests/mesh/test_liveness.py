@@ -123,13 +123,13 @@ def test_in_a_large_mesh_who_probes_is_not_probed_and_who_is_silent_for_a_round_
     assert {peer for _, peer in probed} == {B, C}
     times = [at for at, peer in probed if peer == B]
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert all(0.8 * 3 * CONFIG.period_s <= gap <= 2 * 3 * CONFIG.period_s for gap in gaps)
+    assert all(0.5 * 3 * CONFIG.period_s <= gap <= 2 * 3 * CONFIG.period_s for gap in gaps)
 
 
 def test_who_does_not_answer_is_tried_by_three_others_then_suspected_then_dead() -> None:
     one = machine(A, B, C, D, E)
     story = live(one, 0.0, 30.0, all_but(A))
-    asked = [now for now, effect in story if isinstance(effect, Send) and effect.peer == A]
+    asked = [now for now, effect in story if isinstance(effect, Send) and A in sent([effect], Probe)]
     relays = sent([effect for now, effect in story if now <= asked[0] + CONFIG.period_s], ProbeFor).keys()
     suspected = next(now for now, effect in story if effect == Suspected(A))
     assert len(relays) == CONFIG.relays
