@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from ....gossip.config import Config
 from ..exchange import Mixed, Moment
-from . import traffic
+from . import plainly, traffic
 from .gates import Gates
 from .grouping import Block
-from .layout import Layout
+from .layout import Layout, layout_of
 from .ranks import Ranks, Rows, names_of
 from .rounding import Rounding
 from .scratch import Scratch
@@ -57,17 +58,26 @@ class Grouped:
         sent, received, averaged = (np.zeros(len(moment.here), dtype=np.int64) for _ in range(3))
         averaged += 1
         cuts = self._ranks.groups(moment.round, members, self._size) if len(members) > 1 else ()
+        limits = self.gates.limits()  # nobody is in two groups, so they hold for all of the round
         for groups in cuts:
-            layout = Layout(moment.after.shape[1], groups.shape[1], self._rounding.chunk)
+            layout = layout_of(moment.after.shape[1], groups.shape[1], self._rounding.chunk)
             sent[groups], received[groups] = traffic.of_groups(layout, self._rounding, moment.loss)
-            self._mix(moment, groups, layout, averaged)
+            left = self._mix_plainly(moment, groups, layout, limits, averaged) if self._rounding.exact else groups
+            self._mix(moment, left, layout, limits, averaged)
         keep = torch.from_numpy(~moment.here)
         if keep.any():
             moment.after[keep] = moment.before[keep]
         return Mixed(models=moment.after, bytes_sent=sent, bytes_received=received, hops=HOPS, averaged=averaged)
 
-    def _mix(self, moment: Moment, groups: Rows, layout: Layout, averaged: npt.NDArray[np.int64]) -> None:
-        limits = self.gates.limits()
+    def _mix_plainly(self, moment: Moment, groups: Rows, layout: Layout, limits: Tensor, averaged: Rows) -> Rows:
+        """Average where nobody refuses anything; return the groups that are left."""
+        plain, seen = plainly.mix(moment, groups, layout, limits.numpy(), self._scratch)
+        rows = groups[plain]
+        averaged[rows] = layout.members
+        self.gates.settle(rows.reshape(-1), seen[plain].reshape(rows.size, layout.members - 1))
+        return groups[~plain]
+
+    def _mix(self, moment: Moment, groups: Rows, layout: Layout, limits: Tensor, averaged: Rows) -> None:
         at_once = max(1, BLOCK_ELEMENTS // (layout.dimension * layout.members))
         for start in range(0, len(groups), at_once):
             rows = groups[start : start + at_once]

@@ -3,6 +3,7 @@
 Filled up with zeros, all parts of all members are one tensor, whatever the number of parameters.
 """
 
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -54,3 +55,9 @@ class Layout:
         views = [spread[..., : self._long, : self._share + 1]] if self._long else []
         rest = self._long < self.members
         return views + ([spread[..., self._long :, : self._share]] if rest else [])
+
+
+@lru_cache(maxsize=64)
+def layout_of(dimension: int, members: int, chunk: int) -> Layout:
+    """Return that layout, the same one each time: groups of the same sizes come again every round."""
+    return Layout(dimension, members, chunk)

@@ -57,10 +57,11 @@ def _length(message: Message) -> int:
     return len(messages.pack(message)[0])
 
 
+@lru_cache(maxsize=256)
 def of_groups(
     layout: Layout, rounding: Rounding, loss: float, *, names: int = NAME_BYTES, instance: int = INSTANCE
 ) -> tuple[Counts, Counts]:
-    """Return what each member of a group sends and receives in a round: bytes (m,), (m,)."""
+    """Return what each member of a group sends and receives in a round: bytes (m,), (m,), to be read alone."""
     others = layout.members - 1
     if not others:
         return np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
