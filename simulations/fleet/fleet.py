@@ -5,7 +5,7 @@ whole state is its models, their momentum and some counts, and a run that was br
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -54,7 +54,10 @@ class Fleet:
         passes: Passes | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        """``passes`` shuffles samples; given `Deployed(seed)` the batches are those of nodes with that seed."""
+        """``passes`` shuffles samples; given `Deployed(seed)` the batches are those of nodes with that seed.
+
+        Nodes train and are looked at on ``device``. They exchange on the CPU, so elsewhere models travel every round.
+        """
         if population.nodes != scenario.nodes:
             raise UsageError(f"the scenario has {scenario.nodes} nodes, its data are those of {population.nodes}")
         self.scenario, self.population, self._device = scenario, population, torch.device(device)
@@ -128,16 +131,24 @@ class Fleet:
             none = np.zeros(self.scenario.nodes, dtype=np.int64)
             return Mixed(models=self._after, bytes_sent=none, bytes_received=none, hops=0, averaged=none + 1)
         kind, bad = self.scenario.faults.attack, self.attackers
+        if not bad.any():
+            return self._exchanged(here)
         own = attack(kind, state.models, self._after, here=here, bad=bad, dice=self._dice(faults.ATTACK))
+        mixed = self._exchanged(here)
+        give_back(kind, mixed.models, own, here=here, bad=bad)
+        return mixed
+
+    def _exchanged(self, here: faults.Flags) -> Mixed:
+        """Let nodes exchange, on the CPU wherever they train."""
         mixed = self.exchange.mix(
             Moment(
-                round=state.round, before=state.models, after=self._after, here=here,
+                round=self.state.round, before=self.state.models.cpu(), after=self._after.cpu(), here=here,
                 weights=self.population.counts.astype(np.float64), loss=self.scenario.faults.loss,
                 dice=self._dice(faults.EXCHANGE),
             )
         )  # fmt: skip
-        give_back(kind, mixed.models, own, here=here, bad=bad)
-        return mixed
+        models = mixed.models.to(self._device)
+        return mixed if models is mixed.models else replace(mixed, models=models)
 
     def _dice(self, stream: faults.Stream) -> np.random.Generator:
         return faults.dice(self.scenario.seed, stream, self.state.round)

@@ -64,9 +64,8 @@ class Grouped:
             sent[groups], received[groups] = traffic.of_groups(layout, self._rounding, moment.loss)
             left = self._mix_plainly(moment, groups, layout, limits, averaged) if self._rounding.exact else groups
             self._mix(moment, left, layout, limits, averaged)
-        keep = torch.from_numpy(~moment.here)
-        if keep.any():
-            moment.after[keep] = moment.before[keep]
+        away = np.flatnonzero(~moment.here)
+        moment.after.numpy()[away] = moment.before.numpy()[away]
         return Mixed(models=moment.after, bytes_sent=sent, bytes_received=received, hops=HOPS, averaged=averaged)
 
     def _mix_plainly(self, moment: Moment, groups: Rows, layout: Layout, limits: Tensor, averaged: Rows) -> Rows:

@@ -14,6 +14,7 @@ from lepton.simulations.fleet.exchanges import traffic
 from lepton.simulations.fleet.exchanges.gates import Gates, clipped
 from lepton.simulations.fleet.exchanges.grouped import Grouped
 from lepton.simulations.fleet.exchanges.layout import Layout
+from lepton.simulations.fleet.exchanges.plainly import shares_of
 from lepton.simulations.fleet.exchanges.ranks import Ranks, names_of
 from lepton.simulations.fleet.exchanges.rounding import rounding
 
@@ -93,6 +94,26 @@ def test_weights_are_clipped_as_the_machines_clip_them() -> None:
     expected = np.array([named.get(str(i), 0.0) for i in range(6)]) / sum(named.values())
     found = clipped(torch.from_numpy(weights), torch.from_numpy(admitted), 10.0)
     np.testing.assert_allclose(found.numpy(), expected)
+
+
+def test_where_nobody_is_refused_the_short_way_to_shares_is_the_long_one() -> None:
+    weights = np.exp(np.random.default_rng(0).normal(0, 3, (20, 7)))
+    found = clipped(torch.from_numpy(weights), torch.ones(20, 7, dtype=torch.bool), 10.0)
+    np.testing.assert_allclose(shares_of(weights), found.numpy())
+
+
+@pytest.mark.parametrize("factor", [1.0, 50.0])
+def test_the_short_way_through_a_group_comes_to_what_the_long_one_does(factor: float) -> None:
+    before, after = random_models(40), random_models(40, seed=1)
+    after[[3, 17]] *= factor
+    short, long = grouped(40, "float32"), grouped(40, "float32")
+    long._mix_plainly = lambda _moment, groups, *_: groups  # type: ignore[method-assign, misc]
+    for round_ in range(3):
+        one, other = (each.mix(moment(before, after.clone(), round=round_)) for each in (short, long))
+        np.testing.assert_allclose(one.models, other.models, rtol=0, atol=1e-6)
+        assert one.averaged.tolist() == other.averaged.tolist()
+        assert (one.averaged == 8).any()
+        np.testing.assert_allclose(short.memory["norms"], long.memory["norms"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("factor", [50.0, 5.0])
