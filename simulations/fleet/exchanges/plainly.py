@@ -35,7 +35,7 @@ def mix(moment: Moment, groups: Rows, layout: Layout, limits: Floats, scratch: S
     oneself = np.eye(layout.members, dtype=np.bool_)
     admitted = (ratios <= lets_in[:, None]) | oneself
     fits = (layout.norms(means).numpy()[:, None] / scales <= lets_in[..., None]) | oneself
-    plain: Flags = (admitted & fits).all(axis=(1, 2))
+    plain: Flags = np.asarray((admitted & fits).all(axis=(1, 2)))
     moment.after.numpy()[groups[plain]] = means.numpy()[plain, None]  # a sixth of the time of index_copy_
     seen = ratios.transpose(0, 2, 1)[:, ~oneself].reshape(*groups.shape, -1)
     return plain, seen.astype(np.float64)
