@@ -230,6 +230,10 @@ class Mesh:
         """Set at the next change of the picture or of who is present. Take it *before* looking, then wait for it."""
         return self._picture.changed
 
+    def notify(self) -> None:
+        """Wake whoever waits for a change: something that follows from the picture is there now."""
+        self._picture.notify()
+
     # -- streams ----------------------------------------------------------------------------------------------------
 
     def serve_streams(self, protocol: str, handler: StreamHandler, in_use: Callable[[PeerId], bool]) -> None:

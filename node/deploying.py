@@ -16,7 +16,7 @@ from ..mesh.mesh import Mesh
 from .blobs.store import BlobStore
 from .config import check_keys, check_values, require_name, sentence, size_text
 from .deployments import DEPLOYMENT, DeploymentRecord
-from .inference.view import View
+from .inference.planner import Planner
 from .placement import Plan
 from .terms import RecordOf, Terms
 
@@ -42,7 +42,7 @@ class Offer:
 class Deploying:
     """One node's way to put models into the mesh. ``reading`` bounds the folders that are read at once to one."""
 
-    def __init__(self, mesh: Mesh, view: View, blobs: BlobStore, traced: Path) -> None:
+    def __init__(self, mesh: Mesh, view: Planner, blobs: BlobStore, traced: Path) -> None:
         """``traced`` is a folder for what encoders are turned into, to be served from there."""
         self._mesh = mesh
         self._view = view
@@ -94,9 +94,9 @@ class Deploying:
             record_of = await trio.to_thread.run_sync(read)
         record = record_of(agreed, self._next_version(name))
         if agreed.precision == "auto" and record.kind == "causal_lm":
-            precision = self._view.precision(name, record)
+            precision = await self._view.precision(name, record)
             record = record_of(msgspec.structs.replace(agreed, precision=precision), record.version)
-        offer = Offer(name=name, record=record, plan=self._view.forecast(name, record))
+        offer = Offer(name=name, record=record, plan=await self._view.forecast(name, record))
         if offer.plan.missing_bytes:
             raise DoesNotFit(_missing(offer))
         return offer

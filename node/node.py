@@ -35,10 +35,10 @@ from .deployments import Objective as Aim
 from .encoders import Encoders
 from .generation.sessions import Sessions
 from .home import Home
+from .inference.planner import Planner
 from .inference.requests import Requests
 from .inference.serving import Serving
 from .inference.traced import Programs
-from .inference.view import View
 from .inference.weights import Weights
 from .learning.allowed import Factories
 from .learning.data import Dataset, DataSource, data_source
@@ -101,7 +101,7 @@ class Node:
         self._factories = Factories([*self.config.models.allow, *models])
         self._stack = AsyncExitStack()
         self.mesh: Mesh
-        self.view: View
+        self.view: Planner
         self.blobs: Blobs
         self.weights: Weights
         self.serving: Serving
@@ -193,7 +193,7 @@ class Node:
                 )
                 mesh.door.on_invites_changed = lambda: self.home.save_invites(invites)
                 self.mesh, self._nursery, self._mesh_name = mesh, nursery, credentials.mesh_name
-                self.view = View(mesh)
+                self.view = Planner(mesh)
                 blob_store = BlobStore(self.home.folder("blobs"), disk_bytes_max=self.config.blobs_bytes)
                 self.blobs = Blobs(mesh, blob_store, Naming(self.view, blob_store))
                 self.weights = Weights(mesh, self.view, self.blobs)
@@ -216,6 +216,7 @@ class Node:
                         models=self._factories.names,
                     ),
                 )
+                nursery.start_soon(self.view.run)
                 nursery.start_soon(self.serving.run)
                 nursery.start_soon(self.requests.run)
                 nursery.start_soon(self.sessions.run)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, Protocol, TypeVar
 
 from ...mesh.errors import UsageError
@@ -10,17 +10,19 @@ from ...mesh.grants import Authority
 from ...mesh.identity import PeerId, short
 from ...mesh.records import Record
 from ..config import did_you_mean
-from ..deployments import DEPLOYMENT, DeploymentRecord, Precision
+from ..deployments import DEPLOYMENT, DeploymentRecord
 from ..links import LINKS, LinksRecord, links_of
 from ..picture import MODEL, PROFILE, STAGE, ModelRecord, Profile, StageRecord, newest
 from ..placement import Links, Plan, Run
-from ..planning import SPEED, Offer, Small, SpeedRecord, choose_precision, plans
+from ..planning import SPEED, Offer, Small, SpeedRecord, plans
 from ..shapes import check_spec, layer_count, layer_sizes_bytes
 
-# Every node plans all of them whenever something changes: one of a lying record's 256 uneven layers took up to 2.7 s.
+# Every node plans all of them when anything changes, in a thread (`planner.py`): one of a lying record's 256 uneven
+# layers took up to 2.7 s.
 DEPLOYMENTS_PER_OWNER_MAX: Final = 16
 
 T = TypeVar("T")
+Asked = tuple[dict[str, Small], dict[str, DeploymentRecord], list[Offer], Links]  # what `plans` takes
 
 log = logging.getLogger(__name__)
 
@@ -104,20 +106,15 @@ class View:
 
     def plans(self) -> dict[str, Plan]:
         """Compute who should load what, for all models and deployments together, from the picture alone."""
-        deployments = self.deployments()
-        asked = (self._smalls(), deployments, self.offers(set(deployments)), self.links())
+        asked = self.asked()
         if asked != self._planned_from:  # most news is not about what plans are made of
             self._planned_from, self._planned = asked, plans(*asked)
         return dict(self._planned)
 
-    def forecast(self, name: str, deployment: DeploymentRecord) -> Plan:
-        """Return the plan that a deployment would have, to be shown before anything moves."""
-        asked = {**self.deployments(), name: deployment}
-        return plans(self._smalls(), asked, self.offers(set(asked)), self.links())[name]
-
-    def precision(self, name: str, deployment: DeploymentRecord) -> Precision:
-        """Say what `auto` means for a model that is about to be deployed, given at the precision it is stored in."""
-        return choose_precision(name, deployment, self.offers({name}), self.links())
+    def asked(self, more: Mapping[str, DeploymentRecord] | None = None) -> Asked:
+        """Return what plans are made of, with some deployments more: all of it copies, to be read in any thread."""
+        deployments = {**self.deployments(), **(more or {})}
+        return self._smalls(), deployments, self.offers(set(deployments)), self.links()
 
     def _smalls(self) -> dict[str, Small]:
         return {
