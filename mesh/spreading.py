@@ -36,6 +36,9 @@ class Config:
     # Between two exchanges while nothing is new. Each node is asked as often as it asks: one that missed everything
     # learns of it in half of this, and a calm mesh of batteries says a sixteenth as much.
     calm_s: float = 16.0
+    # Exchanges in a row that find both sides equal before the period doubles: who agrees with who told it knows
+    # nothing of the others. On rings of 60 at 5 % loss news took 14 s at most with 4, 22 s with 1, 15 s with 8.
+    agreements: int = 4
     timeout_s: float = 2.0  # of one call: two periods, and 64 KiB in 2 s is a link of 250 kbit/s
     # Exchanges in a row that end unequal before one surveys all: with a change every 30 ms news is always under way.
     unequal_max: int = 32
@@ -180,6 +183,7 @@ class Spreading:
         self._unequal = 0
         self._exchange_at = 0.0
         self._pause_s = self._config.interval_s  # between two exchanges, as of now
+        self._agreements = 0  # exchanges in a row that found both sides equal
         self._save_at: float | None = None
         self._ask_again_at = 0.0
 
@@ -251,7 +255,7 @@ class Spreading:
 
     def _stir(self, now: float) -> None:
         """Exchange soon: there is something to pass on, or somebody who may have something new."""
-        self._pause_s = self._config.interval_s
+        self._pause_s, self._agreements = self._config.interval_s, 0
         if self._exchange_at > now + 1.2 * self._pause_s:
             self._exchange_at = now + self._pause_s * self._rng.uniform(0.8, 1.2)
 
@@ -355,7 +359,9 @@ class Spreading:
         if exchange.surveyed and not exchange.agreed and not exchange.moved:
             self._stuck.add(peer)
         if exchange.agreed and not exchange.moved:
-            self._pause_s = min(2 * self._pause_s, max(self._config.calm_s, self._config.interval_s))
+            self._agreements += 1
+            if self._agreements >= self._config.agreements:
+                self._pause_s = min(2 * self._pause_s, max(self._config.calm_s, self._config.interval_s))
         else:
             self._stir(now)
         self._unequal = 0 if exchange.agreed or exchange.surveyed else self._unequal + 1
