@@ -1,5 +1,6 @@
 """The simulator's command line: `lepton-sim run NAME` plays a scenario, `hunt` looks for faults."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -45,7 +46,7 @@ def run(scenario_file: str, seed: int | None, transcript: Path | None) -> None:
         _stop(str(error), 1)
     else:
         _write(transcript, outcome.transcript)
-        print(report.table(Path(scenario_file).stem, read.about, outcome.figures))
+        print(report.table(Path(scenario_file).stem, read.about, dataclasses.asdict(outcome.figures)))
 
 
 @main.command(name="list")

@@ -8,17 +8,17 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..mesh.errors import UsageError
-from ..node.config import check_keys, did_you_mean
+from ..node.config import check_keys, check_values, did_you_mean, sentence
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 
-def path_of(file_or_name: str, shipped: Mapping[str, Path]) -> Path:
+def path_of(file_or_name: str, shipped: Mapping[str, Path], what: str = "scenario") -> Path:
     """Return the shipped scenario of this name, or this file. Raises UsageError where there is neither."""
     path = shipped.get(file_or_name, Path(file_or_name))
     if not path.is_file():
         hint = did_you_mean(file_or_name, list(shipped))
-        raise UsageError(f"There is no scenario and no file {file_or_name!r}.{hint}")
+        raise UsageError(f"There is no {what} and no file {file_or_name!r}.{hint}")
     return path
 
 
@@ -33,7 +33,8 @@ def parsed(path: Path) -> dict[str, Any]:
 def converted(found: Mapping[str, Any], kind: type[Kind], where: str) -> Kind:
     """Check keys and values. Raises UsageError."""
     check_keys(where, found, kind)
+    check_values(where, found, kind)
     try:
         return msgspec.convert(found, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{where}: {error}.") from error
+        raise UsageError(f"{where}: {sentence(error)}.") from error

@@ -1,6 +1,6 @@
 """What a run shows for itself: figures, as a table that is the same to the letter whenever its seed is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -105,9 +105,9 @@ class Figures:
         )
 
 
-def table(name: str, about: str, figures: Figures) -> str:
-    """Return the figures as a table of two columns."""
-    rows = [(field.replace("_", " "), _written(getattr(figures, field))) for field in figures.__dataclass_fields__]
+def table(name: str, about: str, figures: Mapping[str, float]) -> str:
+    """Return figures, of a mesh or of a crowd, as a table of two columns."""
+    rows = [(label.replace("_", " "), _written(value)) for label, value in figures.items()]
     left = max(len(label) for label, _ in rows)
     right = max(len(value) for _, value in rows)
     lines = [f"{name}: {about}", "", *(f"  {label:<{left}}  {value:>{right}}" for label, value in rows)]

@@ -1,13 +1,15 @@
 """`lepton-sim crowd`: a thousand members for an hour, or any other crowd that a TOML file describes."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import click
 
 from ...mesh.errors import UsageError
+from .. import report
 from ..world import Violation
-from . import report, scenario
+from . import scenario
 from .run import play
 
 
@@ -30,4 +32,4 @@ def crowd(scenario_file: str, seed: int | None) -> None:
         again = f"lepton-sim crowd {scenario_file}" + (f" --seed {seed}" if seed is not None else "")
         click.echo(f"{error}\nPlay it again: {again}", err=True)
         sys.exit(1)
-    click.echo(report.table(Path(scenario_file).stem, read.about, figures))
+    click.echo(report.table(Path(scenario_file).stem, read.about, dataclasses.asdict(figures)))

@@ -59,15 +59,3 @@ class Figures:
             connections_median=statistics.median(degrees),
             connections_max=max(degrees),
         )
-
-
-def table(name: str, about: str, figures: Figures) -> str:
-    """Return the figures as a table of two columns."""
-    rows = [(field.replace("_", " "), _written(getattr(figures, field))) for field in figures.__dataclass_fields__]
-    left, right = max(len(label) for label, _ in rows), max(len(value) for _, value in rows)
-    lines = [f"{name}: {about}", "", *(f"  {label:<{left}}  {value:>{right}}" for label, value in rows)]
-    return "\n".join([*lines, "", "Every invariant held."])
-
-
-def _written(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"

@@ -3,7 +3,6 @@
 TOML in, frozen structs out. A key that does not exist, or a value that cannot be, is an error that names it.
 """
 
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ from typing import Annotated
 import msgspec
 
 from ...mesh.errors import UsageError
-from ...node.config import did_you_mean
+from ..files import converted, parsed, path_of
 from ..sections import Number, Period, Seconds, Section, Share
 
 Count = Annotated[int, msgspec.Meta(ge=51, le=4096)]
@@ -61,16 +60,8 @@ def shipped() -> dict[str, Path]:
 
 def load(file_or_name: str) -> CrowdScenario:
     """Read a file, or a shipped crowd by its name. Raises UsageError that says what is wrong and where."""
-    known = shipped()
-    path = known.get(file_or_name, Path(file_or_name))
-    if not path.is_file():
-        raise UsageError(f"There is no crowd and no file {file_or_name!r}.{did_you_mean(file_or_name, list(known))}")
-    try:
-        found = msgspec.convert(tomllib.loads(path.read_text("utf-8")), CrowdScenario, strict=True)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{path} is not a readable TOML file: {error}.") from error
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{path}: {error}.") from error
+    path = path_of(file_or_name, shipped(), "crowd")
+    found = converted(parsed(path), CrowdScenario, str(path))
     _check_sense(found, path)
     return found
 

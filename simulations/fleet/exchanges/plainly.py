@@ -31,10 +31,13 @@ def mix(moment: Moment, groups: Rows, layout: Layout, limits: Floats, scratch: S
     means, norms = _averaged(moment, groups, layout, scratch)
     scales = _scales(norms, layout)
     own = scales.diagonal(axis1=1, axis2=2)[:, None]  # (g, 1, m)
-    lets_in, ratios = limits[groups], norms / own
+    lets_in = limits[groups]
+    with np.errstate(invalid="ignore"):  # models that have diverged fit nobody
+        ratios = norms / own
     oneself = np.eye(layout.members, dtype=np.bool_)
     admitted = (ratios <= lets_in[:, None]) | oneself
-    fits = (layout.norms(means).numpy()[:, None] / scales <= lets_in[..., None]) | oneself
+    with np.errstate(invalid="ignore"):
+        fits = (layout.norms(means).numpy()[:, None] / scales <= lets_in[..., None]) | oneself
     plain: Flags = np.asarray((admitted & fits).all(axis=(1, 2)))
     moment.after.numpy()[groups[plain]] = means.numpy()[plain, None]  # a sixth of the time of index_copy_
     seen = ratios.transpose(0, 2, 1)[:, ~oneself].reshape(*groups.shape, -1)
