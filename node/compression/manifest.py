@@ -36,14 +36,52 @@ class Quantised(msgspec.Struct, frozen=True, kw_only=True, tag_field="step", tag
     left: dict[str, str] = {}  # what stayed as it was, and why
 
 
+class Pruned(msgspec.Struct, frozen=True, kw_only=True, tag_field="step", tag="prune"):
+    """The least numbers became zeros, or whole channels went."""
+
+    kind: Literal["global", "layer", "n:m", "channels"]
+    share: float  # of the numbers that were to go
+    pattern: tuple[int, int] | None = None  # n of each m stay
+    fitted_steps: int = 0  # of training, while and after they went
+    shares: dict[str, float] = {}  # of zeros in each parameter; channels: of what is gone
+    shapes: dict[str, tuple[int, ...]] = {}  # of parameters that became smaller
+    left: dict[str, str] = {}  # what stayed as it was, and why
+
+
+class Distilled(msgspec.Struct, frozen=True, kw_only=True, tag_field="step", tag="distil"):
+    """A student learned what a teacher says."""
+
+    student: str  # what it is: a name or a factory
+    teacher: str  # likewise; a model of the mesh as `mesh:NAME`
+    temperature: float
+    fitted_steps: int
+    labels: float = 0.0  # weight of the true labels' loss; the rest is the teacher's
+    features: float = 0.0  # weight of hidden layers' distance
+
+
+class Trained(msgspec.Struct, frozen=True, kw_only=True, tag_field="step", tag="train"):
+    """A model was trained while its weights were rounded at each step, so that it does not mind."""
+
+    bits: Bits
+    fitted_steps: int
+
+
+Step = Quantised | Pruned | Distilled | Trained
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """All steps in their order, and what the files took before and after them."""
 
     format: Literal[1] = FORMAT
-    steps: tuple[Quantised, ...]
+    steps: tuple[Step, ...]
     size_bytes_before: int
     size_bytes: int
     figures: dict[str, float] = {}  # measured before and after, such as perplexity
+
+    @property
+    def quantised(self) -> tuple[Quantised, ...]:
+        """The steps that rounded."""
+        return tuple(step for step in self.steps if isinstance(step, Quantised))
 
 
 def said_of(rounded: Mapping[str, Rounded]) -> dict[str, Tensors]:

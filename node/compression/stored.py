@@ -54,8 +54,8 @@ def load(module: nn.Module, folder: Path, *, form: Form | Literal["auto"] = "aut
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{folder / _WEIGHTS} cannot be read: {error}.") from error
     module.eval()
-    packed = {name: each for step in manifest.steps for name, each in step.tensors.items()}
-    if any(step.folded for step in manifest.steps):
+    packed = {name: each for step in manifest.quantised for name, each in step.tensors.items()}
+    if any(step.folded for step in manifest.quantised):
         fold_norms(module)
     parameters = dict(module.named_parameters())
     if missing := [name for name in packed if name not in parameters or not {name, name + SCALE} <= tensors.keys()]:

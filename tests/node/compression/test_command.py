@@ -42,7 +42,7 @@ def test_a_folder_is_made_beside_the_first_and_the_difference_is_said(tmp_path: 
     old, new, _ = line_of(result, "perplexity")
     assert abs(new / old - 1) < 0.05
     assert "texts that the model wrote" in result.output
-    assert read_manifest(tmp_path / "model-int8").steps[0].bits == 8
+    assert read_manifest(tmp_path / "model-int8").quantised[0].bits == 8
     assert f"serve {tmp_path / 'model-int8'}" in result.output.replace("\n", "")
 
 
@@ -66,7 +66,7 @@ def test_nothing_is_measured_on_what_was_calibrated_on(tmp_path: Path) -> None:
     before, after, measured_on = compared(STORIES / "hf", tmp_path / "small", bits=8, text=text, steps=0)
     assert "last fifth" in measured_on
     assert before.perplexity < after.perplexity < 1.01 * before.perplexity
-    assert read_manifest(tmp_path / "small").steps[0].calibration == "a given text"
+    assert read_manifest(tmp_path / "small").quantised[0].calibration == "a given text"
     with pytest.raises(UsageError, match="last fifth"):
         compared(STORIES / "hf", tmp_path / "other", bits=8, text="Once upon a time")
 

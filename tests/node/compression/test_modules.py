@@ -44,7 +44,7 @@ def test_the_models_that_the_mesh_trains_are_rounded_and_come_back(
 ) -> None:
     model, x = build(spec), torch.randn((50, *spec.inputs), generator=torch.Generator().manual_seed(2))
     small = quantise(model, bits=bits, data=x, error_max=bound)
-    assert not small.manifest.steps[0].left
+    assert not small.manifest.quantised[0].left
     assert error_of(answer(small.module, x), answer(model, x)) < bound
     assert small.manifest.size_bytes < (0.35 if bits == 8 else 0.25) * small.manifest.size_bytes_before
     save(small, tmp_path / "small")
@@ -58,8 +58,8 @@ def test_the_models_that_the_mesh_trains_are_rounded_and_come_back(
 def test_every_kind_of_layer_is_rounded_and_comes_back(tied: bool, bits: Bits, bound: float, tmp_path: Path) -> None:
     module = Mixed(tied=tied)
     small = quantise(module, bits=bits, data=TOKENS, error_max=bound, form="unpacked")
-    assert not small.manifest.steps[0].left
-    assert len(small.manifest.steps[0].tensors) == 12 - tied
+    assert not small.manifest.quantised[0].left
+    assert len(small.manifest.quantised[0].tensors) == 12 - tied
     assert error_of(answer(small.module, TOKENS), answer(module, TOKENS)) < bound
     save(small, tmp_path)
     stored = (tmp_path / "model.safetensors").stat().st_size
@@ -91,7 +91,7 @@ def test_what_is_not_smaller_is_refused_with_the_figures() -> None:
         quantise(narrow)
     with pytest.raises(NotSmaller):
         quantise(nn.BatchNorm1d(8))
-    left = quantise(nn.Sequential(narrow, nn.Linear(64, 64))).manifest.steps[0].left
+    left = quantise(nn.Sequential(narrow, nn.Linear(64, 64))).manifest.quantised[0].left
     assert left == {"0.0.weight": "it would take 3,000 bytes, and takes 2,000"}
 
 
@@ -107,11 +107,11 @@ def test_what_is_not_faster_is_refused_where_it_must_be() -> None:
 
 def test_a_layer_that_would_answer_otherwise_stays_float() -> None:
     small = quantise(Mixed(), bits=4, data=TOKENS, error_max=1e-4, must=())
-    step = small.manifest.steps[0]
+    step = small.manifest.quantised[0]
     assert not step.tensors
     assert "off by" in step.left["inner.weight"]
     few = quantise(Mixed(), data=TOKENS, bits_of=lambda name: 8 if name == "inner.weight" else 0)
-    assert list(few.manifest.steps[0].tensors) == ["inner.weight"]
+    assert list(few.manifest.quantised[0].tensors) == ["inner.weight"]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -209,7 +209,7 @@ def test_a_trained_resnet_decides_as_before_on_photographs(bits: Bits, least: fl
     network, test = trained_resnet(), photo_pieces("flower.jpg")[::2]
     data = photo_pieces("china.jpg")[::16] if bits == 4 else None
     small: Compressed = quantise(network, bits=bits, data=data, error_max=0.5)
-    step = small.manifest.steps[0]
+    step = small.manifest.quantised[0]
     assert (step.folded, len(step.tensors), step.left) == (19, 20, {})
     agreed = (answer(small.module, test).argmax(1) == answer(network, test).argmax(1)).float().mean()
     assert agreed >= least
