@@ -4,7 +4,7 @@ The same messages go both ways, so that a host passes on what it does not have t
 and arrays beside it (`values.py`).
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -16,6 +16,7 @@ from .spec import MethodName, VersionText
 CALL: Final = "services.call"  # the mesh's methods, scope: the service's name
 STREAM: Final = "services.stream"
 FEED: Final = "services.feed"
+DESCRIBE: Final = "services.describe"  # takes Described, gives a ServiceSpec as the JSON in an array of bytes
 
 RequestId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16,32}\Z")]  # one for all that a user's request causes
 
@@ -45,8 +46,23 @@ class Load(Message, frozen=True, kw_only=True):
     service_ms: float = 0.0  # a call's work, smoothed
 
 
+class Trouble(Message, frozen=True, kw_only=True):
+    """Why there is no value. It travels as an answer does, so that a caller is told the kind, and the load with it."""
+
+    kind: Literal["service", "not_here", "lost", "busy", "usage", "link"]
+    text: Annotated[str, msgspec.Meta(max_length=limits.REASON_CHARACTERS_MAX)] = ""
+    retry_after_s: Annotated[float, msgspec.Meta(ge=0, le=limits.CALL_TIMEOUT_S_MAX)] = 0.0
+
+
 class Given(Message, frozen=True, kw_only=True):
-    """An answer, or an item of one."""
+    """An answer, or an item of one; with ``trouble`` it is the last, and the value means nothing."""
 
     value: Value = Value()
     load: Load | None = None
+    trouble: Trouble | None = None
+
+
+class Described(Message, frozen=True, kw_only=True):
+    """Which release somebody wants to know all about; empty: the newest that runs at the callee."""
+
+    version: VersionText | Literal[""] = ""

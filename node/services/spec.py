@@ -27,6 +27,8 @@ class MethodBrief(Message, frozen=True, kw_only=True):
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=limits.CALL_TIMEOUT_S_MAX)] = limits.CALL_TIMEOUT_S
     idempotent: bool = False  # a second run changes nothing: it may be asked of two replicas, and again after a death
     session: Annotated[str, msgspec.Meta(max_length=64)] = ""  # the parameter whose equal values stay on one replica
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1  # calls (or batches) that run at once in one instance
+    batch_size_max: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
 
 
 class MethodSpec(MethodBrief, frozen=True, kw_only=True):
@@ -36,8 +38,6 @@ class MethodSpec(MethodBrief, frozen=True, kw_only=True):
     gives: Schema
     streams: Annotated[str, msgspec.Meta(max_length=64)] = ""  # of a client stream: the parameter that is the stream
     doc: Text = ""
-    concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1  # calls (or batches) that run at once in one instance
-    batch_size_max: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     batch_wait_ms: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 0.0  # for others to fill a batch
 
 
