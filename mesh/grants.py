@@ -28,6 +28,8 @@ ROLES: dict[str, tuple[str, ...]] = {
     "admin": ("mesh", "infer:*", "service:*", "train:*", "invite", "admin"),
 }
 
+DEPLOY = "deploy"  # 'deploy:NAME': to say what code others run as the service NAME
+
 GRANT_LIFETIME_S = 90 * 24 * 3600  # a season: short enough that a forgotten device drops out, see trust.md
 
 
@@ -80,8 +82,13 @@ def _ended(subject: PeerId, expires: int) -> str:
 
 
 def allows(capabilities: tuple[str, ...], needed: str) -> bool:
-    """Whether a set of capabilities covers one, which may itself be a whole kind ('infer:*')."""
+    """Whether a set of capabilities covers one, which may itself be a whole kind ('infer:*').
+
+    Who is an admin may deploy any service: so grants from before there were services say it too.
+    """
     kind = needed.partition(":")[0]
+    if kind == DEPLOY and ":" in needed and "admin" in capabilities:
+        return True
     return needed in capabilities or (":" in needed and f"{kind}:*" in capabilities)
 
 

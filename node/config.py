@@ -58,6 +58,29 @@ class WebConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return None if self.listen == OFF else parse_listen(self.listen or f"127.0.0.1:{PORT}")
 
 
+class ServicesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What this device gives to services, and whose code it runs."""
+
+    host: bool = True  # whether it runs services at all; calling them it may anyway
+    # Whose bundles run here, of those whose signer the mesh lets deploy; one that fits is enough: "admin" (an admin
+    # signed it), "deploy" (somebody with the capability deploy:NAME), a peer id, a service's name, a bundle's digest.
+    allow: tuple[str, ...] = ("admin",)
+    memory: str = ""  # for all instances together, as in "2GiB"; empty: a quarter of the machine's memory
+    cores: float | None = None  # for all instances together; none: all that there are
+    labels: tuple[Name, ...] = ()  # what a deployment can ask for with --on
+    devices: dict[Name, str] = {}  # what services may use, by the names under which they need it: "/dev/video0"
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory for instances, in bytes. Raises UsageError when the size does not read as one."""
+        return parse_size(self.memory) if self.memory else _half_of_memory() // 2
+
+    @property
+    def cores_given(self) -> float:
+        """How many cores instances may take together."""
+        return float(os.cpu_count() or 1) if self.cores is None else max(self.cores, 0.0)
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The file `node.toml` in a node's folder. Every key is optional."""
 
@@ -69,6 +92,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     models: ModelsConfig = ModelsConfig()
     blobs: BlobsConfig = BlobsConfig()
     web: WebConfig = WebConfig()
+    services: ServicesConfig = ServicesConfig()
     data: dict[DataName, str] = {}  # data set name to file, relative to the folder
 
     @property

@@ -6,6 +6,7 @@ records.msgpack durable records                        state.json     how often 
 members.msgpack what devices are called and their grants   revocations.msgpack  who was thrown out
 blobs/          weights by hash                        tasks/NAME/    checkpoints
 programs/       models traced here, to be served       web.token      what clients of the endpoint have to know
+services/       bundles of services, unpacked
 node.toml       the configuration                      lock           held while a node runs
 """
 

@@ -51,6 +51,7 @@ from .objective import Objective
 from .picture import CIRCLE, PROFILE, TASK, CircleRecord, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 from .placement import Plan
 from .planning import SPEED
+from .services.services import Services
 from .shapes import ModelSpec
 from .speed import cache_file, known_speed, load_or_measure
 from .stages import StageLoader
@@ -110,6 +111,7 @@ class Node:
         self.sessions: Sessions
         self.texts: Texts
         self.deploying: Deploying
+        self.services: Services
         self.web: Web | None = None
         self._nursery: trio.Nursery
         self._mesh_name = ""
@@ -195,7 +197,8 @@ class Node:
                 self.mesh, self._nursery, self._mesh_name = mesh, nursery, credentials.mesh_name
                 self.view = Planner(mesh)
                 blob_store = BlobStore(self.home.folder("blobs"), disk_bytes_max=self.config.blobs_bytes)
-                self.blobs = Blobs(mesh, blob_store, Naming(self.view, blob_store))
+                naming = Naming(self.view, blob_store)
+                self.blobs = Blobs(mesh, blob_store, naming)
                 self.weights = Weights(mesh, self.view, self.blobs)
                 programs = Programs(self.blobs)
                 self.serving = Serving(mesh, self.view, self.weights, programs, memory_bytes)
@@ -206,6 +209,7 @@ class Node:
                 encoders = Encoders(self.view, programs, tokenizers, self.predict)
                 self.texts = Texts(self.view, self.sessions.generator, tokenizers, encoders, self._trouble)
                 self.deploying = Deploying(mesh, self.view, self.blobs.store, self.home.folder("programs"))
+                self.services = Services(mesh, self.config.services, self.home.folder("services"), blob_store, naming)
                 mesh.publish(
                     PROFILE,
                     "self",
@@ -221,6 +225,7 @@ class Node:
                 nursery.start_soon(self.requests.run)
                 nursery.start_soon(self.sessions.run)
                 nursery.start_soon(self.tasks.follow)
+                nursery.start_soon(self.services.run)
                 nursery.start_soon(self._keep_members)
                 nursery.start_soon(self._tell_speed)
                 nursery.start_soon(self._tell_links)

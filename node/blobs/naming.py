@@ -1,6 +1,7 @@
 """Which blobs the models in the picture are made of: what peers may ask for, and what must not be removed."""
 
 import logging
+from collections.abc import Callable
 
 from ...mesh.errors import LeptonError, PeerError
 from ...mesh.limits import MANIFEST_BYTES_MAX
@@ -23,6 +24,7 @@ class Naming:
     def __init__(self, view: View, store: BlobStore) -> None:
         self._view = view
         self._store = store
+        self.others: list[Callable[[], frozenset[str]]] = []  # digests that the store has to keep for something else
         self._named: dict[str, frozenset[BlobRef]] = {}  # manifest to what it names
 
     def names(self, model: str, ref: BlobRef) -> bool:
@@ -41,7 +43,7 @@ class Naming:
             found |= {manifest.digest, *(ref.digest for ref in self._in(manifest))}
         for digest in self._named.keys() - {manifest.digest for manifest in manifests}:
             del self._named[digest]
-        return frozenset(found)
+        return frozenset(found).union(*(other() for other in self.others))
 
     def _manifests(self) -> dict[str, BlobRef]:
         return {name: deployment.manifest for name, deployment in self._view.deployments().items()}

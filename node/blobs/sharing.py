@@ -1,7 +1,8 @@
 """Blobs between nodes: given to who may have them, chunk by chunk, and fetched from whoever has them, several at once.
 
 The shell of `fetching`. A chunk is received into memory, checked, and written to its place; more than some of them are
-never held. Who has the capability `infer:NAME` may fetch the blobs of the model of that name.
+never held. Who has the capability `infer:NAME` may fetch the blobs of the model of that name; those of services go by
+the same way under other methods, and take `service:NAME`.
 """
 
 import logging
@@ -9,8 +10,9 @@ import random
 import secrets
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO, Final, cast
+from typing import Annotated, BinaryIO, Final, Protocol, cast
 
 import msgspec
 import numpy as np
@@ -47,7 +49,6 @@ from .fetching import (
 )
 from .hashing import HASH_BYTES, chunk_count
 from .manifests import read_manifest
-from .naming import Naming
 from .parts import Part
 from .publishing import Published, publish_folder
 from .store import BlobStore
@@ -91,12 +92,38 @@ class _Lent:
         return part
 
 
+class Names(Protocol):
+    """Which blobs belong to which model, or service."""
+
+    def names(self, model: str, ref: BlobRef) -> bool:
+        """Whether a model of that name is made of this blob."""
+
+    def in_use(self) -> frozenset[str]:
+        """Return the digests of all blobs that must not be removed, whatever they are for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """By which methods blobs of one sort are asked for, and the capability that it takes."""
+
+    have: str
+    read: str
+    needs: str
+
+
+OF_MODELS: Final = Ways("blob.have", "blob.read", "infer")
+OF_SERVICES: Final = Ways("bundle.have", "bundle.read", "service")
+
+
 class Blobs:
     """One node's store of blobs, and its way to those of others."""
 
-    def __init__(self, mesh: Mesh, store: BlobStore, naming: Naming, *, config: Config | None = None) -> None:
+    def __init__(
+        self, mesh: Mesh, store: BlobStore, naming: Names, *, config: Config | None = None, ways: Ways = OF_MODELS
+    ) -> None:
         self.store = store
         self.config = config or Config()
+        self._ways = ways
         self._mesh = mesh
         self._naming = naming
         self._rng = random.Random(secrets.randbits(64))
@@ -104,8 +131,8 @@ class Blobs:
         self._under_way: dict[str, trio.Event] = {}
         self._lent = 0
         mesh.calls.serve(
-            Method(name="blob.have", needs="infer", takes=BlobWanted, handler=self._say_what_is_here),
-            Method(name="blob.read", needs="infer", takes=ChunkWanted, handler=self._give_chunk),
+            Method(name=ways.have, needs=ways.needs, takes=BlobWanted, handler=self._say_what_is_here),
+            Method(name=ways.read, needs=ways.needs, takes=ChunkWanted, handler=self._give_chunk),
         )
 
     # -- fetching -----------------------------------------------------------------------------------------------------
@@ -187,7 +214,7 @@ class Blobs:
     async def _fetch(self, model: str, ref: BlobRef) -> None:
         chunks = await trio.to_thread.run_sync(self.store.chunks, ref)
         machine = Fetching(ref, random.Random(self._rng.random()), chunks=chunks, config=self.config)
-        work = _Fetch(self._mesh, self.store, model, machine)
+        work = _Fetch(self._mesh, self.store, model, machine, self._ways)
         try:
             async with trio.open_nursery() as nursery:
                 await work.run(nursery)
@@ -246,8 +273,9 @@ class Blobs:
 class _Fetch:
     """One machine at work: its effects are tasks, and what becomes of them is its next events."""
 
-    def __init__(self, mesh: Mesh, store: BlobStore, model: str, machine: Fetching) -> None:
+    def __init__(self, mesh: Mesh, store: BlobStore, model: str, machine: Fetching, ways: Ways) -> None:
         self._mesh = mesh
+        self._ways = ways
         self._store = store
         self._model = model
         self._machine = machine
@@ -302,7 +330,7 @@ class _Fetch:
         wanted = BlobWanted(ref=self._machine.ref, hashes=hashes)
         try:
             answer = await self._mesh.calls.call(
-                peer, "blob.have", wanted, BlobHeld, scope=self._model, timeout_s=_ASK_TIMEOUT_S
+                peer, self._ways.have, wanted, BlobHeld, scope=self._model, timeout_s=_ASK_TIMEOUT_S
             )
             event: Event = _told(peer, answer, chunk_count(self._machine.ref.size_bytes))
         except PeerError as error:
@@ -328,7 +356,7 @@ class _Fetch:
         try:
             await self._mesh.calls.fetch(
                 peer,
-                "blob.read",
+                self._ways.read,
                 ChunkWanted(ref=ref, chunk=chunk),
                 Empty,
                 memoryview(buffer),

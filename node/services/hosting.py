@@ -47,6 +47,10 @@ class Instance(Protocol):
     @property
     def restarts(self) -> int: ...
     @property
+    def calls(self) -> int:
+        """How many it has been asked since it started."""
+
+    @property
     def load(self) -> Load: ...
     @property
     def queue_ms(self) -> float:

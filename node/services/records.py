@@ -61,6 +61,7 @@ class InstanceSaid(Message, frozen=True, kw_only=True):
     running: Natural = 0  # calls, coarse: the exact load comes with each answer
     queue_ms: float = 0.0  # that calls lately waited, smoothed and coarse
     restarts: Natural = 0
+    quiet: bool = False  # nobody has called it for as long as the deployment's `idle_s`
 
 
 class HostedRecord(Message, frozen=True, kw_only=True):
@@ -68,8 +69,12 @@ class HostedRecord(Message, frozen=True, kw_only=True):
 
     revision: Natural  # of the deployment that it follows
     instances: Annotated[tuple[InstanceSaid, ...], msgspec.Meta(max_length=INSTANCES_MAX)] = ()
-    # Bundles that could not be run here, and why: who sees one during an update goes back.
+    # Bundles of an update that could not be run, here or by another's word, and why: who sees one goes back.
     failed: Annotated[dict[Sha256, Text], msgspec.Meta(max_length=RELEASES_MAX)] = msgspec.field(default_factory=dict)
+    # Bundles that this device does not run, by its configuration or for what it lacks, and why: others run them.
+    refused: Annotated[dict[Sha256, Text], msgspec.Meta(max_length=RELEASES_MAX)] = msgspec.field(default_factory=dict)
+    # How many replicas there ought to be, by its own scaling: that of the live host of the smallest id counts.
+    wanted: Annotated[int, msgspec.Meta(ge=0, le=REPLICAS_MAX)] | None = None
 
 
 class Offering(Message, frozen=True, kw_only=True):
