@@ -50,7 +50,7 @@ def test_a_file_is_read_and_overrides_win_key_by_key(tmp_path: Path) -> None:
         ("[serv]", "there is no key 'serv'. Did you mean 'serve'?"),
         (
             "zzz = 1",
-            "there is no key 'zzz'. Valid here: name, listen, interfaces, bootstrap, serve, models, blobs, web, services, data.",
+            "no key 'zzz'. Valid here: name, listen, interfaces, bootstrap, serve, models, blobs, web, services, data.",
         ),
         ("name = 3", "Expected `str`, got `int` - at `$.name`"),
         ('serve = "1GB"', "Expected `object`, got `str` - at `$.serve`"),
