@@ -1,15 +1,17 @@
-"""Models that fit the devices: rounded, so that they take less memory, less time to send, and less time to answer.
+"""Models that fit the devices: smaller, so that they take less memory, less time to send, and less time to answer.
 
-from lepton.node.compression import quantise, quantise_folder
+from lepton.node.compression import distil, quantise, quantise_folder
 """
 
+from .distilling import Taught, answers_from, distil
 from .errors import NotFaster, NotSmaller, NotWorthIt
+from .fitting import Fit
 from .folder import quantise_folder
 from .manifest import Manifest, read_manifest
 from .modules import Compressed, quantise
 from .stored import load, save
 
 __all__ = [
-    "Compressed", "Manifest", "NotFaster", "NotSmaller", "NotWorthIt", "load", "quantise", "quantise_folder",
-    "read_manifest", "save",
+    "Compressed", "Fit", "Manifest", "NotFaster", "NotSmaller", "NotWorthIt", "Taught", "answers_from", "distil",
+    "load", "quantise", "quantise_folder", "read_manifest", "save",
 ]  # fmt: skip

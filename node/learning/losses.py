@@ -60,6 +60,36 @@ def loss_of(objective: Objective, outputs: Tensor, y: Tensor) -> Tensor:
             return functional.huber_loss(outputs, y)
 
 
+def taught_loss(objective: Objective, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the mean loss of a batch against what a teacher gave for it, both (B, ..., k), the last axis of outputs.
+
+    Of classes it is the divergence of both softened by the temperature T, times T^2, so that its gradient is as large
+    as that of labels (Hinton et al. 2015, section 2.1); of yes or no likewise; of values the objective's own loss.
+    """
+    if is_of_values(objective):
+        return loss_of(objective, outputs, teacher)
+    soft, wanted = outputs / temperature, teacher / temperature
+    if is_of_classes(objective):
+        of_each = functional.kl_div(soft.log_softmax(-1), wanted.log_softmax(-1), reduction="none", log_target=True)
+        return of_each.sum(-1).mean() * temperature**2
+    own = functional.binary_cross_entropy_with_logits(wanted, wanted.sigmoid())  # so that it is 0 for an equal student
+    return (functional.binary_cross_entropy_with_logits(soft, wanted.sigmoid()) - own) * temperature**2
+
+
+def logits_from(objective: Objective, answers: Tensor) -> Tensor:
+    """Return outputs that a model may have had which answered this: log p of classes, logits of yes or no, or values.
+
+    Softened by any temperature they say what the model's own would: those differ by a constant for each sample. What
+    is too unlikely for float32 (10^-38) becomes that.
+    """
+    if is_of_values(objective):
+        return answers
+    tiny = torch.finfo(torch.float32).tiny
+    if is_of_classes(objective):
+        return answers.clamp_min(tiny).log()
+    return answers.clamp_min(tiny).log() - (1 - answers).clamp_min(tiny).log()
+
+
 def measured(objective: Objective, parts: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
     """Measure a model's outputs (B, k) and what was to be learned, part by part. At least one sample."""
     loss, right, answers, samples, error = 0.0, 0, 0, 0, 0.0
