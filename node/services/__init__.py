@@ -1,1 +1,20 @@
-"""Services: small programs that the mesh hosts, calls by name, scales, updates and keeps alive."""
+"""Services: small programs that the mesh hosts, calls by name, scales, updates and keeps alive.
+
+from lepton.node.services import service, method
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .api import Mesh, method, service
+
+__all__ = ["Mesh", "method", "service"]
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use (PEP 562): whoever reads records of services needs no numpy."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(".api", __name__), name)
