@@ -1,6 +1,6 @@
 """Models that fit the devices: smaller, so that they take less memory, less time to send, and less time to answer.
 
-from lepton.node.compression import distil, quantise, quantise_folder
+from lepton.node.compression import distil, prune, quantise, quantise_folder
 """
 
 from .distilling import Taught, answers_from, distil
@@ -9,9 +9,10 @@ from .fitting import Fit
 from .folder import quantise_folder
 from .manifest import Manifest, read_manifest
 from .modules import Compressed, quantise
+from .pruning import prune
 from .stored import load, save
 
 __all__ = [
     "Compressed", "Fit", "Manifest", "NotFaster", "NotSmaller", "NotWorthIt", "Taught", "answers_from", "distil",
-    "load", "quantise", "quantise_folder", "read_manifest", "save",
+    "load", "prune", "quantise", "quantise_folder", "read_manifest", "save",
 ]  # fmt: skip

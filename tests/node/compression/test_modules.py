@@ -63,7 +63,7 @@ def test_every_kind_of_layer_is_rounded_and_comes_back(tied: bool, bits: Bits, b
     assert error_of(answer(small.module, TOKENS), answer(module, TOKENS)) < bound
     save(small, tmp_path)
     stored = (tmp_path / "model.safetensors").stat().st_size
-    assert size_bytes(small.module) <= stored < size_bytes(small.module) + 5_000
+    assert 0.85 * size_bytes(small.module) < stored < size_bytes(small.module) + 5_000  # what is worth it is coded
     back = load(Mixed(tied=tied), tmp_path, form="unpacked")
     assert torch.equal(answer(back.module, TOKENS), answer(small.module, TOKENS))
 

@@ -1,0 +1,8 @@
+"""Pruning: numbers, and whole channels, that a model can do without.
+
+from lepton.node.compression import Fit, prune
+"""
+
+from .pruned import as_before, prune
+
+__all__ = ["as_before", "prune"]
