@@ -119,6 +119,11 @@ class Calls:
         """By calls of both directions, without the wire's own overhead."""
         return self._counts.received
 
+    @property
+    def counts(self) -> Counts:
+        """What was asked and answered so far."""
+        return self._counts
+
     def serve(self, *methods: Method) -> None:
         """Answer these methods from now on."""
         self._methods.update((method.name, method) for method in methods)

@@ -37,6 +37,9 @@ class Door:
     def __init__(self, identity: Identity, admission: Admission, invites: InviteBook) -> None:
         self.invites = invites
         self.refusals: dict[PeerId, str] = {}  # who refused us or whom we refused, and why; the latest comes last
+        self.refusals_total = 0
+        self.on_refused: Callable[[PeerId, str], None] = lambda _peer, _reason: None
+        self.on_joined: Callable[[PeerId], None] = lambda _peer: None  # somebody came in with an invite of this node
         self.on_invites_changed: Callable[[], None] = lambda: None  # a use or a wrong try was counted
         self.on_revocations: Callable[[Sequence[Revocation], PeerId], int] = lambda _items, _peer: 0  # how many are new
         self._identity = identity
@@ -51,6 +54,8 @@ class Door:
     def refuse(self, peer: PeerId, reason: str) -> None:
         """Note that a peer was refused, or refused this node."""
         log.warning("refused %s: %s", short(peer), reason)
+        self.refusals_total += 1
+        self.on_refused(peer, reason)
         self.refusals.pop(peer, None)
         if len(self.refusals) >= limits.STRANGERS_MAX:
             self.refusals.pop(next(iter(self.refusals)))
@@ -163,6 +168,7 @@ class Door:
             self.refuse(joiner, answer.refused)
         else:
             log.info("%s joined with an invite of this node", short(joiner))
+            self.on_joined(joiner)
         await _say(stream, answer.message)
 
     @property

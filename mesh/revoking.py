@@ -21,7 +21,7 @@ from .grants import Chain
 from .identity import Identity, PeerId, short
 from .messages import pack, unpack
 from .records import RecordStore
-from .revocations import Asker, Revocation, Said, answer_to, open_revocation, pages_of, revoke
+from .revocations import Asker, Opened, Revocation, Said, answer_to, open_revocation, pages_of, revoke
 from .transport import Stream
 
 _REPAIR_INTERVAL_S = 10.0  # news come at once; this mends what a full queue or a lost connection kept from a peer
@@ -50,6 +50,7 @@ class Revoking:
         """``spawn`` starts a task of the node; ``end`` closes a peer's connection and notes why."""
         self._save: Callable[[tuple[Revocation, ...]], None] = lambda _all: None
         self.before_fall: Callable[[], None] = lambda: None  # the last moment to look at what will be forgotten
+        self.on_revoked: Callable[[Opened], None] = lambda _opened: None  # each that is new here
         self.on_fall: Callable[[Collection[PeerId]], None] = lambda _peers: None  # these are out
         self._admission = admission
         self._revocations = admission.revocations
@@ -109,7 +110,8 @@ class Revoking:
         except LeptonError as error:  # to throw somebody out now counts for more than to remember it
             log.error("revocations are not kept across a restart: %s", error)  # noqa: TRY400 - its text says it all
         for item in new:
-            log.warning("%s.", open_revocation(item, self._admission.root))
+            log.warning("%s.", opened := open_revocation(item, self._admission.root))
+            self.on_revoked(opened)
         out = self._admission.falls()
         self._forget(out)
         for peer in sorted(self._connected()):

@@ -1,13 +1,11 @@
 """The command line: one command for each thing that an owner does. Imports what is heavy only when it is used."""
 
 import json
-import logging
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -76,6 +74,14 @@ for command in (mesh, invite, join, revoke, train, serve, unserve, generate, com
     help="Where programs find OpenAI's interface.  [default: 127.0.0.1:7533]",
 )
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
+@click.option(
+    "--log-format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines for people, or one JSON object each; both name the request that they are about.",
+)
 @home_option
 @interface_option
 @friendly
@@ -88,11 +94,14 @@ def up(
     models: tuple[str, ...],
     web: str | None,
     verbose: bool,  # noqa: FBT001 - click passes flags by name
+    form: Literal["text", "json"],
     home: Path,
     interfaces: tuple[str, ...],
 ) -> None:
     """Run this device's node until Ctrl-C. Settings come from node.toml in the folder; options override them."""
-    _log_to_stderr(verbose=verbose)
+    from .seeing import logs
+
+    about = logs.configure(form, verbose=verbose)
     overrides: dict[str, Any] = {}
     if name:
         overrides["name"] = name
@@ -114,7 +123,7 @@ def up(
         import trio
 
         from . import control, node  # noqa: F401 - loaded here, used below
-    trio.run(_run_node, home, overrides, files, models)
+    trio.run(_run_node, home, overrides, files, models, about)
 
 
 def _check(home: Path, overrides: Mapping[str, Any]) -> None:
@@ -129,7 +138,10 @@ def _check(home: Path, overrides: Mapping[str, Any]) -> None:
     require_membership(folder, time.time())
 
 
-async def _run_node(home: Path, overrides: Mapping[str, Any], files: Mapping[str, str], models: Sequence[str]) -> None:
+async def _run_node(
+    home: Path, overrides: Mapping[str, Any], files: Mapping[str, str], models: Sequence[str], about: dict[str, str]
+) -> None:
+    """Run the node; ``about`` is what every line of its log says besides."""
     import trio
 
     from .control import serve_control
@@ -147,6 +159,7 @@ async def _run_node(home: Path, overrides: Mapping[str, Any], files: Mapping[str
 
             outer.start_soon(wait_for_signals)
             async with Node(home, data=files, models=models, **overrides) as node, trio.open_nursery() as nursery:
+                about["node"] = node.mesh.me
                 await nursery.start(serve_control, node, stop)
                 status = node.status()
                 click.echo(f"{node.device} is up in the mesh {status['mesh']!r} as {status['me']}.")
@@ -329,19 +342,6 @@ def _trouble_tables(said: Mapping[str, Any]) -> list["Table"]:
             refusals.add_row(peer[-8:], why)
         tables.append(refusals)
     return tables
-
-
-def _log_to_stderr(*, verbose: bool) -> None:
-    """Our log goes to stderr. What libraries have to say is kept out of it unless asked for: libp2p speaks of ordinary
-    disconnections, zeroconf shows a traceback for every interface without multicast, loopback's IPv6 among them.
-    """
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
-    )
-    logging.getLogger("lepton").setLevel(logging.DEBUG if verbose else logging.INFO)
-    if not verbose:
-        logging.getLogger("libp2p").setLevel(logging.CRITICAL)
-        logging.getLogger("zeroconf").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from ..mesh.errors import Busy, LeptonError, LinkError, PeerError, Refused, Usag
 from ..mesh.frames import Frame, FrameDecoder, encode
 from ..mesh.messages import Message, Natural, pack, unpack
 from ..mesh.tensors import Array, TensorSpec
+from .seeing.request import entering
 from .streamed import MISTAKES, STREAMED
 
 if TYPE_CHECKING:  # the command line asks without loading what a node needs: seconds
@@ -117,7 +118,8 @@ async def _answer(node: "Node", stop: trio.Event, stream: trio.SocketStream) -> 
             frame = await _receive(stream)
             request = unpack(frame.header, Request)
             arguments, given = _read_body(request, frame)
-            value, arrays = await _perform(node, request.command, arguments, given, stream)
+            with entering(f"command {request.command}"):
+                value, arrays = await _perform(node, request.command, arguments, given, stream)
         except LeptonError as error:
             kind = next(name for name, cls in _KINDS.items() if isinstance(error, cls))
             await _reply(stream, kind, str(error))

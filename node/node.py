@@ -51,13 +51,17 @@ from .objective import Objective
 from .picture import CIRCLE, PROFILE, TASK, CircleRecord, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 from .placement import Plan
 from .planning import SPEED
+from .seeing.seeing import Seeing
+from .seeing.traces import tracing
 from .services.services import Services
 from .shapes import ModelSpec
 from .speed import cache_file, known_speed, load_or_measure
 from .stages import StageLoader
 from .texts import TextModel, Texts
 from .tokenizing import Tokenizers
+from .web.metrics import release
 from .web.opening import Web, open_web
+from .web.vital import vital_routes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,6 +103,7 @@ class Node:
         for name, given in (data or {}).items():
             require_name(name, "data set")
             self._datasets[name] = given if isinstance(given, Dataset) else data_source(str(given), Path())
+        self.seeing = Seeing(self.home)
         self._factories = Factories([*self.config.models.allow, *models])
         self._stack = AsyncExitStack()
         self.mesh: Mesh
@@ -195,6 +200,7 @@ class Node:
                 )
                 mesh.door.on_invites_changed = lambda: self.home.save_invites(invites)
                 self.mesh, self._nursery, self._mesh_name = mesh, nursery, credentials.mesh_name
+                self.seeing.attach(mesh)
                 self.view = Planner(mesh)
                 blob_store = BlobStore(self.home.folder("blobs"), disk_bytes_max=self.config.blobs_bytes)
                 naming = Naming(self.view, blob_store)
@@ -204,7 +210,13 @@ class Node:
                 self.serving = Serving(mesh, self.view, self.weights, programs, memory_bytes)
                 self.requests = Requests(mesh, self.view, programs)
                 self.tasks = Tasks(mesh, self.view, self.weights, self.home, self._datasets, nursery, self._factories)
-                self.sessions = Sessions(mesh, self.view, StageLoader(self.blobs).load, memory_bytes=memory_bytes)
+                self.sessions = Sessions(
+                    mesh,
+                    self.view,
+                    StageLoader(self.blobs).load,
+                    memory_bytes=memory_bytes,
+                    measures=self.seeing.measures,
+                )
                 tokenizers = Tokenizers(self.blobs)
                 encoders = Encoders(self.view, programs, tokenizers, self.predict)
                 self.texts = Texts(self.view, self.sessions.generator, tokenizers, encoders, self._trouble)
@@ -220,22 +232,36 @@ class Node:
                         models=self._factories.names,
                     ),
                 )
-                nursery.start_soon(self.view.run)
-                nursery.start_soon(self.serving.run)
-                nursery.start_soon(self.requests.run)
-                nursery.start_soon(self.sessions.run)
-                nursery.start_soon(self.tasks.follow)
-                nursery.start_soon(self.services.run)
-                nursery.start_soon(self._keep_members)
-                nursery.start_soon(self._tell_speed)
-                nursery.start_soon(self._tell_links)
+                for work in (
+                    self.view.run,
+                    self.serving.run,
+                    self.requests.run,
+                    self.sessions.run,
+                    self.tasks.follow,
+                    self.services.run,
+                    self._keep_members,
+                    self._tell_speed,
+                    self._tell_links,
+                ):
+                    nursery.start_soon(work)
+                nursery.start_soon(self.seeing.run, self)
                 try:
-                    async with open_web(self.texts, self.config.web, self.home, owner=self._mesh_name) as self.web:
+                    async with self._open_to_programs():
                         yield
                 finally:
                     nursery.cancel_scope.cancel()
                     self.home.save_records(store.durable())
                     self.home.save_members(known_members(self.home, mesh))
+
+    @asynccontextmanager
+    async def _open_to_programs(self) -> AsyncIterator[None]:
+        """Answer over HTTP as configured, until the block ends."""
+        more, measures = vital_routes(self), self.seeing.measures
+        with tracing(self.mesh.me, self.device), self.seeing.running(release()):
+            async with open_web(
+                self.texts, self.config.web, self.home, owner=self._mesh_name, more=more, measures=measures
+            ) as self.web:
+                yield
 
     @property
     def device(self) -> str:
@@ -248,6 +274,7 @@ class Node:
         """Open an invite and return its code. Raises Refused when this node may not, UsageError for bad values."""
         code = self.mesh.invite(role=role, uses=uses, lifetime_s=lifetime_s)
         self.home.save_invites(self.mesh.door.invites)
+        self.seeing.audit.note("invited", detail=f"as {role}, {uses} uses, for {lifetime_s:g} s")
         return str(code)
 
     # -- learning -------------------------------------------------------------------------------------------------
@@ -298,6 +325,7 @@ class Node:
                 described = {"hidden": hidden, "hidden_activation": hidden_activation, "classes": classes}
                 said["model"] = {"architecture": model, **described}
             task = task_from(said, f"The task {task!r}")
+        self.seeing.audit.note("command", name="train", detail=task.name)
         started = await self.tasks.start(task, spec=model if isinstance(model, ModelSpec) else None)
         with self.tasks.listening(task.name, started.version, on_round):
             return await self.tasks.wait(task.name, started.version, on_progress)
@@ -359,6 +387,7 @@ class Node:
             "objective": objective,
             "activations": activations,
         }
+        self.seeing.audit.note("command", name="serve", detail=f"{name} {source}".strip())
         offer = await self.deploying.offer(source, name=name, terms=terms)
         self.deploying.accept(offer)
         return self.model(offer.name)
@@ -393,6 +422,7 @@ class Node:
 
     def unserve(self, name: str) -> None:
         """Serve a language model no longer that this node deployed. Raises UsageError when it did not."""
+        self.seeing.audit.note("command", name="unserve", detail=name)
         self.deploying.withdraw(name)
 
     def model(self, name: str) -> TextModel:
@@ -523,6 +553,7 @@ class Node:
         Who came in through it is out as well, but for known members with ``keep_invited``. With ``disown`` nothing
         counts any more that it revoked; that takes the root key.
         """
+        self.seeing.audit.note("command", name="revoke", who=subject, detail=reason)
         revoke_running(self.mesh, PeerId(subject), reason=reason, keep_invited=keep_invited, disown=disown)
 
     async def _tell_speed(self) -> None:
@@ -546,10 +577,11 @@ class Node:
 
     async def _keep_members(self) -> None:
         """Save what members are called, for when they are away."""
-        saved: list[Any] = []
+        saved = self.home.members()
         while True:
             known = known_members(self.home, self.mesh)
             if known != saved:
+                self.seeing.appeared(known, saved)
                 await trio.to_thread.run_sync(self.home.save_members, known)
                 saved = known
             await trio.sleep(_MEMBERS_INTERVAL_S)

@@ -46,6 +46,7 @@ async def serve(node: "Node", arguments: Arguments, tell: Tell) -> object:
     """Deploy a model and tell how it comes to be loaded. It goes on if the owner leaves."""
     dry_run = arguments.pop("dry_run")
     source = arguments.pop("source")
+    node.seeing.audit.note("command", name="serve --dry-run" if dry_run else "serve", detail=str(source))
     await tell({"reading": source})
     offer = await node.deploying.offer(source, name=arguments.pop("name", ""), terms=arguments)
     await tell({"offer": node.described(offer.name, offer.record, offer.plan)})

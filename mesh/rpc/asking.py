@@ -191,6 +191,7 @@ class Asking:
             once=once,
         )
         self._machine.start(header, body.payload, body.inline, now=now)
+        self._counts.asked += 1
         if deadline < self._rings_at:
             self._rings_at = deadline
             self._stream.alarm(deadline, self._ring)
@@ -323,6 +324,7 @@ class Asking:
             case Widened():
                 pending.wake()
             case Failed():
+                self._counts.asked_failed += 1
                 pending.error = event.error
                 pending.over()
 

@@ -20,10 +20,14 @@ from ..transport import Stream
 
 @dataclass(slots=True)
 class Counts:
-    """Bytes of all calls of a node, both ways."""
+    """All calls of a node, both ways: their bytes, and how many there were."""
 
     sent: int = 0
     received: int = 0
+    asked: int = 0  # by this node
+    asked_failed: int = 0
+    answered: int = 0  # by this node
+    answered_failed: int = 0
 
 
 class Channel:

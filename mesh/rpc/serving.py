@@ -215,6 +215,8 @@ class Job:
         except Exception as raised:  # noqa: BLE001  a handler may raise anything, and costs its call only
             error = self._reason(raised)
         finally:
+            serving.counts.answered += 1
+            serving.counts.answered_failed += not answered
             self._end(None if answered else error)
         if isinstance(error, PeerError):
             serving.channel.flush()

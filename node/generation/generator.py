@@ -3,7 +3,6 @@
 import logging
 import math
 import random
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -20,6 +19,8 @@ from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from ..config import did_you_mean
 from ..deployments import DeploymentRecord
+from ..seeing.measures import Measures
+from ..seeing.request import session_id
 from .alike import Alike
 from .apart import Apart, Pair
 from .asker import (
@@ -38,7 +39,7 @@ from .asker import (
 )
 from .events import Came, Expired, Lost
 from .events import Send as SendEffect
-from .messages import POSITIONS_MAX, SESSION_BYTES, STOP_IDS_MAX, Said, Send
+from .messages import POSITIONS_MAX, STOP_IDS_MAX, Said, Send
 from .outlook import Pictured, outlook
 from .route import Load, Route, Run, Serving, choose
 from .sampling import Sampling
@@ -81,6 +82,11 @@ class Generation:
         log.warning("a session %s", text)
         if self.on_pause is not None:
             self.on_pause(text)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return self._failed is not None
 
     @property
     def tally(self) -> Tally:
@@ -155,8 +161,10 @@ class Generator:
         send: Send,
         soon: Callable[[float], None],
         config: AskerConfig | None = None,
+        measures: Measures | None = None,
     ) -> None:
         """``soon`` is told when `tick` is due."""
+        self._measures = measures or Measures()
         self._mesh = mesh
         self._view = view
         self._send = send
@@ -185,7 +193,7 @@ class Generator:
         if len(self._live) >= SESSIONS_MAX:
             raise Busy(f"This node has {SESSIONS_MAX} sessions already.")
         asked = Asked(
-            session=secrets.token_bytes(SESSION_BYTES),
+            session=session_id(),
             name=name,
             version=record.version,
             layers=len(record.weights_bytes),
@@ -197,6 +205,11 @@ class Generator:
         if len(asked.stop_ids) > STOP_IDS_MAX:
             raise UsageError(f"At most {STOP_IDS_MAX} stop tokens can be named, not {len(asked.stop_ids)}.")
         return self._begin(asked)
+
+    @property
+    def live(self) -> int:
+        """How many sessions this node has."""
+        return len(self._live)
 
     def uses(self, peer: PeerId) -> bool:
         """Whether sessions of this node go through a peer."""
@@ -272,8 +285,16 @@ class Generator:
             self._note_loads(name, asker)
         if asker.over:
             self._live.pop(session, None)
+            self._measure(generation)
         else:
             self._soon(asker.deadline)
+
+    def _measure(self, generation: Generation) -> None:
+        measures, tally = self._measures, generation.tally
+        measures.sessions.add("failed" if generation.failed else generation.finish or "cancelled")
+        measures.tokens.add(by=tally.tokens)
+        if tally.tokens:
+            measures.first_token_seconds.observe(tally.first_token_s)
 
     # -- loads --------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from ...mesh.mesh import Mesh
 from ..deployed import shortage
 from ..deployments import DeploymentRecord
 from ..picture import STAGE, StageRecord
+from ..seeing.request import following
 from .engine import Engine
 from .engine_thread import EngineThread
 from .events import Came, Expired, Lost, Ran
@@ -275,7 +276,9 @@ class GenerationHost:
         if holder is not None and holder is not target:  # the session goes on with other layers of this node
             self._tell(holder, Came(opened.asker, Close(session=opened.session, epoch=max(opened.epoch - 1, 0))))
         if target is not None:
-            self._tell(target, Came(peer, opened))
+            first, end = opened.runs[opened.index]
+            with following(opened.session, "session.stage", model=opened.name, first=first, end=end):
+                self._tell(target, Came(peer, opened))
         else:
             first, end = opened.runs[opened.index]
             reason = f"it does not serve layers {first} to {end - 1} of {opened.name!r} in this version"

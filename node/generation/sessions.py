@@ -6,6 +6,7 @@ import trio
 
 from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
+from ..seeing.measures import Measures
 from .asker import AskerConfig
 from .generator import Generator
 from .host import GenerationHost, Load
@@ -25,6 +26,7 @@ class Sessions:
         config: AskerConfig | None = None,
         *,
         memory_bytes: int | None = None,
+        measures: Measures | None = None,
     ) -> None:
         """``memory_bytes`` may be held for serving; None: as much as plans say."""
         self._mesh = mesh
@@ -33,7 +35,7 @@ class Sessions:
         self.links = Links(mesh, self._received, self._lost, self._uses, self._together)
         send, together = self.links.send, self.links.send_together
         self.host = GenerationHost(mesh, view, load, send, together, self._soon, memory_bytes=memory_bytes)
-        self.generator = Generator(mesh, view, self.links.send, self._soon, config)
+        self.generator = Generator(mesh, view, self.links.send, self._soon, config, measures)
         mesh.on_absent.append(self._left)
         mesh.on_expelled.append(self._expelled)
 

@@ -16,6 +16,7 @@ from ...mesh.errors import LeptonError, LinkError, UsageError
 from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from ...mesh.tensors import Array
+from ..seeing.request import session_id
 from .known import Known, KnownChain
 from .messages import StageBroke, StageResult, StageWork
 from .session import Absent, Arrived, Ask, Broke, Config, Done, Expired, Failed, Picture, Session
@@ -112,7 +113,7 @@ class Requests:
     async def _request(self, name: str, version: int, known: Known, x: list[Array]) -> list[Array]:
         """One batch: drive its session machine until it is done or has failed."""
         send, receive = trio.open_memory_channel[object](limits.CALLS_PER_PEER_MAX * 8)
-        token = secrets.token_hex(16)
+        token = session_id().hex()
         waiting = _Waiting(send, known, len(x[0]))
         self._waiting[token] = waiting
         session = Session(known.layers, self._rng, trio.current_time(), self._config)

@@ -20,6 +20,7 @@ from ..deployed import shortage
 from ..deployments import DeploymentRecord
 from ..picture import STAGE, ModelRecord, StageRecord
 from ..placement import Run
+from ..seeing.request import following
 from ..shapes import ModelSpec, layer_sizes_bytes
 from .known import Part
 from .messages import StageBroke, StageResult, StageWork
@@ -162,8 +163,10 @@ class Serving:
 
     async def _work(self, name: str, stage: _Stage) -> None:
         async for work in stage.outbox:
+            first, end = stage.run
             try:
-                y = await trio.to_thread.run_sync(stage.part.run, work.arrays)
+                with following(work.message.session, "prediction.stage", model=name, first=first, end=end):
+                    y = await trio.to_thread.run_sync(stage.part.run, work.arrays)
             except LeptonError as error:
                 self._nursery.start_soon(self._tell, name, work.message, self._mesh.me, str(error))
                 continue

@@ -76,6 +76,21 @@ def told(error: BaseException) -> tuple[int, dict[str, Any]]:
     return 500, error_shape("The node could not do this; its log says more.", "server_error")
 
 
+class Json(Response):
+    """A whole answer."""
+
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        return msgspec.json.encode(content)
+
+
+def failure(error: Exception) -> Response:
+    """Return the answer that tells of an error."""
+    status, said = told(error)
+    return Json(said, status)
+
+
 class Attendance:
     """The work under way for all clients of an endpoint."""
 

@@ -1,27 +1,27 @@
 """The OpenAI-compatible endpoint as an ASGI application: its routes, and text from the models of one node."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Final
 
-import msgspec
 import trio
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from ...mesh.errors import LeptonError, LinkError
 from ..config import did_you_mean
 from ..deployments import Kind
 from ..generation.sampling import Sampling
-from .attendance import Attendance, Attended, Out, told
+from ..seeing.measures import Measures
+from .attendance import Attendance, Attended, Json, Out, failure
+from .entry import Entry
 from .guard import Guard
 from .models import ModelInfo, Models, Part, Prompt
 from .replies import NoModel, TextReply, embedding_list, error_shape, model_card, model_list
@@ -43,7 +43,11 @@ class Endpoint:
         owner: str,
         attendance: Attendance | None = None,
         part_wait_s: float = PART_WAIT_S,
+        more: Sequence[Route] = (),
+        measures: Measures | None = None,
+        open_paths: frozenset[str] = frozenset(),
     ) -> None:
+        """``more`` are routes of others at this address; for ``open_paths`` and ``measures`` see `Entry`."""
         self._models = models
         self._owner = owner
         self._attendance = attendance or Attendance()
@@ -55,8 +59,9 @@ class Endpoint:
                 Route("/v1/completions", self._complete, methods=["POST"]),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/embeddings", self._embed, methods=["POST"]),
+                *more,
             ],
-            middleware=[Middleware(_Guarded, guard=guard)],
+            middleware=[Middleware(Entry, guard=guard, measures=measures, open_paths=open_paths)],
             exception_handlers={LeptonError: _failed, HTTPException: _no_route, Exception: _failed},
         )
 
@@ -65,10 +70,10 @@ class Endpoint:
         self._attendance.end()
 
     async def _list(self, _request: Request) -> Response:
-        return _Json(model_list(self._models.models(), owner=self._owner))
+        return Json(model_list(self._models.models(), owner=self._owner))
 
     async def _show(self, request: Request) -> Response:
-        return _Json(model_card(self._model(request.path_params["name"]), owner=self._owner))
+        return Json(model_card(self._model(request.path_params["name"]), owner=self._owner))
 
     async def _chat(self, _request: Request) -> Response:
         return Attended(self._attendance, lambda body, out: self._text(read_chat(body), out, chat=True))
@@ -119,42 +124,12 @@ class Endpoint:
         raise LinkError(f"The model {name!r} gave nothing for {self._part_wait_s:g} s.")
 
 
-class _Json(Response):
-    media_type = "application/json"
-
-    def render(self, content: object) -> bytes:
-        return msgspec.json.encode(content)
-
-
-class _Guarded:
-    """Lets through what the guard lets through."""
-
-    def __init__(self, app: ASGIApp, guard: Guard) -> None:
-        self._app = app
-        self._guard = guard
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return  # hypercorn refuses a websocket that nobody accepts
-        try:
-            self._guard.check(scope["method"], Headers(scope=scope))
-        except LeptonError as error:
-            await _failure(error)(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-
-def _failure(error: Exception) -> Response:
-    status, said = told(error)
-    return _Json(said, status)
-
-
 async def _failed(_request: Request, error: Exception) -> Response:
-    return _failure(error)
+    return failure(error)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    here = "/v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings"
+    here = "/v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings; a page for people is at /"
     message = f"{request.method} {request.url.path[:80]}: {error.detail}. Here are {here}."
-    return _Json(error_shape(message, "invalid_request_error", code="unknown_url"), error.status_code, error.headers)
+    return Json(error_shape(message, "invalid_request_error", code="unknown_url"), error.status_code, error.headers)

@@ -34,15 +34,18 @@ class Guard:
         if self.token and len(self.token) < TOKEN_CHARACTERS_MIN:
             raise UsageError(f"web.token has {len(self.token)} characters; use at least {TOKEN_CHARACTERS_MIN}.")
 
-    def check(self, method: str, headers: Mapping[str, str]) -> None:
-        """Raise Refused or NoToken when the request may not be answered, UsageError when its body is not JSON."""
+    def check(self, method: str, headers: Mapping[str, str], *, is_open: bool = False) -> None:
+        """Raise Refused or NoToken when the request may not be answered, UsageError when its body is not JSON.
+
+        With ``is_open`` no token is asked for: the answer is the same for everybody, as a page's own files are.
+        """
         host = headers.get("host", "").lower()
         if self.listen.is_loopback and _name(host) not in {*_LOCAL, self.listen.name}:
             raise Refused(f"This endpoint is called 127.0.0.1 or localhost, not {host[:80]!r}.")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host:
             raise Refused(f"Pages of {origin[:80]!r} may not use this endpoint.")
-        if self.token and not hmac.compare_digest(_bearer(headers).encode(), self.token.encode()):
+        if self.token and not is_open and not hmac.compare_digest(_bearer(headers).encode(), self.token.encode()):
             raise NoToken("This endpoint wants its token as the API key (`Authorization: Bearer TOKEN`).")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if method == "POST" and kind != "application/json":

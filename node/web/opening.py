@@ -1,18 +1,20 @@
 """Opens a node's endpoint as its owner configured it, and keeps the token that others have to know."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import trio
+from starlette.routing import Route
 
 from ...mesh.errors import UsageError
 from ..config import WebConfig
 from ..files import write_whole
 from ..home import Home
+from ..seeing.measures import Measures
 from .endpoint import Endpoint
 from .guard import Guard
 from .models import Models
@@ -30,12 +32,27 @@ class Web:
     url: str
     remark: str = ""  # what its owner has to know, behind the address
 
+    @property
+    def page(self) -> str:
+        """Where a browser finds the dashboard."""
+        return self.url.removesuffix("v1")
+
 
 @asynccontextmanager
-async def open_web(models: Models, config: WebConfig, home: Home, *, owner: str) -> AsyncIterator[Web | None]:
-    """Answer OpenAI's interface until the block ends; None when it is turned off.
+async def open_web(
+    models: Models,
+    config: WebConfig,
+    home: Home,
+    *,
+    owner: str,
+    more: Sequence[Route] = (),
+    measures: Measures | None = None,
+    open_paths: frozenset[str] = frozenset(),
+) -> AsyncIterator[Web | None]:
+    """Answer OpenAI's interface, and ``more`` routes, until the block ends; None when it is turned off.
 
-    Raises UsageError for a place or a token that cannot be, LeptonError when the address cannot be used.
+    ``open_paths`` and ``measures`` are those of `Entry`. Raises UsageError for a place or a token that cannot be,
+    LeptonError when the address cannot be used.
     """
     listen = config.place
     if listen is None:
@@ -45,7 +62,7 @@ async def open_web(models: Models, config: WebConfig, home: Home, *, owner: str)
     token, kept = config.token, False
     if not token and not listen.is_loopback:
         token, kept = await trio.to_thread.run_sync(kept_token, path), True
-    endpoint = Endpoint(models, Guard(listen, token), owner=owner)
+    endpoint = Endpoint(models, Guard(listen, token), owner=owner, more=more, measures=measures, open_paths=open_paths)
     async with open_server(endpoint.app, listen, or_any_port=not config.listen) as server:
         remark = ""
         if listen.port not in {0, server.listen.port}:
