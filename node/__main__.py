@@ -14,6 +14,7 @@ from .authority_commands import revoke
 from .command import ask, friendly, home_option, interface_option, loading
 from .compress_command import compress
 from .mesh_commands import invite, join, mesh
+from .service_commands import service
 from .serving_commands import generate, serve, unserve
 from .train_command import train
 
@@ -36,7 +37,7 @@ def main() -> None:
     """
 
 
-for command in (mesh, invite, join, revoke, train, serve, unserve, generate, compress):
+for command in (mesh, invite, join, revoke, train, serve, unserve, generate, compress, service):
     main.add_command(command)
 
 
