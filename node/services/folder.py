@@ -1,4 +1,4 @@
-"""A service's folder as its author has it: ``service.toml`` beside the code, and ``requirements.lock`` if it needs more.
+"""A service's folder as its author has it: ``service.toml`` beside the code, ``requirements.lock`` if it needs more.
 
     entry = "detector:Detector"        # module:Class, found in this folder
 
