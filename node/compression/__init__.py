@@ -11,8 +11,9 @@ from .manifest import Manifest, read_manifest
 from .modules import Compressed, quantise
 from .pruning import prune
 from .stored import load, save
+from .straight import Aware, quantise_aware
 
 __all__ = [
-    "Compressed", "Fit", "Manifest", "NotFaster", "NotSmaller", "NotWorthIt", "Taught", "answers_from", "distil",
-    "load", "prune", "quantise", "quantise_folder", "read_manifest", "save",
+    "Aware", "Compressed", "Fit", "Manifest", "NotFaster", "NotSmaller", "NotWorthIt", "Taught", "answers_from",
+    "distil", "load", "prune", "quantise", "quantise_aware", "quantise_folder", "read_manifest", "save",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ Which rows make up step t follows from (seed, t), so the same call gives the sam
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +15,7 @@ from ...mesh.errors import LeptonError, UsageError
 
 Loss = Callable[[nn.Module, tuple[Tensor, ...]], Tensor]  # (the module, a batch of each array of the data) -> ()
 After = Callable[[nn.Module, int], None]  # (the module, steps done): holds masks, rounds, prunes some more
+Around = Callable[[], AbstractContextManager[None]]  # what holds while a batch goes forth and back
 
 _WARMUP: Final = 0.05  # of all steps; Adam's first estimates are of few gradients
 
@@ -31,7 +33,13 @@ class Fit:
 
 
 def fit(
-    module: nn.Module, data: Sequence[Tensor], loss: Loss, said: Fit | None = None, *, after: After | None = None
+    module: nn.Module,
+    data: Sequence[Tensor],
+    loss: Loss,
+    said: Fit | None = None,
+    *,
+    after: After | None = None,
+    around: Around = nullcontext,
 ) -> list[float]:
     """Train a module in place on rows of ``data`` (arrays of n rows each); returns each step's loss.
 
@@ -54,8 +62,9 @@ def fit(
     for step in range(said.steps):
         chosen = torch.randint(rows, (min(said.batch_size, rows),), generator=_generator(said.seed, step))
         optimiser.zero_grad(set_to_none=True)
-        value = loss(module, tuple(array[chosen] for array in data))
-        value.backward()
+        with around():
+            value = loss(module, tuple(array[chosen] for array in data))
+            value.backward()
         if said.clip_norm:
             nn.utils.clip_grad_norm_(module.parameters(), said.clip_norm)
         optimiser.step()

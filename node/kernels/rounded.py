@@ -5,6 +5,8 @@ bfloat16 scales (outputs, inputs / 32), both rounded up. A weight is ``integer *
 packed at the matrix's own precision is exactly what is stored**, whoever chose the integers.
 """
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
@@ -70,3 +72,13 @@ def groups_of(weight: Matrix, rows: slice, bits: int) -> tuple[torch.Tensor, tor
     if isinstance(weight, Rounded) and weight.bits == bits:
         return weight.groups(rows)
     return grouped(F.pad(weight[rows].detach(), (0, -weight.shape[1] % GROUP)), bits)
+
+
+def rounded_arrays(
+    weight: npt.NDArray[np.float32], bits: int
+) -> tuple[npt.NDArray[np.int8 | np.uint8], npt.NDArray[np.uint16]]:
+    """Round float32 (n, ...) to the nearest; returns what is stored, the scales as their 16 bits."""
+    matrix = torch.from_numpy(weight).flatten(1)
+    padded = F.pad(matrix, (0, -matrix.shape[1] % GROUP))
+    found = Rounded.of(*grouped(padded, bits), bits, matrix.shape[1])
+    return found.integers[:].numpy(), found.scales[:].view(torch.uint16).numpy()

@@ -15,6 +15,7 @@ Policy = Literal["trusted", "private", "robust"]
 Schedule = Literal["constant", "cosine", "linear"]
 MomentumKind = Literal["plain", "quasi_global"]
 Optimiser = Literal["sgd", "adam", "adamw"]
+Quantise = Literal["int8", "int4"]
 Rounds = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Copies = Annotated[int, msgspec.Meta(ge=1, le=16)]
 Members = Annotated[int, msgspec.Meta(ge=1, le=1024)]
@@ -55,6 +56,7 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     clip_norm: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # of a batch's gradient; 0: as it is
     proximal: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0  # FedProx' mu; 0: none
     tracking: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0  # gradient tracking; 0: none
+    quantise: Quantise | None = None  # train against weights that are rounded so, and serve those (`straight.py`)
     dp: DpSettings | None = None  # differential privacy of each training record
     seed: Annotated[int, msgspec.Meta(ge=0, le=SEED_MAX)] = 0
 
@@ -97,6 +99,11 @@ def require_no_baseline(settings: TrainSettings) -> None:
     """Raise UsageError where a baseline, if there were one, would tell of records that are promised privacy."""
     if settings.dp is not None:
         raise UsageError("A baseline trains on the same records again, which `dp` does not count: leave one out.")
+
+
+def bits_of(settings: TrainSettings) -> int:
+    """Return to how many bits weights are rounded while they are trained; 0: not at all."""
+    return {None: 0, "int8": 8, "int4": 4}[settings.quantise]
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -39,6 +39,7 @@ from .data import TEST_SEED, TEST_SHARE, Dataset, DataSource, hold_out, outputs_
 from .ledger import Ledger
 from .messages import RoundMessage, State, StateWanted
 from .policies import CODEC, WORDS, check_policy
+from .settings import bits_of
 from .task import Task, task_from
 from .telling import Progress, RoundSaid
 
@@ -339,7 +340,11 @@ class Tasks:
             return  # a model without its personal layers is of no use to others, and they never leave
         chain = build(task.spec)
         Shared(chain, task.parts).write(trainer.vector())
-        self._weights.keep(task.spec, chain)
+        if bits := bits_of(task.settings):
+            from ..compression.straight import Straight
+
+            Straight(chain, bits).settle()
+        self._weights.keep(task.spec, chain, bits=bits)
         self._nursery.start_soon(self._publish_when_due, name, owner, task, chain)
 
     async def _publish_when_due(self, name: str, owner: PeerId, task: TaskRecord, chain: Any) -> None:  # noqa: ANN401
@@ -353,7 +358,8 @@ class Tasks:
             }
             first = owner if owner in taking_part else min(taking_part, default=self._mesh.me)
             if first == self._mesh.me:
-                self._weights.publish(name, task.spec, chain, version=task.version, copies=task.copies)
+                bits = bits_of(task.settings)
+                self._weights.publish(name, task.spec, chain, version=task.version, copies=task.copies, bits=bits)
                 return
             await changed.wait()
 

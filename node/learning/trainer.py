@@ -9,6 +9,8 @@ imports its compiler, measured at 1 s and 75 MB on a desktop.
 """
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,7 +29,7 @@ from .factories import owners_code, structure
 from .ledger import noise_for
 from .losses import Metrics, loss_of, loss_of_guessing, measured, tensors_for
 from .privacy import PrivateGradient, sampling_rate
-from .settings import DpSettings, Optimiser, Parts, TrainSettings, as_said, check_optimiser
+from .settings import DpSettings, Optimiser, Parts, TrainSettings, as_said, bits_of, check_optimiser
 from .shared import Shared
 from .steps.adam import Adam
 from .steps.momentum import Momentum
@@ -106,6 +108,7 @@ class Trainer:
         self._steps = steps
         self._model = model if model is not None else build(spec)
         self._shared = Shared(self._model, parts)
+        self._rounded = _rounding(self._model, settings)
         self._position, self._gradient = _flattened(self._shared.trained)
         self._start = self._position.clone()  # where this round began
         self._way = 0.0  # the sum of the step sizes since
@@ -150,8 +153,12 @@ class Trainer:
         return self._shared.read()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Copies of the whole model's parameters and buffers by name, as `load_state_dict` takes them."""
-        return {name: tensor.detach().clone().contiguous() for name, tensor in self._model.state_dict().items()}
+        """Copies of the whole model's parameters and buffers by name, as `load_state_dict` takes them.
+
+        Trained against rounding they are the rounded ones, as in `evaluate`; `vector` has what they are rounded from.
+        """
+        with self._rounded():
+            return {name: tensor.detach().clone().contiguous() for name, tensor in self._model.state_dict().items()}
 
     def adopt(self, vector: Vector, *, averaged: bool = False) -> None:
         """Go on from these parameters, float32 (D,), with the momentum there is; UsageError when they do not fit.
@@ -174,7 +181,7 @@ class Trainer:
         x, y = self._test  # (n, *inputs), (n,) or (n, k)
         parts = zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True)
         self._model.eval()
-        with owners_code(self.spec), torch.inference_mode():
+        with owners_code(self.spec), self._rounded(), torch.inference_mode():
             metrics = measured(self.spec.objective, ((self._model(x_part), y_part) for x_part, y_part in parts))
         self._model.train()
         return metrics
@@ -221,7 +228,8 @@ class Trainer:
 
     def _one_step(self) -> float:
         said, gradient = self.settings, self._gradient
-        loss = self._take_gradient()
+        with self._rounded():
+            loss = self._take_gradient()
         rate = rate_at(
             self.step, self._steps, rate=said.learning_rate, schedule=said.schedule, warmup_steps=said.warmup_steps
         )
@@ -257,6 +265,15 @@ class Trainer:
         return PrivateGradient(
             self._model, self._x, self._y, rate=rate, noise=noise, clip_norm=dp.clip_norm, objective=self.spec.objective
         )
+
+
+def _rounding(model: nn.Module, settings: TrainSettings) -> Callable[[], AbstractContextManager[None]]:
+    """Return what holds a model's weights rounded for a while, if they are to be."""
+    if not (bits := bits_of(settings)):
+        return nullcontext
+    from ..compression.straight import Straight  # it brings all of compression with it
+
+    return Straight(model, bits).rounded
 
 
 def _flattened(parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,11 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lepton.mesh.errors import PeerError
 from lepton.node import models, shapes
 from lepton.node.blobs.layers import layer_blob, read_layer_blob
+from lepton.node.blobs.rounded_layers import GROUP, rounded_layer_blob
+from lepton.node.compression.straight import nearest
+from lepton.node.kernels import Rounded, grouping
+from lepton.node.kernels.rounded import rounded_arrays
 from safetensors.numpy import save
 
 SPEC = shapes.ModelSpec(architecture="mlp", inputs=(5,), classes=3, hidden=4)
@@ -28,6 +33,48 @@ def test_a_layer_travels_as_a_blob() -> None:
 def test_equal_tensors_give_equal_bytes() -> None:
     backwards = {name: np.asfortranarray(TENSORS[name]) for name in reversed(TENSORS)}
     assert layer_blob(backwards) == layer_blob(TENSORS)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", [(4, 5), (3, 64), (6, 2, 3, 3), (2, 33)])
+def test_a_rounded_layer_travels_small_and_is_floats_again(bits: int, shape: tuple[int, ...]) -> None:
+    assert GROUP == grouping.GROUP
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    weight = nearest(drawn, bits).numpy()
+    bias = np.ones(shape[0], np.float32)
+    integers, scales = rounded_arrays(weight, bits)
+    blob = rounded_layer_blob({"bias": bias}, {"weight": (integers, scales)})
+    schema = {"weight": ("float32", shape), "bias": ("float32", bias.shape)}
+    found = read_layer_blob(blob, schema)
+    stored = Rounded(torch.from_numpy(integers), torch.from_numpy(scales).view(torch.bfloat16), weight[0].size)
+    assert np.array_equal(found["weight"], stored[:].numpy().reshape(shape))
+    assert np.array_equal(found["bias"], bias)
+    assert np.array_equal(found["weight"], weight)  # which was trained so: nothing is lost
+    if weight.size > 100:
+        assert len(blob) < 0.6 * len(layer_blob({"weight": weight, "bias": bias}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": np.zeros((4, 4), np.int8)}, "bytes where its layer has"),
+        ({"weight_scale": np.zeros((2, 2), np.uint16)}, "expected"),
+        ({"weight": np.zeros((5, 4), np.int8)}, "expected"),
+        ({"weight": np.zeros((4, 5), np.bool_)}, "is bool with scales uint16"),
+        ({"weight_scale": np.zeros((4, 1), np.int16)}, "with scales int16"),
+        ({"weight_scale": np.full((4, 1), 0x7F80, np.uint16)}, "NaN or infinity"),
+        ({"bias": np.full(4, np.nan, np.float32)}, "NaN or infinity"),
+        ({"other": np.zeros((0,), np.uint8)}, "holds tensors"),
+    ],
+)
+def test_a_rounded_layer_that_is_not_one_is_the_peers_fault(changes: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {
+        "weight": np.ones((4, 5), np.int8), "weight_scale": np.full((4, 1), 0x3F80, np.uint16),
+        "bias": np.zeros(4, np.float32),
+    }  # fmt: skip
+    assert (read_layer_blob(save(good), SCHEMA)["weight"] == 1).all()
+    with pytest.raises(PeerError, match=message):
+        read_layer_blob(save({**good, **changes}), SCHEMA)
 
 
 def altered(**changes: Any) -> bytes:
