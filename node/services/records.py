@@ -67,7 +67,8 @@ class InstanceSaid(Message, frozen=True, kw_only=True):
 class HostedRecord(Message, frozen=True, kw_only=True):
     """What one device runs of a service (record name: the service's)."""
 
-    revision: Natural  # of the deployment that it follows
+    revision: Natural  # of the deployment that it follows,
+    by: PeerId | None = None  # and who stated that
     instances: Annotated[tuple[InstanceSaid, ...], msgspec.Meta(max_length=INSTANCES_MAX)] = ()
     # Bundles of an update that could not be run, here or by another's word, and why: who sees one goes back.
     failed: Annotated[dict[Sha256, Text], msgspec.Meta(max_length=RELEASES_MAX)] = msgspec.field(default_factory=dict)
