@@ -28,6 +28,12 @@ BLOB_BYTES_MAX: Final = 16 * 1024 * MIB
 CHUNKS_SERVED_MAX: Final = (
     16  # of 4 MiB, read for all peers together and not yet sent: what two of them ask for at once
 )
+# A service's code and what little data lies beside it: models are blobs of their own. Unpacked it is as large, for
+# nothing in it is compressed.
+BUNDLE_BYTES_MAX: Final = 64 * MIB
+BUNDLE_FILES_MAX: Final = 4096  # a package with its data; a virtual environment, put in by mistake, has ten times that
+BUNDLE_INDEX_BYTES_MAX: Final = MIB  # 4,096 names of the longest kind
+BUNDLE_DEPTH_MAX: Final = 16  # folders in folders
 MANIFEST_BYTES_MAX: Final = 2 * MIB  # 256 layers of a few blobs at 100 B each, and a configuration
 # What describes the tensors of one layer: 384 experts of three matrices at 130 B each take 150 KiB.
 LAYER_HEADER_BYTES_MAX: Final = MIB

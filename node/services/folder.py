@@ -1,6 +1,7 @@
 """A service's folder as its author has it: ``service.toml`` beside the code, ``requirements.lock`` if it needs more.
 
     entry = "detector:Detector"        # module:Class, found in this folder
+    leave_out = ["notes", "*.mp4"]     # besides what begins with a dot, __pycache__ and the like
 
 Name, version and needs stand in the class's decorator, so that nothing is said twice.
 """
@@ -25,6 +26,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The file ``service.toml``."""
 
     entry: Entry
+    leave_out: tuple[str, ...] = ()  # names or patterns of files and folders that do not belong to the bundle
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -10,6 +10,7 @@ from lepton.mesh import limits
 
 UNITS = {"KIB", "MIB"}
 CALLS, MESH = "mesh/calls/test_limits.py", "mesh/test_limits.py"
+BUNDLE = "node/services/test_bundle.py"
 LIVES = "mesh/test_liveness.py"
 # Of a pace (REPEAT_S, BUSY_RETRY_S) nothing can be one past: there the test shows what it does.
 PASSED = {
@@ -25,6 +26,10 @@ PASSED = {
     "BULK_BYTES_MAX": f"{CALLS}::test_a_transfer_larger_than_any_disk_is_refused",
     "BLOB_BYTES_MAX": "node/local/test_blobs.py::test_a_blob_larger_than_any_layer_has_no_name",
     "CHUNKS_SERVED_MAX": "node/together/test_sharing.py::test_who_may_fetch_and_what",
+    "BUNDLE_BYTES_MAX": f"{BUNDLE}::test_a_bundle_of_too_many_bytes_files_or_folders_is_not_made",
+    "BUNDLE_FILES_MAX": f"{BUNDLE}::test_a_bundle_of_too_many_bytes_files_or_folders_is_not_made",
+    "BUNDLE_INDEX_BYTES_MAX": f"{BUNDLE}::test_what_is_no_bundle_is_refused_before_anything_is_written",
+    "BUNDLE_DEPTH_MAX": f"{BUNDLE}::test_a_bundle_of_too_many_bytes_files_or_folders_is_not_made",
     "MANIFEST_BYTES_MAX": "node/local/test_publishing.py::test_a_manifest_out_of_bounds_is_refused",
     "LAYER_HEADER_BYTES_MAX": "node/local/test_publishing.py::test_a_header_larger_than_a_layers_is_refused",
     "REASON_CHARACTERS_MAX": f"{CALLS}::test_a_reason_is_cut_to_its_length",

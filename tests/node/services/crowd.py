@@ -161,7 +161,7 @@ class Crowd:
     def _later(self, seconds: float, work: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (self.now + seconds, next(self._count), work))
 
-    def _say(self, owner: str, key: str, value: Any) -> None:  # noqa: ANN401
+    def _say(self, owner: str, key: str, value: Any) -> None:
         word = self._words[owner, key] = (next(self._sequence), value)
         for name in self.devices:
             if name != owner:
