@@ -34,6 +34,7 @@ from .records import Record, RecordStore, SignedRecord
 from .renewing import Renewing
 from .revocations import Revocation
 from .revoking import Revoking
+from .tcp import parse_place
 from .transport import Connection, Stream, StreamHandler, Transport, open_transport
 
 log = logging.getLogger(__name__)
@@ -147,6 +148,7 @@ class Mesh:
         )
         self._needed: list[Callable[[PeerId], bool]] = []  # whether streams of others' protocols need a connection
         self._awaited: dict[PeerId, trio.Event] = {}  # dials that calls wait for
+        self.dial_troubles: dict[PeerId, str] = {}  # why the last dial of somebody absent came to nothing
         self._sooner = trio.Event()  # membership wants to be called before it last did
         self._running = trio.Event()
         self._closing = False
@@ -264,6 +266,21 @@ class Mesh:
             self._admission.standing(peer, time.time())
         return await (await self._reach(peer)).open_stream(protocol)
 
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def whereabouts(self) -> dict[PeerId, tuple[str, ...]]:
+        """Where others may be, as they say it or somebody on the network does."""
+        return {peer: self._members.book.addresses(peer) for peer in self._members.book}
+
+    def connection(self, peer: PeerId) -> Connection | None:
+        """Return the connection to a peer, for measuring it; None when there is none."""
+        return self._transport.connections.get(peer)
+
+    async def meet(self, address: str) -> PeerId:
+        """Dial whoever lives at an address, in any form. Raises LinkError, Refused or PeerError that says why not."""
+        connection = await self._transport.dial_whoever([parse_place(address)], timeout_s=limits.DIAL_TIMEOUT_S)
+        return connection.peer_id
+
     # -- admission --------------------------------------------------------------------------------------------------
 
     @property
@@ -299,6 +316,7 @@ class Mesh:
             msg = "This node is about to stop."
             raise LinkError(msg)
         self.door.refusals.pop(connection.peer_id, None)
+        self.dial_troubles.pop(connection.peer_id, None)
         self._nursery.start_soon(self._watch, connection)
 
     def _fell(self, peers: Collection[PeerId]) -> None:
@@ -467,8 +485,15 @@ class Mesh:
             await self._transport.dial(peer, addresses, timeout_s=limits.DIAL_TIMEOUT_S)
         except LeptonError as error:
             log.debug("dialling %s: %s", short(peer), error)
+            self._note_trouble(peer, str(error))
             self._note(membership.DialFailed(peer, refused=isinstance(error, Refused | PeerError)))
             self._tell_waiting(peer)
+
+    def _note_trouble(self, peer: PeerId, why: str) -> None:
+        self.dial_troubles.pop(peer, None)
+        if len(self.dial_troubles) >= limits.HINTED_PEERS_MAX:
+            self.dial_troubles.pop(next(iter(self.dial_troubles)))
+        self.dial_troubles[peer] = why
 
     async def _hear(self, hints: trio.MemoryReceiveChannel[Hint]) -> None:
         async for hint in hints:

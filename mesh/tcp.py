@@ -9,6 +9,7 @@ import errno
 import ipaddress
 import os
 import socket
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -123,6 +124,10 @@ def _port(text: str) -> int:
     return int(text)
 
 
+# linux/tcp.h, struct tcp_info: its length, and where tcpi_segs_out and tcpi_total_retrans are.
+_TCP_INFO_BYTES, _SEGMENTS_OUT, _REPEATED = 256, 136, 100
+
+
 class Socket:
     """A connected TCP socket that counts its bytes. One task reads and one writes."""
 
@@ -136,6 +141,15 @@ class Socket:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.remote = _peer_name(raw)
+
+    @property
+    def segments(self) -> tuple[int, int] | None:
+        """How many segments were sent, and how many of these again (Linux: tcp(7), TCP_INFO); None: not known."""
+        try:
+            told = self._raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            return struct.unpack_from("@I", told, _SEGMENTS_OUT)[0], struct.unpack_from("@I", told, _REPEATED)[0]
+        except (OSError, AttributeError, struct.error):
+            return None
 
     def send_nowait(self, data: memoryview) -> int:
         """Give the kernel what it takes now, which may be nothing. Raises LinkError."""

@@ -139,6 +139,11 @@ class Connection:
         return self._socket.bytes_received
 
     @property
+    def segments(self) -> tuple[int, int] | None:
+        """TCP segments sent, and how many of these again; None where the system does not tell."""
+        return self._socket.segments
+
+    @property
     def reason(self) -> str:
         """Why it is closed."""
         return self._muxer.reason

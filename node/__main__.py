@@ -13,6 +13,7 @@ from ..mesh.errors import LinkError, Refused, UsageError
 from .authority_commands import revoke
 from .command import ask, friendly, home_option, interface_option, loading
 from .compress_command import compress
+from .doctor_command import doctor
 from .mesh_commands import invite, join, mesh
 from .service_commands import service
 from .serving_commands import generate, serve, unserve
@@ -37,7 +38,7 @@ def main() -> None:
     """
 
 
-for command in (mesh, invite, join, revoke, train, serve, unserve, generate, compress, service):
+for command in (mesh, invite, join, revoke, train, serve, unserve, generate, compress, doctor, service):
     main.add_command(command)
 
 

@@ -46,7 +46,18 @@ class Request(Message, frozen=True, kw_only=True):
     """One command of the owner. The body holds its arguments as JSON, then its tensors."""
 
     command: Literal[
-        "status", "invite", "train", "predict", "export", "stop", "mesh", "revoke", "serve", "unserve", "generate"
+        "status",
+        "invite",
+        "train",
+        "predict",
+        "export",
+        "stop",
+        "mesh",
+        "revoke",
+        "serve",
+        "unserve",
+        "generate",
+        "doctor",
     ]
     json_bytes: Natural
     tensors: tuple[TensorSpec, ...] = ()

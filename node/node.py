@@ -32,6 +32,7 @@ from .deployed import described, is_loaded
 from .deploying import Deploying
 from .deployments import Activations, DeploymentRecord, Precision
 from .deployments import Objective as Aim
+from .diagnosis.checkup import Checkup
 from .encoders import Encoders
 from .generation.sessions import Sessions
 from .home import Home
@@ -107,6 +108,7 @@ class Node:
         self._factories = Factories([*self.config.models.allow, *models])
         self._stack = AsyncExitStack()
         self.mesh: Mesh
+        self.checkup: Checkup
         self.view: Planner
         self.blobs: Blobs
         self.weights: Weights
@@ -201,6 +203,7 @@ class Node:
                 mesh.door.on_invites_changed = lambda: self.home.save_invites(invites)
                 self.mesh, self._nursery, self._mesh_name = mesh, nursery, credentials.mesh_name
                 self.seeing.attach(mesh)
+                self.checkup = Checkup(mesh)
                 self.view = Planner(mesh)
                 blob_store = BlobStore(self.home.folder("blobs"), disk_bytes_max=self.config.blobs_bytes)
                 naming = Naming(self.view, blob_store)

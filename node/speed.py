@@ -76,9 +76,14 @@ def cache_file() -> Path:
     return Path(base).expanduser() / "lepton" / "speed.json"
 
 
+def kept_speed(path: Path) -> Kept | None:
+    """Return what was measured here before, and when; None when nothing was, or it cannot be read."""
+    return _read(path).get(hardware())
+
+
 def known_speed(path: Path) -> SpeedRecord | None:
     """Return what was measured here before, however long ago; None when nothing was, or it cannot be read."""
-    known = _read(path).get(hardware())
+    known = kept_speed(path)
     return SpeedRecord(speeds=known.speeds) if known is not None else None
 
 

@@ -1,4 +1,4 @@
-"""What the owner asks of a node that tells how far it is: training, serving, text as it comes."""
+"""What the owner asks of a node that takes a while or tells how far it is: training, serving, text, a diagnosis."""
 
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
@@ -9,6 +9,7 @@ import msgspec
 import trio
 
 from ..mesh.errors import LeptonError
+from .diagnosis.asking import examine, introduced
 from .learning.task import task_from
 
 if TYPE_CHECKING:  # the command line asks without loading what a node needs: seconds
@@ -115,7 +116,12 @@ class _Told:
                 yield {"nodes": nodes}
 
 
-STREAMED: Final = {"train": train, "serve": serve, "generate": generate}
+async def doctor(node: "Node", arguments: Arguments, _tell: Tell) -> object:
+    """Ask and try peers, for as long as that takes."""
+    return introduced(node) if arguments.pop("brief", False) else await examine(node, **arguments)
+
+
+STREAMED: Final = {"train": train, "serve": serve, "generate": generate, "doctor": doctor}
 
 
 async def _while_telling(tell: Tell, items: AsyncIterable[object], work: Callable[[], Awaitable[None]]) -> None:

@@ -36,6 +36,7 @@ SHELLS = {
         "methods",
         "muxer",
         "once",
+        "overhearing",
     ),
     *(
         "picture",

@@ -159,6 +159,11 @@ class Lan:
         with self._lock:
             self._switch.split(*groups)
 
+    def drop_mdns(self) -> None:
+        """Let no announcement pass from now on; all else does."""
+        with self._lock:
+            self._switch.drops_mdns = True
+
     def heal(self) -> None:
         """Take back every split and cut."""
         with self._lock:

@@ -16,6 +16,7 @@ Port = str
 
 _HEADER_BYTES = 14  # destination, source, type
 _MULTICAST = 0x01  # the lowest bit of a destination's first byte
+_MDNS = (bytes.fromhex("01005e0000fb"), bytes.fromhex("3333000000fb"))  # RFC 6762, section 3, over Ethernet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,7 @@ class Switch:
     line: Line = field(default_factory=Line)  # of every pair that has none of its own
     ports: set[Port] = field(default_factory=set)
     counted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("carried", "lost", "cut"), 0))
+    drops_mdns: bool = False  # as access points do that keep multicast off the air
     _lines: dict[tuple[Port, Port], Line] = field(default_factory=dict)
     _states: dict[tuple[Port, Port], _State] = field(default_factory=dict)
     segments: tuple[frozenset[Port], ...] = ()  # cables: as a split that no healing takes back
@@ -98,6 +100,8 @@ class Switch:
         return [one for to in self._outlets(source, frame) for one in self._carry(source, to, frame, now)]
 
     def _outlets(self, source: Port, frame: bytes) -> Iterable[Port]:
+        if self.drops_mdns and frame[:6] in _MDNS:
+            return ()
         known = None if frame[0] & _MULTICAST else self._where.get(frame[:6])
         if known in self.ports:
             return () if known == source else (known,)
