@@ -31,8 +31,8 @@ SAMPLED_BYTES_MAX: Final = 24 * 2**20  # for one asker in a minute: two measurem
 SAMPLED_BYTES_ALL_MAX: Final = 96 * 2**20  # for all of them in a minute: 13 Mbit/s on average
 SAMPLE_BODY_BYTES_MAX: Final = SAMPLE_BYTES_MAX + limits.HEADER_BYTES_MAX  # with the message itself
 _WINDOW_S: Final = 60.0
-CHECKUPS_MAX: Final = 6  # of one asker in a minute
-_CHECKUPS_ALL_MAX: Final = 60  # of all of them
+CHECKUPS_MAX: Final = 20  # of one asker in a minute
+_CHECKUPS_ALL_MAX: Final = 200  # of all of them
 _DIAL_S: Final = 2.0  # a LAN answers in milliseconds, Wi-Fi that sleeps in half a second
 PORTS_MAX: Final = 2  # that are dialled back: IPv4's and IPv6's
 

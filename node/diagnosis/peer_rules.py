@@ -32,7 +32,7 @@ def present(facts: Facts) -> Iterator[Finding]:
                 "note",
                 f"{peer.device} does not answer the doctor's questions.",
                 peer.answer_trouble,
-                "If it runs an older release, bring it up to date; it takes part all the same.",
+                "Try again in a minute. If it runs an older release, bring it up to date; it takes part all the same.",
             )
         elif peer.release and peer.release != facts.machine.release:
             yield Finding(
