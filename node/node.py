@@ -46,6 +46,7 @@ from .learning.data import Dataset, DataSource, data_source
 from .learning.settings import Policy, TrainSettings, as_said
 from .learning.task import Task, task_from
 from .learning.tasks import Tasks, TrainResult
+from .learning.taught import Teachers
 from .learning.telling import Progress, RoundSaid
 from .links import LINKS, LinksRecord, coarse_links
 from .objective import Objective
@@ -174,7 +175,7 @@ class Node:
         await trio.to_thread.run_sync(self._factories.load)
         for source in self._datasets.values():  # a wrong file is told now, not when a task comes
             if isinstance(source, DataSource) and (why := await trio.to_thread.run_sync(source.check)):
-                log.warning("only values can be learned from these data, not classes: %s", why)
+                log.warning("%s", why)
         with self.home.locked():
             store = RecordStore(identity, self.home.next_incarnation(), self.home.records())
             invites = self.home.invites()
@@ -212,7 +213,10 @@ class Node:
                 programs = Programs(self.blobs)
                 self.serving = Serving(mesh, self.view, self.weights, programs, memory_bytes)
                 self.requests = Requests(mesh, self.view, programs)
-                self.tasks = Tasks(mesh, self.view, self.weights, self.home, self._datasets, nursery, self._factories)
+                teachers = Teachers(mesh=mesh, view=self.view, requests=self.requests)
+                self.tasks = Tasks(
+                    mesh, self.view, self.weights, self.home, self._datasets, nursery, self._factories, teachers
+                )
                 self.sessions = Sessions(
                     mesh,
                     self.view,

@@ -13,12 +13,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...mesh.errors import UsageError
 from ..learning.allowed import Factories
-from ..learning.losses import loss_of, taught_loss
-from ..objective import Objective, is_of_classes
+from ..learning.losses import labels_loss, taught_loss
+from ..objective import Objective
 from . import fitting
 from .fitting import Fit
 from .hints import Hints, Pairs
@@ -33,7 +32,6 @@ Source = Callable[..., Awaitable[Array | Tensor]]
 # Between the 2.5 to 4 that suited very small students and the 8 and more that suited larger ones (Hinton, section 3).
 TEMPERATURE: Final = 4.0
 LABELS_WEIGHT: Final = 0.1  # "considerably lower" (section 2) than the teacher's
-UNLABELLED: Final = -1
 ROWS: Final = 256  # that a teacher is asked for at once
 _KEPT_BYTES_MAX: Final = 256 * 1024 * 1024  # of a teacher's answers; of more, each step asks again
 _NEW: Final = Fit(steps=1000, rate=1e-2)  # of a student that begins with random values
@@ -141,7 +139,7 @@ class _Lesson(nn.Module):
             taught = taught_loss(self._objective, outputs, wanted, self._temperature)
             total = total + (1 - self._labels_weight) * taught
         if self._labels_weight:
-            total = total + self._labels_weight * _labels_loss(self._objective, outputs, batch[-1])
+            total = total + self._labels_weight * labels_loss(self._objective, outputs, batch[-1])
         return total + self._features_weight * self.hints.distance()
 
 
@@ -154,14 +152,6 @@ def _answering(teacher: Teacher, kept: Tensor | None, arguments: int) -> Callabl
             return _checked(teacher(*batch[:arguments])) if callable(teacher) else batch[arguments]
 
     return ask
-
-
-def _labels_loss(objective: Objective, outputs: Tensor, labels: Tensor) -> Tensor:
-    if not is_of_classes(objective):
-        return loss_of(objective, outputs, labels)
-    flat, known = labels.flatten(), (labels != UNLABELLED).sum().clamp_min(1)
-    logits = outputs.reshape(len(flat), -1)
-    return F.cross_entropy(logits, flat, ignore_index=UNLABELLED, reduction="sum") / known
 
 
 def _prepared(

@@ -19,7 +19,7 @@ from ...mesh.tensors import Array
 from ..seeing.request import session_id
 from .known import Known, KnownChain
 from .messages import StageBroke, StageResult, StageWork
-from .session import Absent, Arrived, Ask, Broke, Config, Done, Expired, Failed, Picture, Session
+from .session import Absent, Arrived, Ask, Broke, Config, Done, Expired, Failed, Picture, Run, Session
 from .traced import Programs
 from .view import View
 
@@ -75,10 +75,19 @@ class Requests:
                 self._event(token, Picture({}))
             await changed.wait()
 
-    async def predict(self, name: str, inputs: Sequence[Array]) -> list[Array]:
+    async def is_whole_here(self, name: str) -> bool:
+        """Whether this node has loaded all layers of a model itself. Raises UsageError when it is not there."""
+        version, known = await self._known(name)
+        end = 0
+        for first, last in sorted(self._serving(name, version, self._mesh.me)):
+            end = max(end, last) if first <= end else end
+        return end == known.layers
+
+    async def predict(self, name: str, inputs: Sequence[Array], *, only: PeerId | None = None) -> list[Array]:
         """Run samples through the mesh: arrays (B, ...), one for each input of the model; returns arrays (B, ...).
 
-        A trained model takes one, float32 (B, *inputs), and gives one, float32 (B, classes). Raises UsageError for a
+        A trained model takes one, float32 (B, *inputs), and gives one, float32 (B, classes). With ``only`` the samples
+        go to no other peer. Raises UsageError for a
         model that is not there or samples of another shape, Refused without the grant, LinkError when no route brought
         an answer in time.
         """
@@ -90,7 +99,7 @@ class Requests:
 
         async def one(index: int) -> None:
             async with limiter:
-                results[index] = await self._request(name, version, known, batches[index])
+                results[index] = await self._request(name, version, known, batches[index], only)
 
         try:
             async with trio.open_nursery() as nursery:
@@ -110,7 +119,11 @@ class Requests:
             raise UsageError(f"{name!r} is a language model: use `lepton-node generate`, or model.generate in Python.")
         return deployment.version, await self._programs.known(name, deployment)
 
-    async def _request(self, name: str, version: int, known: Known, x: list[Array]) -> list[Array]:
+    def _serving(self, name: str, version: int, only: PeerId | None) -> dict[Run, list[PeerId]]:
+        found = {run: list(peers) for run, peers in self._view.serving(name, version).items()}
+        return {run: [only] for run, peers in found.items() if only in peers} if only is not None else found
+
+    async def _request(self, name: str, version: int, known: Known, x: list[Array], only: PeerId | None) -> list[Array]:
         """One batch: drive its session machine until it is done or has failed."""
         send, receive = trio.open_memory_channel[object](limits.CALLS_PER_PEER_MAX * 8)
         token = session_id().hex()
@@ -120,7 +133,7 @@ class Requests:
         self.counts.asked += 1
         try:
             async with trio.open_nursery() as nursery:
-                event: object = Picture(self._view.serving(name, version))
+                event: object = Picture(self._serving(name, version, only))
                 while True:
                     result = event if isinstance(event, list) else None
                     happened = Arrived() if result is not None else event
@@ -141,7 +154,7 @@ class Requests:
                     with trio.move_on_at(session.deadline):
                         event = await receive.receive()
                         if isinstance(event, Picture):
-                            event = Picture(self._view.serving(name, version))
+                            event = Picture(self._serving(name, version, only))
         finally:
             del self._waiting[token]
 

@@ -17,9 +17,18 @@ import numpy.typing as npt
 
 from ...mesh.errors import UsageError
 from ..objective import Objective, is_of_classes
-from .formats.checks import Dataset, Floats, Targets, Wanted, require_classes, require_same_length, samples_of
+from .formats.checks import (
+    Dataset,
+    Floats,
+    Targets,
+    Wanted,
+    require_classes,
+    require_same_length,
+    samples_of,
+    unlabelled,
+)  # fmt: skip
 
-__all__ = ["DataSource", "Dataset", "data_source", "digits", "hold_out", "load_data", "load_samples"]
+__all__ = ["DataSource", "Dataset", "data_source", "digits", "hold_out", "load_data", "load_samples", "unlabelled"]
 
 TEST_SHARE: Final = 0.2  # held out when a source has no test part
 TEST_SEED: Final = 0  # the same samples every time, else a restarted node would be tested on what it trained on
@@ -33,14 +42,16 @@ class DataSource(NamedTuple):
     where: str
     target: str | None
 
-    def load(self, classes: int | None = None, objective: Objective = "cross_entropy") -> Dataset:
+    def load(
+        self, classes: int | None = None, objective: Objective = "cross_entropy", *, labels: bool = True
+    ) -> Dataset:
         """Read it as `load_data` does."""
-        return load_data(self.where, target=self.target, classes=classes, objective=objective)
+        return load_data(self.where, target=self.target, classes=classes, objective=objective, labels=labels)
 
     def check(self) -> str:
-        """Read it, for classes or for values, whichever it holds; say why only values can be learned, if that is so.
+        """Read it, for classes or for values, whichever it holds; say so if only values, or nothing, can be learned.
 
-        Raises UsageError where it holds neither.
+        Raises UsageError where it holds no samples either.
         """
         try:
             self.load()
@@ -48,9 +59,16 @@ class DataSource(NamedTuple):
             try:
                 self.load(objective="mse")
             except UsageError:
-                raise of_classes from None
-            return str(of_classes)
+                return self._check_samples(of_classes)
+            return f"only values can be learned from these data, not classes: {of_classes}"
         return ""
+
+    def _check_samples(self, why: UsageError) -> str:
+        try:
+            self.load(labels=False)
+        except UsageError:
+            raise why from None
+        return f"from these data a model can only be taught by another ([distil]): {why}"
 
 
 def data_source(text: str, folder: Path) -> DataSource:
@@ -73,6 +91,7 @@ def load_data(
     target: str | None = None,
     classes: int | None = None,
     objective: Objective = "cross_entropy",
+    labels: bool = True,
 ) -> Dataset:
     """Read an ``.npz``, a ``.csv``, a ``.parquet``, a folder of images, or what a function of yours returns.
 
@@ -83,12 +102,13 @@ def load_data(
     ``target`` is ``HxW`` and, unless the folders are called 0, 1, 2 ..., ``:`` and the classes in order. A function
     returns a Dataset, or (x, y), or (x, y, x_test, y_test).
     ``classes`` announces how many there are, for a source that holds only some of them. Without a test part a fifth is
-    held out, the same fifth every time.
+    held out, the same fifth every time. With ``labels`` False there may be none, for a teacher to say: an .npz without
+    `y`, ``target`` ``none``, a function that returns (x,); single classes may be -1.
 
     Raises UsageError, naming the source, what is wrong with it and where.
     """
     try:
-        dataset = _reader(str(where), target)(Wanted(objective, classes))
+        dataset = _reader(str(where), target)(Wanted(objective, classes, labels))
     except OSError as error:
         raise UsageError(f"{where}: cannot be read: {error.strerror or error}") from error
     return dataset if dataset.x_test is not None else hold_out(dataset, TEST_SHARE, TEST_SEED)
@@ -140,11 +160,22 @@ def hold_out(dataset: Dataset, share: float, seed: int) -> Dataset:
         raise UsageError(f"{len(order)} samples are too few to hold any out for a test; give 2 or more")
     test, train = np.sort(order[:size]), np.sort(order[size:])
     x, y = dataset.x, dataset.y
-    return Dataset(x=x[train], y=y[train], classes=dataset.classes, x_test=x[test], y_test=y[test])
+    return Dataset(
+        x=x[train],
+        y=y[train],
+        classes=dataset.classes,
+        x_test=x[test],
+        y_test=y[test],
+        labelled=dataset.labelled,
+    )
 
 
 def outputs_of(dataset: Dataset, objective: Objective, *, announced: int = 0) -> int:
     """Return how many numbers a model of these data answers to a sample. Raises UsageError for values as classes."""
+    if not dataset.labelled:
+        if not announced:
+            raise UsageError("data without labels do not say how many numbers a model answers: say `model.classes`")
+        return announced
     if is_of_classes(objective):
         require_classes(dataset.y)
         return max(announced, dataset.classes)

@@ -91,6 +91,7 @@ class Learner:
             steps=task.rounds * task.settings.local_steps,
             parts=task.parts,
             model=make_model(task.spec),
+            distil=task.distil,
         )
         if task.structure is not None and task.structure != self._trainer.structure:
             raise UsageError(

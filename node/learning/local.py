@@ -44,4 +44,5 @@ class Steps:
         """Train on this node's data alone for as many steps as the whole task has; how good that is."""
         task = self._task
         steps = task.rounds * task.settings.local_steps
-        return train_alone(task.spec, dataset, task.settings, steps, model=make_model(task.spec)).evaluate()
+        model = make_model(task.spec)
+        return train_alone(task.spec, dataset, task.settings, steps, model=model, distil=task.distil).evaluate()

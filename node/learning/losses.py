@@ -17,7 +17,7 @@ from torch.nn import functional
 from ...mesh.errors import UsageError
 from ..objective import Objective, is_of_classes, is_of_values
 from ..shapes import ModelSpec
-from .formats.checks import Targets, require_classes
+from .formats.checks import UNLABELLED, Targets, require_classes
 
 
 class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -90,6 +90,15 @@ def logits_from(objective: Objective, answers: Tensor) -> Tensor:
     return answers.clamp_min(tiny).log() - (1 - answers).clamp_min(tiny).log()
 
 
+def labels_loss(objective: Objective, outputs: Tensor, y: Tensor) -> Tensor:
+    """Return `loss_of` where some samples may have no label: of classes (B, ..., k) those are -1 and left out."""
+    if not is_of_classes(objective):
+        return loss_of(objective, outputs, y)
+    flat, known = y.flatten(), (y != UNLABELLED).sum().clamp_min(1)
+    logits = outputs.reshape(len(flat), -1)
+    return functional.cross_entropy(logits, flat, ignore_index=UNLABELLED, reduction="sum") / known
+
+
 def measured(objective: Objective, parts: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
     """Measure a model's outputs (B, k) and what was to be learned, part by part. At least one sample."""
     loss, right, answers, samples, error = 0.0, 0, 0, 0, 0.0
@@ -124,18 +133,29 @@ def loss_of_guessing(spec: ModelSpec, y: Tensor, y_test: Tensor) -> float:
     return float(loss_of(spec.objective, y.mean(dim=0).expand_as(y_test), y_test))
 
 
-def tensors_for(spec: ModelSpec, x: npt.NDArray[np.float32], y: Targets) -> tuple[Tensor, Tensor]:
-    """Return samples (n, *inputs) and what is to be learned, int64 (n,) or float32 (n, k); UsageError: no fit."""
-    features = math.prod(spec.inputs)
-    if len(x) == 0 or len(x) != len(y) or x[0].size != features:
-        raise UsageError(f"the model takes samples of {spec.inputs}; the data are {x.shape} with {len(y)} labels")
-    samples = torch.from_numpy(x.reshape(len(x), *spec.inputs).copy())
+def tensors_for(
+    spec: ModelSpec, x: npt.NDArray[np.float32], y: Targets, *, unlabelled: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return samples (n, *inputs) and what is to be learned, int64 (n,) or float32 (n, k); UsageError: no fit.
+
+    ``unlabelled``: some may be -1 in place of a class.
+    """
+    if len(x) != len(y):
+        raise UsageError(f"the data are {x.shape} with {len(y)} labels; each sample needs its own")
+    samples = samples_for(spec, x)
     if not is_of_classes(spec.objective):
         return samples, torch.from_numpy(_values(spec, y))
     require_classes(y)
-    if y.min() < 0 or y.max() >= spec.classes:
+    if y.min() < (UNLABELLED if unlabelled else 0) or y.max() >= spec.classes:
         raise UsageError(f"the model has {spec.classes} classes; the labels run from {y.min()} to {y.max()}")
     return samples, torch.from_numpy(y.copy())
+
+
+def samples_for(spec: ModelSpec, x: npt.NDArray[np.float32]) -> Tensor:
+    """Return samples (n, *inputs). Raises UsageError for those of another size."""
+    if len(x) == 0 or x[0].size != math.prod(spec.inputs):
+        raise UsageError(f"the model takes samples of {spec.inputs}; the data are {x.shape}")
+    return torch.from_numpy(x.reshape(len(x), *spec.inputs).copy())
 
 
 def _values(spec: ModelSpec, y: Targets) -> npt.NDArray[np.float32]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from ...mesh.errors import UsageError
+from ...mesh.messages import Name
 from ..limits import SEED_MAX
 
 Policy = Literal["trusted", "private", "robust"]
@@ -104,6 +105,18 @@ def require_no_baseline(settings: TrainSettings) -> None:
 def bits_of(settings: TrainSettings) -> int:
     """Return to how many bits weights are rounded while they are trained; 0: not at all."""
     return {None: 0, "int8": 8, "int4": 4}[settings.quantise]
+
+
+class Distil(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[distil]`: a model that the mesh serves teaches the task's model, on each node's own samples (`taught.py`).
+
+    **Samples travel**: whoever serves the teacher's first layers sees them, its last layers what it answers. Only a
+    node that has the teacher whole sends nothing; in a private task no other takes part.
+    """
+
+    teacher: Name  # of the mesh; a trained model, or a program that gives logits (values where those are predicted)
+    temperature: Annotated[float, msgspec.Meta(gt=0, le=100)] = 4.0  # as `compression.distil` has it
+    labels: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0  # weight of labels' loss; 0: they are not looked at
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -19,6 +19,7 @@ from ..objective import Objective, is_of_classes, is_of_values
 from .settings import (
     Budget,
     Copies,
+    Distil,
     Members,
     Parts,
     Policy,
@@ -73,6 +74,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     averaging: Averaging = Averaging()
     budget: Budget = Budget()
     stop: Stop = Stop()
+    distil: Distil | None = None
     parts: Parts = Parts()
     serve: Serve = Serve()
 
@@ -187,3 +189,5 @@ def _check_train(where: str, task: Task) -> None:
         raise UsageError(f"{where}: {error}") from error
     if task.baseline:
         require_no_baseline(settings)
+    if task.distil is not None and settings.dp is not None:
+        raise UsageError(f"{where}: train.dp: records that a teacher is shown have no such privacy: leave one out.")

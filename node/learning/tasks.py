@@ -41,6 +41,7 @@ from .messages import RoundMessage, State, StateWanted
 from .policies import CODEC, WORDS, check_policy
 from .settings import bits_of
 from .task import Task, task_from
+from .taught import Teachers
 from .telling import Progress, RoundSaid
 
 if TYPE_CHECKING:
@@ -84,10 +85,12 @@ class Tasks:
         datasets: Mapping[str, Dataset | DataSource],
         nursery: trio.Nursery,
         factories: Factories,
+        teachers: Teachers,
     ) -> None:
         self._mesh, self._view, self._weights, self._home = mesh, view, weights, home
         self._datasets = datasets
         self._factories = factories
+        self._teachers = teachers
         self._nursery = nursery
         self._learners: dict[str, Learner] = {}
         self._learning: dict[str, trio.CancelScope] = {}
@@ -181,6 +184,8 @@ class Tasks:
         if not have:
             known = sorted({other for profile in self.profiles().values() for other in profile.data})
             raise UsageError(f"No node that is here has a data set {task.data!r}.{did_you_mean(task.data, known)}")
+        if task.distil is not None:
+            self._teachers.require(task.distil.teacher)
         if spec is None:
             spec = await trio.to_thread.run_sync(self._spec, task)  # it reads the data file
         check_sizes(spec)
@@ -201,6 +206,7 @@ class Tasks:
             budget=task.budget,
             stop=task.stop,
             parts=task.parts,
+            distil=task.distil,
             policy=task.policy,
             codec=averaging.codec or (WORDS if task.policy == "private" else CODEC),
             group_size=averaging.group_size or GROUP_SIZE,
@@ -221,22 +227,25 @@ class Tasks:
             msg = f"This node has no data set {task.data!r} to read the model's size from"
             raise UsageError(f"{msg}; start the task on one that has.")
         model = task.model
-        dataset = self._dataset(task.data, model.classes, task.objective)
+        announced = model.classes or self._teachers.outputs(task.distil.teacher if task.distil else "")
+        dataset = self._dataset(task.data, announced or None, task.objective, task.distil is None)
         return ModelSpec(
             architecture=model.architecture,
             factory=model.factory,
             inputs=dataset.feature_shape,
-            classes=outputs_of(dataset, task.objective, announced=model.classes or 0),
+            classes=outputs_of(dataset, task.objective, announced=announced),
             objective=task.objective,
             hidden=model.hidden,
             hidden_activation=model.hidden_activation,
             seed=task.seed,
         )
 
-    def _dataset(self, name: str, classes: int | None, objective: Objective) -> Dataset:
+    def _dataset(self, name: str, classes: int | None, objective: Objective, labels: bool) -> Dataset:  # noqa: FBT001
         source = self._datasets[name]
         if isinstance(source, DataSource):
-            return source.load(classes, objective)
+            return source.load(classes, objective, labels=labels)
+        if labels and not source.labelled:
+            raise UsageError(f"The data {name!r} have no labels: their model can only be taught by another ([distil]).")
         return source if source.x_test is not None else hold_out(source, TEST_SHARE, TEST_SEED)
 
     async def follow(self) -> None:
@@ -282,8 +291,11 @@ class Tasks:
         with scope:
             try:
                 dataset = await trio.to_thread.run_sync(
-                    self._dataset, task.data, task.spec.classes, task.spec.objective
+                    self._dataset, task.data, task.spec.classes, task.spec.objective, task.distil is None
                 )
+                if task.distil is not None:
+                    folder = self._home.folder("tasks", name, str(task.version))
+                    dataset = await self._teachers.taught(name, task, dataset, folder)
                 make = functools.partial(self._learner_of, name, task, dataset, on_trained=trained)
                 learner = await trio.to_thread.run_sync(make)  # to find out how much noise is needed takes a while
                 self._learners[name] = learner

@@ -27,9 +27,10 @@ from ..shapes import ModelSpec, Vector
 from .data import Dataset
 from .factories import owners_code, structure
 from .ledger import noise_for
-from .losses import Metrics, loss_of, loss_of_guessing, measured, tensors_for
+from .lessons import Lesson
+from .losses import Metrics, loss_of_guessing, measured, tensors_for
 from .privacy import PrivateGradient, sampling_rate
-from .settings import DpSettings, Optimiser, Parts, TrainSettings, as_said, bits_of, check_optimiser
+from .settings import Distil, DpSettings, Optimiser, Parts, TrainSettings, as_said, bits_of, check_optimiser
 from .shared import Shared
 from .steps.adam import Adam
 from .steps.momentum import Momentum
@@ -95,9 +96,11 @@ class Trainer:
         steps: int = 0,
         parts: Parts | None = None,
         model: nn.Module | None = None,
+        distil: Distil | None = None,
     ) -> None:
         """``steps`` is how many there will be in all, which a schedule goes by; 0: not known.
 
+        ``distil`` says how what a teacher gave for the samples is learned, which is in the data set.
         ``model`` is what to train, where it is not built from ``spec``.
         """
         _check(settings)
@@ -114,7 +117,7 @@ class Trainer:
         self._way = 0.0  # the sum of the step sizes since
         self._optimiser = _optimiser(len(self._position), settings)
         self._tracking = Tracking(len(self._position), strength=settings.tracking)
-        self._x, self._y = tensors_for(spec, dataset.x, dataset.y)
+        self._lesson = Lesson(spec, dataset, distil)
         self._test = None
         if dataset.x_test is not None and dataset.y_test is not None:
             self._test = tensors_for(spec, dataset.x_test, dataset.y_test)
@@ -188,7 +191,8 @@ class Trainer:
 
     def loss_of_guessing(self) -> float:
         """Return the loss on the test part of one who has not looked at the samples."""
-        return loss_of_guessing(self.spec, self._y, self._y if self._test is None else self._test[1])
+        y = self._lesson.y
+        return loss_of_guessing(self.spec, y, y if self._test is None else self._test[1])
 
     def try_out(self, vector: Vector) -> Metrics:
         """How the model would do with these parameters, float32 (D,); UsageError when they do not fit."""
@@ -255,7 +259,7 @@ class Trainer:
             return math.nan
         batch = torch.from_numpy(self._order.batch(self.step, self.settings.batch_size))  # (B,)
         self._gradient.zero_()
-        loss = loss_of(self.spec.objective, self._model(self._x[batch]), self._y[batch])
+        loss = self._lesson.loss(self._model, batch)
         loss.backward()
         return loss.item()
 
@@ -263,7 +267,13 @@ class Trainer:
         rate = sampling_rate(self.settings.batch_size, self.samples)
         noise = noise_for(dp, rate=rate, records=self.samples, steps=self._steps)
         return PrivateGradient(
-            self._model, self._x, self._y, rate=rate, noise=noise, clip_norm=dp.clip_norm, objective=self.spec.objective
+            self._model,
+            self._lesson.x,
+            self._lesson.y,
+            rate=rate,
+            noise=noise,
+            clip_norm=dp.clip_norm,
+            objective=self.spec.objective,
         )
 
 
@@ -290,10 +300,16 @@ def _flattened(parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, torc
 
 
 def train_alone(
-    spec: ModelSpec, dataset: Dataset, settings: TrainSettings, steps: int, *, model: nn.Module | None = None
+    spec: ModelSpec,
+    dataset: Dataset,
+    settings: TrainSettings,
+    steps: int,
+    *,
+    model: nn.Module | None = None,
+    distil: Distil | None = None,
 ) -> Trainer:
     """The baseline: all of ``dataset`` in one place, ``steps`` batches, no mesh."""
-    trainer = Trainer(spec, dataset, settings, steps=steps, model=model)
+    trainer = Trainer(spec, dataset, settings, steps=steps, model=model, distil=distil)
     trainer.run_steps(steps)
     return trainer
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ Labels = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float32]
 Targets = Labels | Values
 Where = Path | str  # what messages call the source
+UNLABELLED: Final = -1  # in place of a class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -23,10 +24,12 @@ class Dataset:
     """Samples that one node holds, and the ones it keeps aside to test on."""
 
     x: Floats  # (n, *feature_shape)
-    y: Targets  # int64 (n,), 0 to classes - 1; or values, float32 (n, classes)
+    y: Targets  # int64 (n,), 0 to classes - 1, or -1 where a teacher's word is enough; or values, float32 (n, classes)
     classes: int  # one more than the highest label seen, unless more were announced; of values: how many a sample has
     x_test: Floats | None = None  # (t, *feature_shape)
     y_test: Targets | None = None  # (t,) or (t, classes)
+    labelled: bool = True  # whether any of y says something
+    taught: Floats | None = None  # (n, k): what a teacher gave for x, where there is one
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -39,11 +42,12 @@ class Wanted(NamedTuple):
 
     objective: Objective = "cross_entropy"
     classes: int | None = None
+    labels: bool = True  # whether there must be one for each sample
 
     def targets(self, path: Where, name: str, raw: npt.NDArray[np.generic]) -> Targets:
         """Return labels as this objective takes them. Raises UsageError that names the row that is wrong."""
         if is_of_classes(self.objective):
-            return labels_of(path, name, raw, self.classes)
+            return labels_of(path, name, raw, self.classes, least=0 if self.labels else UNLABELLED)
         return values_of(path, name, raw, self.objective)
 
 
@@ -63,7 +67,7 @@ def samples_of(path: Where, name: str, raw: npt.NDArray[np.generic]) -> Floats:
     return x
 
 
-def labels_of(path: Where, name: str, raw: npt.NDArray[np.generic], classes: int | None) -> Labels:
+def labels_of(path: Where, name: str, raw: npt.NDArray[np.generic], classes: int | None, *, least: int = 0) -> Labels:
     """Return labels as int64 (n,), from whole numbers (n,) or one-hot rows (n, k). Raises UsageError."""
     if raw.dtype.kind not in "fiub":
         raise UsageError(f"{path}: `{name}` holds {raw.dtype}; labels are whole numbers from 0, the same on all nodes")
@@ -75,7 +79,7 @@ def labels_of(path: Where, name: str, raw: npt.NDArray[np.generic], classes: int
         )
     y = raw.astype(np.float64).ravel()
     top = WIDTH_MAX if classes is None else classes
-    if not (good := (y == np.floor(y)) & (y >= 0) & (y < top)).all():
+    if not (good := (y == np.floor(y)) & (y >= least) & (y < top)).all():
         row = int(np.argmin(good))
         raise UsageError(
             f"{path}: `{name}` is {y[row]:g} at row {row} (from 0); labels are whole numbers 0 to {top - 1}"
@@ -120,6 +124,14 @@ def require_classes(y: Targets) -> None:
 def require_same_length(path: Where, x_name: str, x: Floats, y_name: str, y: Targets) -> None:
     if len(x) != len(y):
         raise UsageError(f"{path}: `{x_name}` has {len(x)} rows, `{y_name}` has {len(y)}; each sample needs its label")
+
+
+def unlabelled(
+    x: Floats, classes: int | None = None, x_test: Floats | None = None, y_test: Targets | None = None
+) -> Dataset:
+    """Return samples (n, ...) without labels, for tasks in which a teacher says what is to be learned."""
+    y = np.full(len(x), UNLABELLED, dtype=np.int64)
+    return Dataset(x=x, y=y, classes=classes or 0, x_test=x_test, y_test=y_test, labelled=False)
 
 
 def dataset_of(

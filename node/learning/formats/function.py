@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from ....mesh.errors import UsageError
-from .checks import Dataset, Wanted, dataset_of, require_same_length, samples_of
+from .checks import Dataset, Wanted, dataset_of, require_same_length, samples_of, unlabelled
 
 
 def from_function(name: str, wanted: Wanted) -> Dataset:
-    """Call it without arguments; it returns a Dataset, (x, y) or (x, y, x_test, y_test). Raises UsageError."""
+    """Call it without arguments; it returns a Dataset, (x, y) or (x, y, x_test, y_test), or (x,) without labels.
+
+    Raises UsageError.
+    """
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
@@ -24,6 +27,8 @@ def from_function(name: str, wanted: Wanted) -> Dataset:
     given = found()
     if isinstance(given, Dataset):
         return given
+    if isinstance(given, tuple) and len(given) == 1 and not wanted.labels:
+        return unlabelled(samples_of(name, "x", np.asarray(given[0])), wanted.classes)
     if not isinstance(given, tuple) or len(given) not in {2, 4}:
         raise UsageError(f"{name}: returned {type(given).__name__}; return (x, y) or (x, y, x_test, y_test)")
     x, y = _part(name, "x", given[0], given[1], wanted)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....mesh.errors import UsageError
-from .checks import Dataset, Wanted, Where, dataset_of, samples_of
+from .checks import Dataset, Wanted, Where, dataset_of, samples_of, unlabelled
 
 _LEAST: Final = {"onehot": 2, "values": 1}  # columns at the end that hold one label, or as many values
 
@@ -20,6 +20,10 @@ def from_table(
     path: Where, header: list[str] | None, table: npt.NDArray[np.float64], target: str, wanted: Wanted
 ) -> Dataset:
     """Split a table (n, columns) into samples and labels. Raises UsageError."""
+    if target == "none" and (header is None or "none" not in header):
+        if wanted.labels:
+            raise UsageError(f"{path}: target 'none': without labels a model can only be taught by another ([distil])")
+        return unlabelled(samples_of(path, "features", table), wanted.classes)
     features, labels = _split_columns(path, header, table, target)
     x, y = samples_of(path, "features", features), wanted.targets(path, "labels", labels)
     return dataset_of(path, x, y, wanted)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lepton.mesh.errors import UsageError
-from lepton.node.learning.data import Dataset, digits, hold_out, load_data
+from lepton.node.learning.data import Dataset, DataSource, digits, hold_out, load_data, outputs_of, unlabelled
 
 X = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
 Y = np.arange(20) % 4
@@ -29,6 +29,34 @@ def write_csv(path: Path, text: str) -> Path:
 
 def rows(*columns: Any, separator: str = ",") -> str:
     return "".join(separator.join(f"{cell:g}" for cell in row) + "\n" for row in np.column_stack(columns))
+
+
+def test_samples_without_labels_are_read_where_a_teacher_says_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    npz, csv = write_npz(tmp_path, x=X), write_csv(tmp_path, rows(X))
+    (tmp_path / "bare_samples.py").write_text("def x(): return ([[1, 2, 3]] * 20,)")
+    monkeypatch.syspath_prepend(tmp_path)
+    for where, target in ((npz, None), (csv, "none"), ("bare_samples:x", None)):
+        read = load_data(where, target=target, classes=4, labels=False)
+        assert (read.labelled, read.classes, len(read.x)) == (False, 4, 16)
+        assert read.y_test is not None
+        assert (np.concatenate((read.y, read.y_test)) == -1).all()
+        assert "can only be taught by another" in DataSource(str(where), target).check()
+        with pytest.raises(UsageError, match=r"has no array `y`|without labels|returned tuple"):
+            load_data(where, target=target)
+    with_test = load_data(write_npz(tmp_path, x=X, x_test=X[:3], y_test=Y[:3]), labels=False)
+    assert with_test.y_test is not None
+    assert with_test.y_test.tolist() == [0, 1, 2]
+    some = write_npz(tmp_path, x=X, y=np.where(Y == 3, -1, Y))
+    assert load_data(some, labels=False).labelled
+    with pytest.raises(UsageError, match="`y` is -1 at row 3"):
+        load_data(some)
+    with pytest.raises(UsageError, match="`y` is -2 at row 0"):
+        load_data(write_npz(tmp_path, x=X, y=Y - 2), labels=False)
+    with pytest.raises(UsageError, match="say `model"):
+        outputs_of(unlabelled(X), "cross_entropy")
+    assert outputs_of(unlabelled(X), "cross_entropy", announced=5) == 5
 
 
 def everything(dataset: Dataset) -> dict[bytes, int]:

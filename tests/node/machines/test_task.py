@@ -123,6 +123,10 @@ def test_what_is_left_out_has_a_default() -> None:
         ({"objective": "mse", "stop": {"accuracy": 0.9}}, "t: stop.accuracy: of values none is right or wrong. Did"),
         ({"stop": {"r2": 0.9}}, "t: stop.r2 is for values; this objective is 'cross_entropy'. Did you mean 'stop.acc"),
         ({"name": "A b"}, "'A b' cannot name a task"),
+        ({"distil": {"techer": "a"}}, "t: there is no key 'distil.techer'. Did you mean 'distil.teacher'?"),
+        ({"distil": {"teacher": "a", "labels": 2}}, "t: distil.labels: Expected `float` <= 1.0"),
+        ({"distil": {"teacher": "a"}, "train": {"dp": {"epsilon": 1, "delta": 0.1}}}, "t: train.dp: records that a"),
+        ({"train": {"quantise": "int5"}}, "t: train.quantise cannot be 'int5'. Did you mean 'int"),
         ({"data": "A b"}, "t: data: Expected `str` matching regex"),
     ],
 )
