@@ -257,6 +257,7 @@ class Calls:
         answers: type[R],
         *,
         scope: str = "",
+        arrays: Sequence[Array] = (),
         timeout_s: float = limits.CALL_TIMEOUT_S,
         answer_bytes_max: int = limits.BODY_BYTES_MAX,
     ) -> Answer[R]:
@@ -265,9 +266,9 @@ class Calls:
         Takes the next of ``items`` only when the other side has room. Otherwise like ``call``.
         """
         if peer == self._me.subject:
-            return await self._call_oneself(method, Answer(message), scope, timeout_s, items=_Answers(items))
+            return await self._call_oneself(method, Answer(message, arrays), scope, timeout_s, items=_Answers(items))
         return await self._exchange(
-            peer, method, body_of(message), answers, scope, timeout_s, bytes_max=answer_bytes_max, items=items
+            peer, method, body_of(message, arrays), answers, scope, timeout_s, bytes_max=answer_bytes_max, items=items
         )
 
     @asynccontextmanager
@@ -292,8 +293,9 @@ class Calls:
             raise UsageError(msg)
         deadline = _deadline(method, timeout_s)
         body = body_of(message, arrays)
-        asking = self._asking_nowait(peer, method) or await self._asking(peer, method, timeout_s)
-        pending = asking.begin(method, body, scope=scope, deadline=deadline, kind="server_stream")
+        with _unsent():
+            asking = self._asking_nowait(peer, method) or await self._asking(peer, method, timeout_s)
+            pending = asking.begin(method, body, scope=scope, deadline=deadline, kind="server_stream")
         inlet = asking.inlet(pending)
         try:
             async with asking.outlet(pending) as outlet:
@@ -321,10 +323,11 @@ class Calls:
     ) -> Answer[R]:
         """Everything but a server stream: ask, send what there is to send, wait for the one answer, read it."""
         deadline = _deadline(method, timeout_s)
-        asking = self._asking_nowait(peer, method) or await self._asking(peer, method, timeout_s)
         kind: Kind = "unary" if items is None else "client_stream"
-        once = None if key is None else await _shown(key, asking, deadline, _too_late(peer, method, timeout_s))
-        pending = asking.begin(method, body, scope=scope, deadline=deadline, kind=kind, once=once)
+        with _unsent():
+            asking = self._asking_nowait(peer, method) or await self._asking(peer, method, timeout_s)
+            once = None if key is None else await _shown(key, asking, deadline, _too_late(peer, method, timeout_s))
+            pending = asking.begin(method, body, scope=scope, deadline=deadline, kind=kind, once=once)
         try:
             if items is not None or body.aside:
                 async with asking.outlet(pending) as outlet:
@@ -437,7 +440,7 @@ class Calls:
                 raise UsageError(msg)
             me = await self._admit(self._me.subject)  # its grant may have been renewed since
             me.require(capability(known, scope), time.time())
-            incoming = Incoming(me.subject, me, scope, asked.message, list(asked.arrays))
+            incoming = Incoming(me.subject, me, scope, asked.message, list(asked.arrays), timeout_s=timeout_s)
             return await known.handler(incoming if items is None else incoming._replace(items=items)) or Answer(Empty())
         msg = f"This node did not answer its own {method!r} within {timeout_s:g} s."
         raise LinkError(msg)
@@ -532,6 +535,16 @@ class ItemStream(Generic[R]):
                 raise
             asking.consumed(pending)
             return item
+
+
+@contextmanager
+def _unsent() -> Iterator[None]:
+    """What fails in here fails before anything of the call is on its way."""
+    try:
+        yield
+    except (Busy, LinkError) as error:
+        error.unsent = True
+        raise
 
 
 async def _shown(key: IdempotencyKey, asking: Asking, deadline: float, too_late: str) -> Once:

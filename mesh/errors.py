@@ -5,6 +5,7 @@ class LeptonError(Exception):
     """Something in Lepton failed; the message says what happened, to what, and what to do next."""
 
     told = False  # whether a peer answered so: then asking again brings the same
+    unsent = False  # whether a call failed before anything of it was sent: then it did not run
 
 
 class UsageError(LeptonError):

@@ -61,7 +61,8 @@ class Incoming(NamedTuple, Generic[M]):
     """A call as its handler sees it. ``caller`` is the connection's peer, never something from the payload.
 
     The handler of a server stream awaits ``send`` for each item, that of a client stream iterates over ``items``;
-    ``bulk`` is what a ``send`` of the caller's brings, to be put where it belongs.
+    ``bulk`` is what a ``send`` of the caller's brings, to be put where it belongs. ``timeout_s`` is what was left of
+    the caller's time when it asked; a handler that takes longer is cancelled.
     """
 
     caller: PeerId
@@ -72,6 +73,7 @@ class Incoming(NamedTuple, Generic[M]):
     items: AsyncIterator[Answer[Any]] = _NoItems()
     send: Send = _nowhere
     bulk: Bulk | None = None
+    timeout_s: float = limits.CALL_TIMEOUT_S_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -255,7 +255,7 @@ class Job:
             msg = f"{method.name!r} takes transfers of {method.bulk_bytes_max} B at most, not {header.bulk_bytes} B."
             raise PeerError(msg)
         message, arrays = await read_body(header, self._asked.body, method.takes, self._inlet, method.body_bytes_max)
-        incoming = Incoming(serving.peer, authority, header.scope, message, arrays)
+        incoming = Incoming(serving.peer, authority, header.scope, message, arrays, timeout_s=header.timeout_s)
         if header.kind != "unary" or header.bulk_bytes:
             incoming = incoming._replace(
                 items=self,

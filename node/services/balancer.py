@@ -33,7 +33,8 @@ RAMP: Final = 16  # answers, after which a new replica is one like all
 REST_S: Final = 0.5  # for a replica that did not take a call: the time in which its record comes round
 SERVICE_S: Final = 0.01  # a call's work as long as nobody has told any: decides only whether queues are looked at
 
-Outcome = Literal["answered", "turned_away", "failed", "given_up"]
+# "outrun": a second replica was quicker, and the first was given up.
+Outcome = Literal["answered", "outrun", "turned_away", "busy", "failed", "given_up"]
 
 
 class Replica(NamedTuple):
@@ -66,6 +67,7 @@ class _Known:
     estimate: Estimate = field(default_factory=Estimate)
     breaker: Breaker = field(default_factory=Breaker)
     rests_until: float = 0.0
+    is_busy: bool = False  # why it rests: it has the session's instance all the same
 
 
 class Balancer:
@@ -107,19 +109,25 @@ class Balancer:
         version: str = "",
         session: str = "",
         avoid: Collection[Replica] = (),
+        again: bool = False,
     ) -> Replica | None:
-        """Return who takes a call now; None when nobody can: look again ``at``, or when the picture has changed."""
+        """Return who takes a call now; None when nobody can: look again ``at``, or when the picture has changed.
+
+        With ``again`` it is a call that was counted in its release's share before. A session whose replica is busy
+        waits for it; when it is gone or fails, the session moves to its next.
+        """
         avoided = {replica.key for replica in avoid}
         able = [
             replica
             for key, replica in self._replicas.items()
-            if key not in avoided and version in {"", replica.version} and self._may(key, now)
+            if key not in avoided and version in {"", replica.version} and self._may(key, now, waits=bool(session))
         ]
         if not able:
             return None
         if session:
-            return self._sticky(session, able)
-        of_release = self._released(able, counts=not avoided and not version)
+            home = self._sticky(session, able)
+            return home if self._may(home.key, now) else None
+        of_release = self._released(able, counts=not again)
         return self._least(of_release, method, now)
 
     def at(self, now: float, *, avoid: Collection[Replica] = ()) -> float:
@@ -128,9 +136,12 @@ class Balancer:
         times = [self._until(key) for key in self._replicas if key not in avoided]
         return min((at for at in times if at > now), default=float("inf"))
 
-    def _may(self, key: tuple[PeerId, str], now: float) -> bool:
+    def _may(self, key: tuple[PeerId, str], now: float, *, waits: bool = False) -> bool:
+        """Whether a call may go there now; one that ``waits`` also when it is only busy."""
         known = self._known.get(key)
-        return known is None or (now >= known.rests_until and known.breaker.allows(now))
+        if known is None:
+            return True
+        return (now >= known.rests_until or (waits and known.is_busy)) and known.breaker.allows(now)
 
     def _until(self, key: tuple[PeerId, str]) -> float:
         known = self._knows(key)
@@ -205,9 +216,13 @@ class Balancer:
                 known.estimate.took(now - attempt.at, attempt.before, attempt.slots, self._answers)
                 known.breaker.succeeded()
                 self._hedges(attempt.method).took(now - attempt.at)
-            case "turned_away":
+            case "outrun":
+                self._answers += 1
+                known.estimate.took(now - attempt.at, attempt.before, attempt.slots, self._answers)
                 known.breaker.let_go()
-                known.rests_until = now + rest_s
+            case "turned_away" | "busy":
+                known.breaker.let_go()
+                known.rests_until, known.is_busy = now + rest_s, outcome == "busy"
             case "failed":
                 known.breaker.failed(now)
             case "given_up":

@@ -17,6 +17,10 @@ class InstanceLost(LinkError):
     """An instance ended while it worked on a call: whether the work was done is not known."""
 
 
+class TooLate(LinkError):
+    """No answer came within the time that there was; whether the call ran is not known."""
+
+
 class DoesNotStart(LeptonError):
     """An instance could not be started; the message has the reason and the last lines of its log."""
 

@@ -49,7 +49,7 @@ class Load(Message, frozen=True, kw_only=True):
 class Trouble(Message, frozen=True, kw_only=True):
     """Why there is no value. It travels as an answer does, so that a caller is told the kind, and the load with it."""
 
-    kind: Literal["service", "not_here", "lost", "busy", "usage", "link"]
+    kind: Literal["service", "not_here", "lost", "busy", "usage", "late", "link"]
     text: Annotated[str, msgspec.Meta(max_length=limits.REASON_CHARACTERS_MAX)] = ""
     retry_after_s: Annotated[float, msgspec.Meta(ge=0, le=limits.CALL_TIMEOUT_S_MAX)] = 0.0
 

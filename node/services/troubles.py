@@ -4,14 +4,17 @@ from typing import Final, Literal
 
 from ...mesh import limits
 from ...mesh.errors import Busy, LeptonError, LinkError, UsageError
-from .errors import InstanceLost, NotHere, ServiceError
+from .errors import InstanceLost, NotHere, ServiceError, TooLate
 from .messages import Trouble
 
-_KINDS: Final[tuple[tuple[Literal["service", "not_here", "lost", "busy", "usage", "link"], type[LeptonError]], ...]] = (
+_Kind = Literal["service", "not_here", "lost", "busy", "usage", "late", "link"]
+
+_KINDS: Final[tuple[tuple[_Kind, type[LeptonError]], ...]] = (
     ("service", ServiceError),
     ("not_here", NotHere),
     ("lost", InstanceLost),
     ("usage", UsageError),
+    ("late", TooLate),
     ("link", LinkError),
 )
 

@@ -252,6 +252,31 @@ async def test_a_lost_connection_fails_every_call_at_once(pair: Pair, until: Unt
         assert len(errors) == 5
 
 
+async def test_who_calls_learns_whether_anything_was_sent(pair: Pair) -> None:
+    left: list[float] = []
+
+    async def note(call: Incoming[Note]) -> Answer[Note]:
+        left.append(call.timeout_s)
+        return await trio.sleep_forever()
+
+    async with pair() as (a, b):
+        b.calls.serve(method(note))
+        with pytest.raises(LinkError) as lost:
+            await a.calls.call(b.peer_id, "m", Note(), Note, timeout_s=0.05)
+        assert not lost.value.unsent
+        assert 0 < left[0] <= 0.05  # a handler knows how long its caller waits
+        connection = a.connection_to(b.peer_id)
+        await connection.aclose()
+        await connection.closed.wait()
+        with pytest.raises(LinkError) as unsent:
+            await a.calls.call(b.peer_id, "m", Note(), Note)
+        assert unsent.value.unsent
+        with pytest.raises(LinkError) as unsent:
+            async with a.calls.stream(b.peer_id, "m", Note(), items=Note):
+                pass
+        assert unsent.value.unsent
+
+
 async def test_a_broken_control_stream_is_replaced(pair: Pair) -> None:
     async with pair() as (a, b):
         b.calls.serve(method(echo, body_bytes_max=limits.BODY_BYTES_MAX))

@@ -17,7 +17,7 @@ from lepton.node.services.spec import MethodBrief
 from .queues import Balanced, Server, World, compared, quantile
 
 WORK = MethodBrief(name="work", idempotent=True)
-OUTCOMES: tuple[Outcome, ...] = ("answered", "turned_away", "failed", "given_up")
+OUTCOMES: tuple[Outcome, ...] = ("answered", "outrun", "turned_away", "busy", "failed", "given_up")
 
 
 def replica(peer: str, version: str = "1", instances: int = 1) -> Replica:
@@ -68,7 +68,7 @@ def test_only_what_is_ready_and_allowed_is_chosen_and_accounts_add_up(data: st.D
                     under_way.append(machine.begin(found, WORK, now, extra=bool(avoid)))
                 else:
                     able = [r for r in present if r not in avoid and version in {"", r.version}]
-                    assert not any(machine._may(r.key, now) for r in able)
+                    assert session or not any(machine._may(r.key, now) for r in able)
             case _ if under_way:
                 attempt = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
                 said = Load(
@@ -125,6 +125,18 @@ def test_a_session_stays_and_only_those_of_a_lost_replica_move() -> None:
     for session in sessions:
         now = one(machine.choose(WORK, 0.0, session=session))
         assert now == home[session] or home[session] == everybody[0]
+
+
+def test_a_session_waits_for_a_busy_replica_and_moves_from_one_that_is_gone() -> None:
+    machine = balancer(replica("a"), replica("b"))
+    home = one(machine.choose(WORK, 0.0, session="s"))
+    machine.end(machine.begin(home, WORK, 0.0), "busy", 0.0, rest_s=1.0)
+    assert machine.choose(WORK, 0.5, session="s") is None
+    assert machine.at(0.5) == 1.0
+    assert machine.choose(WORK, 0.5) not in {None, home}  # who has no session need not wait
+    assert machine.choose(WORK, 1.0, session="s") == home
+    machine.end(machine.begin(home, WORK, 1.0), "turned_away", 1.0, rest_s=1.0)
+    assert machine.choose(WORK, 1.5, session="s") not in {None, home}
 
 
 def test_sessions_are_shared_between_releases_and_few_move_with_the_shares() -> None:
