@@ -17,6 +17,7 @@ from .doctor_command import doctor
 from .mesh_commands import invite, join, mesh
 from .service_commands import service
 from .serving_commands import generate, serve, unserve
+from .top_command import top
 from .train_command import train
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def main() -> None:
     """
 
 
-for command in (mesh, invite, join, revoke, train, serve, unserve, generate, compress, doctor, service):
+for command in (mesh, invite, join, revoke, train, serve, unserve, generate, compress, doctor, top, service):
     main.add_command(command)
 
 

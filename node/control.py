@@ -58,6 +58,7 @@ class Request(Message, frozen=True, kw_only=True):
         "unserve",
         "generate",
         "doctor",
+        "top",
     ]
     json_bytes: Natural
     tensors: tuple[TensorSpec, ...] = ()

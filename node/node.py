@@ -53,6 +53,7 @@ from .objective import Objective
 from .picture import CIRCLE, PROFILE, TASK, CircleRecord, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 from .placement import Plan
 from .planning import SPEED
+from .seeing.recent import RecentLog, kept
 from .seeing.seeing import Seeing
 from .seeing.traces import tracing
 from .services.services import Services
@@ -110,6 +111,7 @@ class Node:
         self._stack = AsyncExitStack()
         self.mesh: Mesh
         self.checkup: Checkup
+        self.recent: RecentLog
         self.view: Planner
         self.blobs: Blobs
         self.weights: Weights
@@ -176,7 +178,7 @@ class Node:
         for source in self._datasets.values():  # a wrong file is told now, not when a task comes
             if isinstance(source, DataSource) and (why := await trio.to_thread.run_sync(source.check)):
                 log.warning("%s", why)
-        with self.home.locked():
+        with self.home.locked(), kept() as self.recent:
             store = RecordStore(identity, self.home.next_incarnation(), self.home.records())
             invites = self.home.invites()
             mesh_config = MeshConfig(

@@ -11,6 +11,7 @@ import trio
 from ..mesh.errors import LeptonError
 from .diagnosis.asking import examine, introduced
 from .learning.task import task_from
+from .seeing.seen import seen
 
 if TYPE_CHECKING:  # the command line asks without loading what a node needs: seconds
     from .learning.telling import RoundSaid
@@ -121,7 +122,12 @@ async def doctor(node: "Node", arguments: Arguments, _tell: Tell) -> object:
     return introduced(node) if arguments.pop("brief", False) else await examine(node, **arguments)
 
 
-STREAMED: Final = {"train": train, "serve": serve, "generate": generate, "doctor": doctor}
+async def top(node: "Node", _arguments: Arguments, _tell: Tell) -> object:
+    """Return the mesh as it is seen now."""
+    return seen(node)
+
+
+STREAMED: Final = {"train": train, "serve": serve, "generate": generate, "doctor": doctor, "top": top}
 
 
 async def _while_telling(tell: Tell, items: AsyncIterable[object], work: Callable[[], Awaitable[None]]) -> None:

@@ -211,6 +211,12 @@ class Generator:
         """How many sessions this node has."""
         return len(self._live)
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens came to this node's sessions since it started."""
+        under_way = sum(generation.tally.tokens for _, generation, *_ in self._live.values())
+        return under_way + int(sum(self._measures.tokens.counts.values()))
+
     def uses(self, peer: PeerId) -> bool:
         """Whether sessions of this node go through a peer."""
         return any(peer in asker.route.peers for asker, *_ in self._live.values())

@@ -19,4 +19,5 @@ def test_the_doctor_works_before_there_is_a_mesh(tmp_path: Path) -> None:
     assert "203.0.113.77:4001" in done.stdout
     assert "No node runs here" in done.stdout
     assert "Traceback" not in done.stderr
+    assert_refused(run("top", "--once", home=home), 1, r"No node runs with the folder")
     assert_refused(run("doctor", "--peer", "attic", "--listen", "0", home=home), 2, r"measured by a running node")
