@@ -36,12 +36,12 @@ class StageLoader:
         if (manifest.kind, len(manifest.layers)) != (record.kind, len(record.weights_bytes)):
             raise PeerError(f"The record of {name!r} does not describe the model that it names.")
         config = parse_config(manifest.config)
-        _require_true(name, record, manifest, config)
+        require_true(name, record, manifest, config)
         await self._blobs.fetch_layers(name, manifest, range(first, end))
         return await trio.to_thread.run_sync(_load, self._blobs.store, manifest, run, record.precision)
 
 
-def _require_true(name: str, record: DeploymentRecord, manifest: Manifest, config: LanguageConfig) -> None:
+def require_true(name: str, record: DeploymentRecord, manifest: Manifest, config: LanguageConfig) -> None:
     """Raise PeerError where a model takes more than its record says: by that it was placed, and memory set aside."""
     needs, count = sizes(config, record.precision), layers(config)
     told = (record.weights_bytes, record.cache_bytes)

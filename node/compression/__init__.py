@@ -8,6 +8,7 @@ from .errors import NotFaster, NotSmaller, NotWorthIt
 from .fitting import Fit
 from .folder import quantise_folder
 from .manifest import Manifest, read_manifest
+from .meshed import distil_from_mesh, distil_texts_from_mesh
 from .modules import Compressed, quantise
 from .pruning import prune
 from .stored import load, save
@@ -15,5 +16,6 @@ from .straight import Aware, quantise_aware
 
 __all__ = [
     "Aware", "Compressed", "Fit", "Manifest", "NotFaster", "NotSmaller", "NotWorthIt", "Taught", "answers_from",
-    "distil", "load", "prune", "quantise", "quantise_aware", "quantise_folder", "read_manifest", "save",
+    "distil", "distil_from_mesh", "distil_texts_from_mesh", "load", "prune", "quantise", "quantise_aware",
+    "quantise_folder", "read_manifest", "save",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ import msgspec
 from torch import Tensor, nn
 
 from ...mesh.errors import UsageError
+from ..language.config import LanguageConfig
 from ..learning.allowed import Factories
 from ..limits import FACTORY_PATTERN
 from ..models import Chain, build
@@ -51,7 +52,7 @@ def student_of(
     if _is_shorter(said):
         if not isinstance(teacher, Decoder):
             raise UsageError(f"The student {said!r} is made of a language model's layers; this teacher is none.")
-        return shorter(teacher, **_numbers(said))
+        return shorter(teacher, **numbers_of(said))
     if isinstance(teacher, Chain) and shape is None:
         shape = Shape(teacher.spec.inputs, teacher.spec.classes, teacher.spec.objective)
     if shape is None:
@@ -62,34 +63,39 @@ def student_of(
 
 def shorter(teacher: Decoder, *, layers: int | None = None, inner: int | None = None) -> Decoder:
     """Return a decoder of some of the teacher's layers and inner units. Raises UsageError for more than it has."""
-    config = teacher.config
-    layers = config.blocks if layers is None else layers
+    return made_of(teacher.config, teacher.state_dict(), layers=layers, inner=inner)
+
+
+def made_of(
+    config: LanguageConfig, state: Mapping[str, Tensor], *, layers: int | None = None, inner: int | None = None
+) -> Decoder:
+    """Do as `shorter`, with no more of the teacher than what `kept_blocks` says and what is around the blocks."""
+    kept = kept_blocks(config, layers)
     inner = config.inner if inner is None else inner
-    if not 1 <= layers <= config.blocks or not 1 <= inner <= config.inner:
-        raise UsageError(
-            f"The teacher has {config.blocks} layers of {config.inner} inner units; a student of {layers} of {inner} "
-            "is not made of those."
-        )
-    kept = _spread(layers, config.blocks)
-    smaller = replace(config, blocks=layers, inner=inner, windows=tuple(config.windows[block] for block in kept))
-    state: dict[str, Tensor] = {}
+    if not 1 <= inner <= config.inner:
+        raise UsageError(f"The teacher has {config.inner} inner units in a layer; a student of {inner} needs others.")
+    smaller = replace(config, blocks=len(kept), inner=inner, windows=tuple(config.windows[block] for block in kept))
+    own: dict[str, Tensor] = {}
     places = {block: place for place, block in enumerate(kept)}
-    for name, tensor in teacher.state_dict().items():
+    for name, tensor in state.items():
         found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
         if found is None:
-            state[name] = tensor
+            own[name] = tensor
         elif int(found[1]) in places:
-            state[f"model.layers.{places[int(found[1])]}.{found[2]}"] = tensor
+            own[f"model.layers.{places[int(found[1])]}.{found[2]}"] = tensor
     if inner < config.inner:
-        _narrow(state, layers, inner)
+        _narrow(own, len(kept), inner)
     student = Decoder(smaller)
-    student.load_state_dict(state)
+    student.load_state_dict(own)
     return student
 
 
-def _spread(count: int, of: int) -> list[int]:
-    """Choose ``count`` of 0 to ``of`` - 1 at even distances, both ends among them; of one, the first."""
-    return [round(place * (of - 1) / max(count - 1, 1)) for place in range(count)]
+def kept_blocks(config: LanguageConfig, layers: int | None) -> list[int]:
+    """Choose so many of a teacher's blocks at even distances, both ends among them. Raises UsageError."""
+    count = config.blocks if layers is None else layers
+    if not 1 <= count <= config.blocks:
+        raise UsageError(f"The teacher has {config.blocks} layers; a student of {count} is not made of those.")
+    return [round(place * (config.blocks - 1) / max(count - 1, 1)) for place in range(count)]
 
 
 def _narrow(state: dict[str, Tensor], layers: int, inner: int) -> None:
@@ -129,7 +135,8 @@ def _converted(said: str, fields: Mapping[str, object]) -> ModelSpec:
         raise UsageError(f"The student {said!r} cannot be: {error}.") from error
 
 
-def _numbers(said: str) -> dict[str, int]:
+def numbers_of(said: str) -> dict[str, int]:
+    """Return what a name like "layers=2,inner=96" says. Raises UsageError."""
     words = _words(said, said, _OF_LAYERS)
     if wrong := [word for word in words.values() if not word.isdecimal()]:
         raise UsageError(f"The student {said!r}: {wrong[0]!r} is no whole number.")

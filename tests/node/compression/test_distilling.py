@@ -181,8 +181,12 @@ def test_a_language_model_teaches_one_of_some_of_its_own_layers() -> None:
     assert torch.equal(own["lm_head.weight"], own["model.embed_tokens.weight"])
     taught = distil(teacher, "layers=2,inner=16", tokens, fit=Fit(steps=30, batch_size=8), temperature=1.0)
     assert taught.losses[-1] < 0.5 * taught.losses[0]
-    for wrong in ("layers=9", "layers=0", "inner=25"):
-        with pytest.raises(UsageError, match="The teacher has 4 layers of 24 inner units"):
+    for wrong, why in {
+        "layers=9": "has 4 layers",
+        "layers=0": "has 4 layers",
+        "inner=25": "has 24 inner units",
+    }.items():
+        with pytest.raises(UsageError, match=why):
             student_of(wrong, teacher=teacher)
 
 
