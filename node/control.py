@@ -59,6 +59,7 @@ class Request(Message, frozen=True, kw_only=True):
         "generate",
         "doctor",
         "top",
+        "service",
     ]
     json_bytes: Natural
     tensors: tuple[TensorSpec, ...] = ()

@@ -56,6 +56,7 @@ from .planning import SPEED
 from .seeing.recent import RecentLog, kept
 from .seeing.seeing import Seeing
 from .seeing.traces import tracing
+from .services.reflecting import describe
 from .services.services import Services
 from .shapes import ModelSpec
 from .speed import cache_file, known_speed, load_or_measure
@@ -230,7 +231,8 @@ class Node:
                 encoders = Encoders(self.view, programs, tokenizers, self.predict)
                 self.texts = Texts(self.view, self.sessions.generator, tokenizers, encoders, self._trouble)
                 self.deploying = Deploying(mesh, self.view, self.blobs.store, self.home.folder("programs"))
-                self.services = Services(mesh, self.config.services, self.home.folder("services"), blob_store, naming)
+                folder = self.home.folder("services")
+                self.services = Services(mesh, self.config.services, folder, blob_store, naming, describe)
                 mesh.publish(
                     PROFILE,
                     "self",

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .command import friendly
+from .service_fleet import COMMANDS
 
 folder_argument = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 
@@ -24,3 +25,7 @@ def service_new(folder: Path) -> None:
     for path in make_folder(folder):
         click.echo(f"  {path}")
     click.echo("It greets; change the code to what you want.")
+
+
+for command in COMMANDS:
+    service.add_command(command)

@@ -127,7 +127,21 @@ async def top(node: "Node", _arguments: Arguments, _tell: Tell) -> object:
     return seen(node)
 
 
-STREAMED: Final = {"train": train, "serve": serve, "generate": generate, "doctor": doctor, "top": top}
+async def service(node: "Node", arguments: Arguments, tell: Tell) -> object:
+    """Deploy, scale, remove or list services, or tell their logs."""
+    from .services.controlling import perform
+
+    return await perform(node, arguments, tell)
+
+
+STREAMED: Final = {
+    "train": train,
+    "serve": serve,
+    "generate": generate,
+    "doctor": doctor,
+    "top": top,
+    "service": service,
+}
 
 
 async def _while_telling(tell: Tell, items: AsyncIterable[object], work: Callable[[], Awaitable[None]]) -> None:

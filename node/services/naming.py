@@ -6,7 +6,7 @@ from ..deployments import BlobRef
 from .view import ServiceView
 
 
-class Bundles:
+class BundleNames:
     """Reads them out of the records; ``others`` says which blobs the store has to keep for anything else."""
 
     def __init__(self, view: ServiceView, others: Callable[[], frozenset[str]]) -> None:

@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from ...mesh.identity import PeerId
 from .placing import Key, Placement
 from .records import HostedRecord, InstanceSaid, Release, ServiceRecord
@@ -94,6 +96,24 @@ def is_under_way(record: ServiceRecord, hosted: Hosted) -> bool:
     return any(
         instance.bundle != newest and instance.state == "ready" for its in hosted.values() for instance in its.instances
     )
+
+
+def is_done(record: ServiceRecord, hosted: Hosted, total: int) -> bool:
+    """Whether only what ought to run runs, and all of it is ready."""
+    instances = [instance for its in hosted.values() for instance in its.instances]
+    bundles = {release.bundle.digest for release in record.releases if release.share}
+    return len(instances) == total and all(its.state == "ready" and its.bundle in bundles for its in instances)
+
+
+def settled(record: ServiceRecord, hosted: Hosted) -> tuple[Release, ...]:
+    """Return the releases without what an update has left behind: the one that failed, or those that it replaced."""
+    releases = record.releases
+    if failure(record, hosted):
+        releases = releases[:-1]
+    elif is_under_way(record, hosted) and not all(release.share for release in releases):
+        return releases  # it goes on
+    kept = tuple(release for release in releases if release.share)
+    return kept or (msgspec.structs.replace(releases[-1], share=_WHOLE),)
 
 
 def shares(record: ServiceRecord, hosted: Hosted) -> dict[str, float]:

@@ -1,20 +1,38 @@
-"""One node's part in services: what it gives to them, what it runs of them, and what it reads of all of them.
+"""One node's part in services: what it gives to them, what it runs of them, and what its owner does with all of them.
 
 The shell. Nothing is loaded or started before a service ought to run here.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any, Final
 
+import trio
+
+from ...mesh.calls import Empty
+from ...mesh.errors import LeptonError, UsageError
+from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from ..blobs.naming import Naming
 from ..blobs.sharing import OF_SERVICES, Blobs
 from ..blobs.store import BlobStore
 from ..config import ServicesConfig
 from .admitting import check_allow
+from .bundles import Bundles, Environment
 from .hosting import Instances
-from .naming import Bundles
+from .naming import BundleNames
+from .operating import Describe, Operating, Progress
+from .reading import LOGS, WAKE, LogsWanted, Reading, unpacked
 from .records import OFFERING, Offering
+from .rollout import shares
+from .scaling import leader
+from .shell import Hosting
 from .view import ServiceView
+
+OpenPool = Callable[[Path], AbstractAsyncContextManager[Instances]]  # takes a folder for logs
+
+_LOGS_TIMEOUT_S: Final = 5.0  # for a host to say what it has in memory
 
 
 class Services:
@@ -27,31 +45,116 @@ class Services:
         folder: Path,
         store: BlobStore,
         naming: Naming,
-        instances: Instances | None = None,
+        describe: Describe,
+        *,
+        pool: OpenPool | None = None,
+        environment: Environment | None = None,
     ) -> None:
-        """``folder`` is for unpacked bundles; without ``instances`` it hosts nothing, whatever the configuration.
+        """``folder`` is for unpacked bundles and logs; ``pool`` opens what runs instances: without it none run here.
 
         Raises UsageError for a configuration that cannot be meant.
         """
         check_allow(config.allow)
         self.view = ServiceView(mesh)
-        self.instances = instances
+        self.instances: Instances | None = None  # what runs here, while the node hosts
+        self.hosting: Hosting | None = None
+        self.operating = Operating(mesh, self.view, store, describe)
         self._mesh = mesh
-        bundles = Bundles(self.view, naming.in_use)
-        naming.others.append(bundles.digests)
-        self._blobs = Blobs(mesh, store, bundles, ways=OF_SERVICES)
         self._config = config
         self._folder = folder
-
-    @property
-    def hosts(self) -> bool:
-        """Whether services may run here at all."""
-        return self._config.host and self.instances is not None
+        self._pool = pool if config.host else None
+        self._names = BundleNames(self.view, naming.in_use)
+        naming.others.append(self._names.digests)
+        self._bundles = Bundles(Blobs(mesh, store, self._names, ways=OF_SERVICES), folder / "bundles", environment)
 
     async def run(self) -> None:
-        """Say what this device gives to services."""
-        if self.hosts:
+        """Say what this device gives to services, and host them, for as long as the node runs."""
+        if self._pool is None:
+            return
+        await self._bundles.forget_others(self._names.digests())
+        async with self._pool(self._folder / "logs") as instances:
+            self.instances = instances
+            self.hosting = Hosting(self._mesh, self.view, self._bundles, instances, self._config, self._offering())
+            self._mesh.calls.serve(*Reading(instances, self.hosting).methods())
             self._mesh.publish(OFFERING, "self", self._offering())
+            await self.hosting.run()
+
+    # -- the operator's side ------------------------------------------------------------------------------------------
+
+    async def deploy(
+        self,
+        folder: str | Path,
+        *,
+        replicas: int | None = None,
+        replicas_max: int | None = None,
+        on: tuple[str, ...] | None = None,
+        share: int = 100,
+        queue_ms: float | None = None,
+        idle_s: float | None = None,
+    ) -> str:
+        """Have the mesh run a folder's service, and return its name; `wait_deployed` waits until it does.
+
+        What is not given stays as it was, or is one replica on any device. With ``replicas_max`` it scales by itself,
+        down to ``replicas``. A version that runs already is replaced step by step; with a ``share`` below 100 (per cent
+        of calls and replicas) it goes on beside the new one. Raises UsageError for a folder or values that cannot be,
+        Refused without the grant deploy:NAME.
+        """
+        said: dict[str, Any] = {"replicas": replicas, "on": on, "queue_ms": queue_ms, "idle_s": idle_s}
+        if replicas_max is not None:
+            said["replicas_max"] = replicas_max
+        return await self.operating.deploy(_path(folder), share=share, **said)
+
+    async def update(self, folder: str | Path) -> str:
+        """Replace what runs of a folder's service by its version there, step by step. Raises like `deploy`."""
+        return await self.operating.deploy(_path(folder), update=True)
+
+    def scale(self, name: str, replicas: int, *, replicas_max: int | None = None) -> None:
+        """Have so many replicas of a service. Raises UsageError, Refused."""
+        self.operating.scale(name, replicas, replicas_max=replicas_max)
+
+    def remove(self, name: str) -> None:
+        """End a service everywhere. Raises UsageError when there is none of that name, Refused."""
+        self.operating.remove(name)
+
+    async def logs(self, name: str, *, lines: int = 100) -> dict[PeerId, list[str]]:
+        """Return the last lines that a service's instances printed, from all its hosts.
+
+        A host that does not answer gives one line that says so. Raises UsageError when there is no such service.
+        """
+        hosts = self.view.hosted().get(name, {})
+        if not hosts and name not in self.view.services():
+            raise UsageError(f"No service {name!r} is deployed in this mesh.")
+        found: dict[PeerId, list[str]] = {}
+
+        async def ask(peer: PeerId) -> None:
+            wanted = LogsWanted(lines=lines)
+            try:
+                answer = await self._mesh.calls.call(peer, LOGS, wanted, Empty, scope=name, timeout_s=_LOGS_TIMEOUT_S)
+                found[peer] = [line for array in answer.arrays[:1] for line in unpacked(array)]
+            except LeptonError as error:
+                found[peer] = [f"(its log cannot be had: {error})"]
+
+        async with trio.open_nursery() as nursery:
+            for peer in hosts:
+                nursery.start_soon(ask, peer)
+        return dict(sorted(found.items()))
+
+    # -- for callers --------------------------------------------------------------------------------------------------
+
+    def shares(self, name: str) -> dict[str, float]:
+        """Return the share of calls of each version of a service, as things are now."""
+        record = self.view.services().get(name)
+        return {} if record is None else shares(record, self.view.hosted().get(name, {}))
+
+    async def wake(self, name: str) -> None:
+        """Have a service started that has scaled down to nothing. Raises LinkError when nobody can be asked."""
+        first = leader(self.operating.picture().hosts(name))
+        if first is not None:
+            await self._mesh.calls.call(first, WAKE, Empty(), Empty, scope=name)
+
+    def progress(self, name: str) -> Progress:
+        """Say how far what was stated last of a service has come. Raises UsageError for no such service."""
+        return self.operating.progress(name)
 
     def _offering(self) -> Offering:
         config = self._config
@@ -61,3 +164,7 @@ class Services:
             labels=tuple(sorted(set(config.labels))),
             devices=tuple(sorted(config.devices)),
         )
+
+
+def _path(folder: str | Path) -> Path:
+    return Path(folder).expanduser()

@@ -63,6 +63,15 @@ class ServiceView:
                 found[record.name] = Deployed(deployment, record.owner)
         return found
 
+    def owners(self, name: str) -> set[PeerId]:
+        """Return who has said something of a service and may."""
+        said = self._mesh.live(SERVICE, ServiceRecord)
+        return {
+            record.owner
+            for record, _ in said
+            if record.name == name and may_deploy(self._mesh.authority, record.owner, name)
+        }
+
     def services(self) -> dict[str, ServiceRecord]:
         """Return the deployments that ought to run, by name."""
         known = self.known().items()

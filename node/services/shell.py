@@ -1,0 +1,169 @@
+"""The shell of `host.py`: tells the machine what happens, and does what it says. It decides nothing."""
+
+import logging
+import random
+import secrets
+from collections.abc import Mapping
+
+import trio
+
+from ...mesh.errors import LeptonError, PeerError
+from ...mesh.mesh import Mesh
+from ..config import ServicesConfig
+from .admitting import refusal
+from .bundles import Bundles
+from .host import Host
+from .hosting import Instances as Pool
+from .hosting import Wanted
+from .outlook import Picture
+from .records import HOSTED, Offering, Release
+from .steps import (
+    Effect,
+    Event,
+    Fetch,
+    Fetched,
+    Instances,
+    Ran,
+    Say,
+    Seen,
+    Start,
+    Stop,
+    Unfetched,
+    Unsay,
+    Woken,
+)
+from .view import ServiceView
+
+_EVENTS_MAX = 64  # that wait for the machine; whoever brings more waits
+
+log = logging.getLogger(__name__)
+
+
+def picture_of(view: ServiceView) -> Picture:
+    """Return all that the records say of services, as it is now."""
+    services = {name: its for name, its in view.known().items() if not its.record.removed and its.record.releases}
+    offerings = view.offerings()
+    barred = {name: frozenset(peer for peer in offerings if not view.may_host(peer, name)) for name in services}
+    return Picture(services=services, hosted=view.hosted(), offerings=offerings, barred=barred)
+
+
+class Hosting:
+    """What runs on this device, and why not."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        view: ServiceView,
+        bundles: Bundles,
+        pool: Pool,
+        config: ServicesConfig,
+        offering: Offering,
+    ) -> None:
+        self.machine = Host(mesh.me, offering, random.Random(secrets.randbits(64)))
+        self._mesh = mesh
+        self._view = view
+        self._bundles = bundles
+        self._pool = pool
+        self._config = config
+        self._tell, self._events = trio.open_memory_channel[Event](_EVENTS_MAX)
+
+    async def run(self) -> None:
+        """Host for as long as the node runs."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_records)
+            nursery.start_soon(self._watch_instances)
+            while True:
+                event: Event | None = None
+                with trio.move_on_at(self.machine.deadline):
+                    event = await self._events.receive()
+                for effect in self.machine.handle(event or self._running(), trio.current_time()):
+                    self._do(effect, nursery)
+
+    async def wake(self, service: str) -> None:
+        """Have the machine know that somebody wants to call a service."""
+        await self._tell.send(Woken(service))
+
+    async def _watch_records(self) -> None:
+        known: Seen | None = None
+        while True:
+            changed = self._mesh.changed
+            picture = picture_of(self._view)
+            seen = Seen(picture=picture, refusals=self._refusals(picture))
+            if seen != known:
+                known = seen
+                await self._tell.send(seen)
+            await changed.wait()
+
+    def _refusals(self, picture: Picture) -> Mapping[tuple[str, str], str]:
+        found = {}
+        for name, service in picture.services.items():
+            for release in service.record.releases:
+                why = refusal(
+                    name,
+                    release,
+                    mesh=self._mesh.root,
+                    authority_of=self._mesh.authority,
+                    allow=self._config.allow,
+                )
+                if why:
+                    found[name, release.bundle.digest] = why
+        return found
+
+    async def _watch_instances(self) -> None:
+        while True:
+            changed = self._pool.changed
+            await self._tell.send(self._running())
+            await changed.wait()
+
+    def _running(self) -> Instances:
+        return Instances(
+            tuple(
+                Ran(
+                    id=name,
+                    state=its.state,
+                    reason=its.reason,
+                    restarts=its.restarts,
+                    running=its.load.running,
+                    queue_ms=its.queue_ms,
+                    calls=its.calls,
+                )
+                for name, its in self._pool.running.items()
+            )
+        )
+
+    def _do(self, effect: Effect, nursery: trio.Nursery) -> None:
+        match effect:
+            case Fetch(service, release):
+                nursery.start_soon(self._fetch, service, release)
+            case Start(name, service, release):
+                log.info("starting an instance of %s %s: %s", service, release.version, name)
+                self._pool.start(self._wanted(name, release))
+            case Stop(name, drain_s):
+                log.info("ending the instance %s within %.0f s", name, drain_s)
+                self._pool.stop(name, drain_s=drain_s)
+            case Say(service, record):
+                self._mesh.publish(HOSTED, service, record)
+            case Unsay(service):
+                self._mesh.withdraw(HOSTED, service)
+
+    async def _fetch(self, service: str, release: Release) -> None:
+        digest = release.bundle.digest
+        try:
+            await self._bundles.make_ready(service, release)
+            event: Event = Fetched(digest)
+        except LeptonError as error:
+            log.warning("the bundle of %s %s is not here: %s", service, release.version, error)
+            event = Unfetched(digest, str(error), final=isinstance(error, PeerError))
+        await self._tell.send(event)
+
+    def _wanted(self, name: str, release: Release) -> Wanted:
+        unpacked = self._bundles[release.bundle.digest]
+        devices = {needed: self._config.devices[needed] for needed in release.needs.devices}
+        return Wanted(
+            id=name,
+            spec=unpacked.spec,
+            bundle=release.bundle.digest,
+            folder=unpacked.folder,
+            python=unpacked.python,
+            devices=devices,
+        )
