@@ -6,6 +6,7 @@ question comes back on an interface unless something on this machine drops multi
 """
 
 import ipaddress
+import logging
 import secrets
 import socket
 import struct
@@ -24,6 +25,7 @@ from zeroconf import (  # type: ignore[attr-defined]  # it exports them without 
     DNSRecord,
     DNSService,
     DNSText,
+    Error,
     ServiceInfo,
 )
 
@@ -40,6 +42,8 @@ _IP_PKTINFO: Final = getattr(socket, "IP_PKTINFO", 8)  # linux/in.h; Python 3.11
 _PACKET_BYTES_MAX: Final = 9000  # RFC 6762, section 17
 _BESIDE_BYTES: Final = 256  # what the system says beside a packet takes 36
 _QUERY, _CLASS_IN, _TYPE_PTR = 0, 1, 12  # RFC 1035
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +231,13 @@ def voices(data: bytes, interface: str, source: str, seal: Seal | None, index: i
     for service in (one for one in answers if isinstance(one, DNSService) and one.ttl > 0):
         if not service.key.endswith(SERVICE_TYPE):
             continue
-        info = _info(service, texts.get(service.key, b""), answers, index)
-        if (sighting := read_sighting(info)) is not None:
-            hint = read_hint(info, seal) if seal is not None else None
+        try:
+            info = _info(service, texts.get(service.key, b""), answers, index)
+            sighting, hint = read_sighting(info), read_hint(info, seal) if seal is not None else None
+        except (Error, ValueError) as error:  # anybody may send anything
+            log.debug("an announcement from %s is none: %s", source, error)
+            continue
+        if sighting is not None:
             found.append(Voice(interface, source, hint.peer if hint else None, sighting.addresses))
     return found
 

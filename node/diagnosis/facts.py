@@ -136,6 +136,7 @@ class Machine(Fact, frozen=True, kw_only=True):
     files_most: int | None = None
     newest_file_s: float = 0.0  # of the node's folder: no clock that is right is behind it
     release: str = ""
+    in_container: bool = False
     speed: Speed = Speed()
 
 

@@ -23,8 +23,18 @@ def network(facts: Facts) -> Iterator[Finding]:
             "No interface of this machine is up with an address.",
             do="Connect it: plug in the cable, or join the Wi-Fi.",
         )
+    if facts.machine.in_container and outside:
+        yield Finding(
+            "in-container",
+            "note",
+            f"This is a container: its addresses ({', '.join(one.name for one in outside)}) may mean nothing outside.",
+            "Other devices reach a container only at ports that its host forwards, and multicast does not enter it.",
+            "Run it with the host's network (`--network host`).",
+        )
     for one in outside:
         yield from _misleading(one, facts)
+        if (given := _self_given(one)) is not None:
+            yield given
         if one.mtu < IPV6_MTU:
             yield Finding(
                 "small-mtu",
@@ -34,6 +44,20 @@ def network(facts: Facts) -> Iterator[Finding]:
                 "stops weights.",
                 f"Raise it: `ip link set {one.name} mtu 1420`, here and at the other end.",
             )
+
+
+def _self_given(one: Interface) -> Finding | None:
+    """Find an interface that no DHCP server answered."""
+    ipv4 = [ipaddress.ip_interface(text) for text in one.addresses if ":" not in text]
+    if not ipv4 or not all(address.ip.is_link_local for address in ipv4):
+        return None
+    return Finding(
+        "self-assigned",
+        "warn",
+        f"{one.name} gave itself its IPv4 address ({ipv4[0].ip}): nobody on the network gave it one.",
+        "It reaches only devices that did the same, unless both have IPv6.",
+        "Look whether the router is on and the cable is in; or plug both devices into one switch.",
+    )
 
 
 def _misleading(one: Interface, facts: Facts) -> Iterator[Finding]:

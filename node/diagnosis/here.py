@@ -23,6 +23,7 @@ _CONTAINERS: Final = ("docker", "br-", "veth", "podman", "cni", "lxc", "lxdbr")
 _VIRTUAL: Final = ("virbr", "vmnet", "vboxnet", "tap")
 _VPNS: Final = ("tun", "wg", "tailscale", "zt", "nebula", "ppp", "utun", "ipsec")
 _MOBILE: Final = ("wwan", "wwp", "rmnet")
+_MARKS: Final = ("/.dockerenv", "/run/.containerenv")  # that Docker and Podman leave inside
 _IFF_UP, _IFF_LOOPBACK, _IFF_MULTICAST = 0x1, 0x8, 0x1000  # linux/if.h
 _WIDTHS: Final = (16, 8, 4)  # of the kernel's registers: see kernels/native.py, which loads torch
 _SOCKETS_MAX: Final = 4096  # descriptors of this user's programs that are looked through for a port
@@ -97,6 +98,7 @@ def machine(home: Path) -> Machine:
         files_most=_files_most(),
         newest_file_s=_newest(home),
         release=release(),
+        in_container=any(Path(mark).exists() for mark in _MARKS),
         speed=_speed(),
     )
 

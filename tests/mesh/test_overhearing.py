@@ -1,5 +1,6 @@
 """What is overheard of mDNS: announcements of this mesh and others, with their interface, whatever else comes in."""
 
+import random
 import socket
 import struct
 
@@ -20,7 +21,7 @@ LOOPBACK = ("127.0.0.1",)
 
 def packet(sealed: bytes, *, address: str = "10.0.0.7", ttl: int = 120) -> bytes:
     info = ServiceInfo(
-        SERVICE_TYPE, f"x.{SERVICE_TYPE}", port=4000, properties={b"s": sealed}, parsed_addresses=[address],
+        SERVICE_TYPE, f"aa.{SERVICE_TYPE}", port=4000, properties={b"s": sealed}, parsed_addresses=[address],
         server="y.local.",
     )  # fmt: skip
     said = DNSOutgoing(0x8400)
@@ -43,6 +44,13 @@ def test_a_goodbye_and_what_is_malformed_say_nothing() -> None:
     assert voices(packet(b"", ttl=0), "eth0", "10.0.0.7", SEAL) == []
     for size in range(0, len(whole), 7):
         assert all(voice.peer in {None, ALICE} for voice in voices(whole[:size], "eth0", "10.0.0.7", SEAL))
+    rng = random.Random(1)
+    for _ in range(500):
+        other = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            other[rng.randrange(len(other))] = rng.randrange(256)
+        voices(bytes(other), "eth0", "10.0.0.7", SEAL)
+    assert voices(whole.replace(b"_lepton", b"_LEPTON"), "eth0", "10.0.0.7", SEAL) == []
     assert voices(b"\xff" * 300, "eth0", "10.0.0.7", SEAL) == []
 
 
