@@ -10,12 +10,12 @@ from .folder import quantise_folder
 from .manifest import Manifest, read_manifest
 from .meshed import distil_from_mesh, distil_texts_from_mesh
 from .modules import Compressed, quantise
-from .pruning import prune
+from .pruning import prune, prune_folder
 from .stored import load, save
 from .straight import Aware, quantise_aware
 
 __all__ = [
     "Aware", "Compressed", "Fit", "Manifest", "NotFaster", "NotSmaller", "NotWorthIt", "Taught", "answers_from",
-    "distil", "distil_from_mesh", "distil_texts_from_mesh", "load", "prune", "quantise", "quantise_aware",
-    "quantise_folder", "read_manifest", "save",
+    "distil", "distil_from_mesh", "distil_texts_from_mesh", "load", "prune", "prune_folder",
+    "quantise", "quantise_aware", "quantise_folder", "read_manifest", "save",
 ]  # fmt: skip

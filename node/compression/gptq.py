@@ -3,7 +3,7 @@
 Frantar, Ashkboos, Hoefler and Alistarh 2022 (GPTQ), after optimal brain surgeon (Hassibi and Stork 1993): of a layer
 y = W x the error (W - Q) H (W - Q)^T is made small, H = E[x x^T] the second moments of its inputs. Columns are rounded
 in order; the rest of a row then moves by what the inverse of H says. Scales are searched (``scales.py``) when a group's
-turn comes, on the moved weights.
+turn comes, on the moved weights. The invariant: **a weight that is 0 stays 0**, so that what was pruned stays pruned.
 """
 
 from typing import Final
@@ -47,6 +47,7 @@ def round_compensated(weight: Tensor, bits: int, moments: Tensor, *, damping: fl
 
 def _compensated(left: Tensor, bits: int, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """Round the columns of (n, K') one by one, in place; ``inverse`` is upper triangular U with U^T U = H^-1."""
+    stays = left != 0
     integers = torch.empty(len(left), len(inverse) // GROUP, GROUP, dtype=torch.float64)
     scales = integers.new_empty(integers.shape[:2])
     for group in range(scales.shape[1]):
@@ -56,7 +57,7 @@ def _compensated(left: Tensor, bits: int, inverse: Tensor) -> tuple[Tensor, Tens
         step = best_scales(own.to(torch.float32).unsqueeze(1), bits, cost).squeeze(1).to(torch.float64)
         errors = torch.empty_like(own)
         for column in range(GROUP):
-            nearest = rounded(own[:, column], step, bits)
+            nearest = rounded(own[:, column], step, bits) * stays[:, at.start + column]
             integers[:, group, column] = nearest
             errors[:, column] = (own[:, column] - nearest * step) / factor[column, column]
             own[:, column:] -= errors[:, column, None] * factor[column, column:]

@@ -3,7 +3,7 @@
 Of a rounded layer the error (W - Q) H (W - Q)^T is a square in every single weight, so its best integer is known in
 closed form while all others stay: coordinate descent (QuantEase, Behdin et al. 2023). It is one in all scales of a row
 together too: a small linear system. The invariant: **neither step makes the error larger**, apart from the rounding of
-scales to bfloat16.
+scales to bfloat16. A weight that is 0 stays 0.
 """
 
 from typing import Final
@@ -31,7 +31,7 @@ def refined(weight: Tensor, integers: Tensor, scales: Tensor, h: Tensor, bits: i
 
 
 def _integers(weight: Tensor, integers: Tensor, scales: Tensor, h: Tensor, bits: int) -> Tensor:
-    integers = integers.clone()
+    integers, stays = integers.clone(), weight.unflatten(1, (-1, GROUP)) != 0
     slope = ((integers * scales.unsqueeze(2)).flatten(1) - weight) @ h  # half the error's, by each weight
     for group, step in enumerate(scales.unbind(1)):
         at = slice(group * GROUP, (group + 1) * GROUP)
@@ -39,7 +39,7 @@ def _integers(weight: Tensor, integers: Tensor, scales: Tensor, h: Tensor, bits:
         for column in range(GROUP):
             before = integers[:, group, column]
             best = before * step - own[:, column] / block[column, column]
-            after = rounded(best, step, bits)
+            after = rounded(best, step, bits) * stays[:, group, column]
             moved[:, column] = (after - before) * step
             own += moved[:, column, None] * block[column]
             integers[:, group, column] = after

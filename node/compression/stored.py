@@ -23,8 +23,9 @@ from .choosing import choose, try_forms
 from .coded import decoded, encoded
 from .folding import fold_norms
 from .forms import Form
-from .manifest import Manifest, Tensors, read_manifest, write_manifest
+from .manifest import Manifest, Pruned, Tensors, read_manifest, write_manifest
 from .modules import Compressed, install
+from .resizing import resize
 from .weight import PackedWeight
 
 CODED: Final = "_coded"  # behind a tensor's name: bytes that stand for it
@@ -81,6 +82,9 @@ def load(module: nn.Module, folder: Path, *, form: Form | Literal["auto"] = "aut
     """
     manifest = read_manifest(folder)
     module.eval()
+    for step in manifest.steps:
+        if isinstance(step, Pruned) and step.shapes:
+            resize(module, step.shapes)
     if any(step.folded for step in manifest.quantised):
         fold_norms(module)
     packed = _packed(module, manifest, folder)

@@ -1,14 +1,16 @@
-"""`prune`: a copy of any module with its least numbers made zeros, trained on so that the rest makes up for them.
+"""`prune`: a copy of any module without its least numbers or channels, trained on so that the rest makes up for them.
 
-Zeros take next to nothing in a file, and are multiplied like all other numbers: the file becomes smaller, an answer no
-quicker. That holds for 2 of each 4 too, by which only some GPUs gain.
+Numbers that go become zeros. These take next to nothing in a file, and are multiplied like all others: the file becomes
+smaller, an answer no quicker. That holds for 2 of each 4 too, by which only some GPUs gain. Channels that go are really
+gone: the tensors shrink, and answers come sooner.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,9 +23,9 @@ from ..fitting import Fit, Loss
 from ..manifest import Manifest, Pruned
 from ..modules import Compressed, Must, size_bytes
 from ..stored import stored_bytes
-from .gradual import Choose, Gradual
-from .masks import Kind, Masks, of_all, of_each, of_runs, share_at, zeroed
-from .scores import candidates, input_sizes, shares_of_rest, with_inputs
+from .channels import drop_channels
+from .masks import Kind
+from .numbers import make_zeros
 
 ZEROS: Final = "zeros, which make a file smaller and an answer no quicker,"
 
@@ -32,7 +34,7 @@ def prune(
     module: nn.Module,
     *,
     share: float = 0.5,
-    kind: Kind = "global",
+    kind: Kind | Literal["channels"] = "global",
     pattern: tuple[int, int] = (2, 4),
     data: Tensor | Sequence[Tensor] | None = None,
     loss: Loss | None = None,
@@ -44,9 +46,10 @@ def prune(
     """Make the least numbers of a copy of a module zeros: ``share`` of those in its large matrices and kernels.
 
     ``kind`` says what is compared: all numbers (`global`), those of each layer (`layer`), or each m inputs that follow
-    each other, of which ``pattern`` = (n, m) keeps n (`n:m`; there the share is 1 - n/m). ``scores.py`` says how.
-    Embeddings, heads of vocabularies, biases, norms and what is small stay, and what ``leave`` (patterns of parameters'
-    names) says; the manifest lists it.
+    each other, of which ``pattern`` = (n, m) keeps n (`n:m`; there the share is 1 - n/m). ``scores.py`` says how. With
+    `channels` this share of the channels goes wherever it can (``tracing.py``), and tensors shrink. Embeddings, heads
+    of vocabularies, biases, norms and what is small stay, and what ``leave`` (patterns of parameters' names) says; the
+    manifest lists it.
 
     ``data`` are the module's argument or arguments, n rows each; where ``loss`` is given, they are that one's batch
     (say, inputs and labels). With data `layer` and `n:m` count how large the inputs are. With ``fit``, and data, the
@@ -60,67 +63,35 @@ def prune(
     given = None if data is None else (data,) if isinstance(data, Tensor) else tuple(data)
     _check(share, pattern, given, fit, must)
     work = deepcopy(module).eval()
-    parameters, left = candidates(work, leave)
-    if not parameters:
-        raise UsageError(f"Nothing of this {type(module).__name__} can be pruned: {left or 'it has no matrices'}.")
-    sizes = input_sizes(work, parameters, _run(work, given, loss)) if given and kind != "global" else {}
-    masks = _thinned(work, parameters, _choice(kind, share, pattern, sizes), given, loss or as_before(module), fit)
-    step = Pruned(
-        kind=kind,
-        share=1 - pattern[0] / pattern[1] if kind == "n:m" else share,
-        pattern=pattern if kind == "n:m" else None,
-        fitted_steps=0 if fit is None else fit.steps,
-        shares={name: round(1 - float(kept.to(torch.float32).mean()), 4) for name, kept in masks.items()},
-        left=left,
-    )
+    run = None if given is None else _run(work, given, loss)
+    steps = fit.steps if fit else 0
+    train = partial(fitting.fit, work, given or (), loss or as_before(module), fit)
+    if kind == "channels":
+        step = drop_channels(work, share=share, leave=leave, run=run)
+        if steps:
+            train()
+    else:
+        step = make_zeros(work, kind=kind, share=share, pattern=pattern, leave=leave, run=run, train=train, steps=steps)
+    step = msgspec.structs.replace(step, fitted_steps=steps)
     return _judged(module, work, step, None if given is None else tuple(each[:samples] for each in given), loss, must)
 
 
 def as_before(module: nn.Module) -> Loss:
-    """Give a loss: the mean squared distance to what the module answers now, relative to how far its answers vary."""
+    """Give a loss: the mean squared distance to what the module answers now, relative to how far its answers vary.
+
+    Both answer as in use: norms by the statistics that they have. Those of a batch are other ones, and a ResNet-20 that
+    learned by them decided worse afterwards than before.
+    """
     before = deepcopy(module).eval()
 
     def loss(now: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         with torch.no_grad():
             wanted: Tensor = before(*batch)
+        now.eval()
         missed = F.mse_loss(now(*batch), wanted)
         return missed / wanted.var().clamp_min(torch.finfo(wanted.dtype).tiny)
 
     return loss
-
-
-def _thinned(
-    work: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    choose: Choose,
-    data: tuple[Tensor, ...] | None,
-    loss: Loss,
-    fit: Fit | None,
-) -> Masks:
-    if fit is None or not fit.steps:
-        masks = choose(parameters, 1.0)
-        zeroed(parameters, masks)
-        return masks
-    gradual = Gradual(parameters, choose, steps=fit.steps)
-    fitting.fit(work, data or (), loss, fit, after=gradual)
-    return gradual.masks
-
-
-def _choice(kind: Kind, share: float, pattern: tuple[int, int], sizes: Mapping[str, Tensor]) -> Choose:
-    def of_everything(parameters: Mapping[str, Tensor], done: float) -> Masks:
-        return of_all(shares_of_rest(parameters), share_at(done, share))
-
-    def of_layers(parameters: Mapping[str, Tensor], done: float) -> Masks:
-        return of_each(with_inputs(parameters, sizes), share_at(done, share), rows=sizes)
-
-    def of_patterns(parameters: Mapping[str, Tensor], done: float) -> Masks:
-        scores = with_inputs(parameters, sizes)
-        last, by_now = of_runs(scores, pattern), share_at(done, 1 - pattern[0] / pattern[1])
-        if done >= 1:
-            return last
-        return {name: kept | last[name] for name, kept in of_each(scores, by_now, rows=()).items()}
-
-    return {"global": of_everything, "layer": of_layers, "n:m": of_patterns}[kind]
 
 
 def _judged(
@@ -131,7 +102,7 @@ def _judged(
     loss: Loss | None,
     must: tuple[Must, ...],
 ) -> Compressed:
-    how = f"{100 * step.share:.0f} % {ZEROS}"
+    how = f"{100 * step.share:.0f} % {ZEROS if step.kind != 'channels' else 'of the channels gone'}"
     manifest = Manifest(steps=(step,), size_bytes_before=size_bytes(module), size_bytes=stored_bytes(work))
     if "smaller" in must and manifest.size_bytes >= manifest.size_bytes_before:
         raise NotSmaller(manifest.size_bytes_before, manifest.size_bytes, how)

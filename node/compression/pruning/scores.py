@@ -7,7 +7,9 @@ compared within its output alone (Sun et al. 2024, Wanda).
 
 Measured on the TinyStories model, perplexity 3.55, nothing trained afterwards, 30 % and 50 % gone: plain magnitude of
 all layers 5.82 and 82.7, of each layer 4.96 and 43.5, LAMP 4.59 and 23.5, Wanda 4.43 and 19.8. Wanda across whole
-layers or all of them is worse than within outputs (4.61 and 26.1; 8.78 and 161).
+layers or all of them is worse than within outputs (4.61 and 26.1; 8.78 and 161). Convolutions gain nothing by their
+inputs (a trained ResNet-20 decides as before on 93 % and 56 % of a photograph's pieces with them, on 93 % and 64 %
+without), and lose where each output gives the same share (84 % and 49 %): there each layer's own magnitudes count.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -143,6 +143,12 @@ def test_a_form_that_fails_its_probe_is_not_offered(monkeypatch: pytest.MonkeyPa
     assert "torch4" not in dict(products_of(rounded))
 
 
+def test_an_operation_that_crashes_with_some_widths_is_not_tried_there() -> None:
+    forms = dict(products_of(round_nearest(torch.randn(5, 40), 8)))  # a segmentation fault ends the process
+    assert "torch8" not in forms
+    assert set(PLAIN) <= set(forms)
+
+
 def test_the_quickest_form_within_the_bound_is_chosen_and_of_equals_the_smaller() -> None:
     tried = [
         Tried(form="resident", error=0.001, taken_s=1.0),
