@@ -161,10 +161,11 @@ def test_layers_that_are_used_twice_or_share_weights_keep_theirs() -> None:
 
 
 def test_an_exact_part_is_taken_over_by_those_that_stay() -> None:
-    module = nn.Sequential(nn.Linear(6, 16), nn.Linear(16, 4)).eval()
+    first = nn.Linear(6, 16)
     with torch.no_grad():
-        module[0].weight[8:] = module[0].weight[:8] * 0.5  # type: ignore[index]
-        module[0].bias[8:] = module[0].bias[:8] * 0.5  # type: ignore[index]
+        first.weight[8:] = first.weight[:8] * 0.5
+        first.bias[8:] = first.bias[:8] * 0.5
+    module = nn.Sequential(first, nn.Linear(16, 4)).eval()
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(6))
     wanted = answer(module, x)
     blind, seeing = (prune(module, kind="channels", share=0.5, data=data, must=()).module for data in (None, x))
