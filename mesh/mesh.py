@@ -166,6 +166,12 @@ class Mesh:
         return frozenset(self._members.connected)
 
     @property
+    def traffic(self) -> dict[PeerId, tuple[int, int]]:
+        """Bytes sent to and received from each peer over the connection that there is now."""
+        found = self._transport.connections
+        return {peer: (one.bytes_sent, one.bytes_received) for peer, one in found.items()}
+
+    @property
     def root(self) -> PeerId:
         """The mesh itself: the name of its root key."""
         return self._admission.root

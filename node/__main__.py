@@ -15,6 +15,7 @@ from .command import ask, friendly, home_option, interface_option, loading
 from .compress_command import compress
 from .doctor_command import doctor
 from .mesh_commands import invite, join, mesh
+from .seeing_commands import audit, dashboard
 from .service_commands import service
 from .serving_commands import generate, serve, unserve
 from .top_command import top
@@ -39,7 +40,9 @@ def main() -> None:
     """
 
 
-for command in (mesh, invite, join, revoke, train, serve, unserve, generate, compress, doctor, top, service):
+for command in (mesh, invite, join, revoke, train, serve, unserve, generate, compress):
+    main.add_command(command)
+for command in (doctor, top, service, dashboard, audit):
     main.add_command(command)
 
 
@@ -169,6 +172,7 @@ async def _run_node(
                 click.echo(f"Listening on {', '.join(status['addresses'])}. Ctrl-C stops it.")
                 if node.web is not None:
                     click.echo(f"OpenAI's interface: {node.web.url}{node.web.remark}")
+                    click.echo(f"Dashboard: {node.web.page} (`lepton-node dashboard` lets you change things there)")
                 up.set()
                 await stop.wait()
                 nursery.cancel_scope.cancel()

@@ -13,6 +13,7 @@ from ..mesh.renewal import Renewal, Renewer
 from ..mesh.revocations import Revocations, revoke
 from .home import Home
 from .members import KnownMember, describe, grants_by
+from .seeing.audit import Audit
 
 if TYPE_CHECKING:  # the command line asks without loading what a node needs
     from ..mesh.mesh import Mesh
@@ -138,6 +139,7 @@ def revoke_stopped(home: Home, subject: PeerId, *, reason: str, keep_invited: bo
         if not admission.revocations.merge([item]):
             msg = "No more revocations fit under this device's authority. Sign with the root key."
             raise UsageError(msg)
+        Audit(home.path).note("command", name="revoke", who=subject, detail=reason)
         home.save_revocations(admission.revocations.all)
 
 

@@ -141,6 +141,7 @@ def export_root(file: Path, home: Path) -> None:
     from .files import write_whole
     from .home import Home
     from .root_file import seal_root
+    from .seeing.audit import Audit
 
     folder = Home(home)
     root = folder.root()
@@ -152,6 +153,7 @@ def export_root(file: Path, home: Path) -> None:
         raise UsageError(msg)
     passphrase = click.prompt("Passphrase for the root key", hide_input=True, confirmation_prompt=True, err=True)
     write_whole(file, seal_root(root, folder.credentials().mesh_name, passphrase))
+    Audit(folder.path).note("command", name="mesh export-root", detail=str(file))
     click.echo(f"Wrote the root key to {file}. Keep it away from the devices; whoever has both can do everything.")
 
 
@@ -163,6 +165,7 @@ def import_root(file: Path, home: Path) -> None:
     """Put the root key of FILE into this device's folder, which is in that mesh, or becomes its admin."""
     from .home import Home
     from .root_file import FILE_BYTES_MAX, open_root
+    from .seeing.audit import Audit
 
     try:
         with file.open("rb") as opened:
@@ -173,6 +176,7 @@ def import_root(file: Path, home: Path) -> None:
     passphrase = click.prompt("Passphrase of the root key", hide_input=True, err=True)
     root, mesh_name = open_root(data, passphrase)
     Home(home).take_root(root, mesh_name)
+    Audit(Home(home).path).note("command", name="mesh import-root", detail=str(file))
     click.echo(f"The root key of {mesh_name!r} is here now. A node that runs uses it from its next start.")
 
 

@@ -60,6 +60,7 @@ class Request(Message, frozen=True, kw_only=True):
         "doctor",
         "top",
         "service",
+        "dashboard",
     ]
     json_bytes: Natural
     tensors: tuple[TensorSpec, ...] = ()
@@ -149,18 +150,24 @@ async def _answer(node: "Node", stop: trio.Event, stream: trio.SocketStream) -> 
         log.debug("the command line went away")
 
 
+# What is asked without arguments and answered at once.
+_ASKED: Final[dict[str, Callable[["Node"], object]]] = {
+    "status": lambda node: node.status(),
+    "mesh": lambda node: node.show_mesh(),
+    "dashboard": lambda node: node.dashboard_link(),
+}
+
+
 async def _perform(
     node: "Node", command: str, arguments: Arguments, arrays: list[Array], stream: trio.SocketStream
 ) -> tuple[object, list[Array]]:
     if command in STREAMED:
         return await STREAMED[command](node, arguments, lambda value: _reply(stream, "progress", value)), []
+    if command in _ASKED:
+        return _ASKED[command](node), []
     match command:
-        case "status":
-            return node.status(), []
         case "invite":
             return node.invite(**arguments), []
-        case "mesh":
-            return node.show_mesh(), []
         case "revoke":
             node.revoke(**arguments)
             return None, []

@@ -63,6 +63,7 @@ from .speed import cache_file, known_speed, load_or_measure
 from .stages import StageLoader
 from .texts import TextModel, Texts
 from .tokenizing import Tokenizers
+from .web.dashboard.app import Dashboard
 from .web.metrics import release
 from .web.opening import Web, open_web
 from .web.vital import vital_routes
@@ -124,6 +125,7 @@ class Node:
         self.deploying: Deploying
         self.services: Services
         self.web: Web | None = None
+        self.dashboard: Dashboard
         self._nursery: trio.Nursery
         self._mesh_name = ""
         self._token: trio.lowlevel.TrioToken | None = None
@@ -267,12 +269,23 @@ class Node:
     @asynccontextmanager
     async def _open_to_programs(self) -> AsyncIterator[None]:
         """Answer over HTTP as configured, until the block ends."""
-        more, measures = vital_routes(self), self.seeing.measures
+        self.dashboard = Dashboard(self)
         with tracing(self.mesh.me, self.device), self.seeing.running(release()):
             async with open_web(
-                self.texts, self.config.web, self.home, owner=self._mesh_name, more=more, measures=measures
+                self.texts,
+                self.config.web,
+                self.home,
+                owner=self._mesh_name,
+                more=(*vital_routes(self), *self.dashboard.routes),
+                measures=self.seeing.measures,
+                open_paths=self.dashboard.open_paths,
             ) as self.web:
-                yield
+                if self.web is not None:
+                    self._nursery.start_soon(self.dashboard.run)
+                try:
+                    yield
+                finally:
+                    self.dashboard.end()
 
     @property
     def device(self) -> str:
@@ -548,6 +561,10 @@ class Node:
             text = text.replace(short(peer), profile.device)
         return text
 
+    def dashboard_link(self) -> str:
+        """Return the page's address with its owner's key; empty where nothing is served over HTTP."""
+        return self.dashboard.owner.link(self.web.page) if self.web else ""
+
     def progress(self, task: str) -> Progress | None:
         """Return where this node stands in a task that it takes part in."""
         return self.tasks.progress(task)
@@ -592,7 +609,7 @@ class Node:
         while True:
             known = known_members(self.home, self.mesh)
             if known != saved:
-                self.seeing.appeared(known, saved)
+                self.seeing.appeared(self.mesh.me, known, saved)
                 await trio.to_thread.run_sync(self.home.save_members, known)
                 saved = known
             await trio.sleep(_MEMBERS_INTERVAL_S)

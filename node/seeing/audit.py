@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 
@@ -22,6 +22,7 @@ from . import request
 What = Literal[
     "started", "stopped", "joined", "appeared", "refused", "revoked", "invited", "deployed", "withdrawn", "command"
 ]
+KINDS: Final[tuple[str, ...]] = get_args(What)
 FILE: Final = "audit.jsonl"
 REFUSALS_FILE: Final = "audit-refused.jsonl"
 BYTES_MAX: Final = 1024 * 1024  # of each half: 4,000 entries and more

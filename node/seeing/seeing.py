@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from ...mesh.revocations import Opened
 from ..deployments import DEPLOYMENT, DeploymentRecord
@@ -58,9 +59,9 @@ class Seeing:
         said = opened.sentence
         self.audit.note("revoked", who=said.subject, by=said.issuer, detail=said.reason or str(opened))
 
-    def appeared(self, known: Iterable[KnownMember], before: Iterable[KnownMember]) -> None:
+    def appeared(self, me: PeerId, known: Iterable[KnownMember], before: Iterable[KnownMember]) -> None:
         """Note members that this node had not heard of: they joined through others."""
-        seen = {member.peer for member in before}
+        seen = {me, *(member.peer for member in before)}
         for member in known:
             if member.peer not in seen and member.chain:
                 self.audit.note("appeared", who=member.peer, device=member.device)

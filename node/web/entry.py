@@ -15,6 +15,15 @@ from .guard import Guard
 
 REQUEST_ID: Final = "x-request-id"
 
+# No other site's page reads, frames or guesses the kind of an answer, and none learns from where it was reached.
+_HEADERS: Final = {
+    "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+}
+
 # What figures call a path: what a stranger writes behind these makes no series of its own.
 _ROUTES: Final = (
     *("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/services"),
@@ -50,7 +59,9 @@ class Entry:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = id_
+                answered = MutableHeaders(scope=message)
+                answered[REQUEST_ID] = id_
+                answered.update(_HEADERS)
             await send(message)
 
         with request.entering(f"{scope['method']} {route_of(path)}", headers.get(REQUEST_ID, "")) as id_:

@@ -1,6 +1,6 @@
 """One page that one can show in a meeting: it holds all that it needs, and asks the network for nothing.
 
-The charts are uPlot's (MIT, 51 kB, kept beside this file): plotly puts 4.5 MB into every page and 15 MB on the disk.
+The charts are uPlot's (MIT, 51 kB, which the dashboard has too): plotly puts 4.5 MB into every page, 15 MB on the disk.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Any, Final
 import jinja2
 import numpy as np
 
+from ....node.web import dashboard
 from ..outcome import Outcome, Row
 from . import archive, table, words
 
@@ -42,14 +43,19 @@ def page(outcomes: Mapping[str, Outcome], title: str, *, caption: str = "") -> s
         settings=_settings(outcomes),
         extremes=[_extremes(label, one) for label, one in list(outcomes.items())[:_RUNS_NAMED]],
         data=_data(outcomes),
-        css=[_part("uplot.css"), _part("page.css")],
-        scripts=[_part("uplot.js"), _part("page.js")],
+        css=[_chart("uplot.css"), _part("page.css")],
+        scripts=[_chart("uplot.js"), _part("page.js")],
     )
 
 
 @cache
 def _part(name: str) -> str:
     return (resources.files(__package__) / name).read_text("utf-8")
+
+
+@cache
+def _chart(name: str) -> str:
+    return (resources.files(dashboard) / "static" / name).read_text("utf-8")
 
 
 @cache

@@ -1,0 +1,152 @@
+"""The dashboard of real nodes: what it tells, what its owner may do, and what nobody else may."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import trio
+from lepton.node import Node
+from lepton.node.control import Control, serve_control
+from lepton.node.web.dashboard.app import POLICY
+from lepton.node.web.dashboard.owner import HEADER
+
+from .fakes import PATIENCE_S, running, until
+
+T = TypeVar("T")
+HOSTILE = "<img src=x onerror=alert(1)>\u202e\x1b"
+
+
+@asynccontextmanager
+async def two(folder: Path) -> AsyncIterator[tuple[Node, Node]]:
+    async with running(folder, "a", "b") as world:
+        yield world.nodes["a"], world.nodes["b"]
+
+
+async def ask(node: Node, question: Callable[[httpx.Client], T], *, owner: bool = False) -> T:
+    assert node.web is not None
+    headers = {HEADER: node.dashboard.owner.key} if owner else {}
+    page = node.web.page
+
+    def run() -> T:
+        with httpx.Client(base_url=page, timeout=PATIENCE_S, headers=headers) as client:
+            return question(client)
+
+    return await trio.to_thread.run_sync(run)
+
+
+def do(action: str, **asked: Any) -> Callable[[httpx.Client], httpx.Response]:
+    return lambda client: client.post("/ui/do", json={"action": action, **asked})
+
+
+async def test_the_page_and_what_it_shows(tmp_path: Path) -> None:
+    async with two(tmp_path) as (a, b):
+        page = await ask(a, lambda client: client.get("/"))
+        assert page.headers["content-security-policy"] == POLICY
+        assert page.headers["x-content-type-options"] == "nosniff"
+        for file in ("app.js", "app.css", "uplot.js", "icon.svg"):
+            answer = await ask(a, lambda client, file=file: client.get(f"/ui/{file}"))  # type: ignore[misc]
+            assert answer.status_code == 200
+        assert (await ask(a, lambda client: client.get("/ui/../node.toml"))).status_code == 404
+        assert (await ask(a, lambda client: client.get("/ui/no-such-file"))).status_code == 400
+        state = (await ask(a, lambda client: client.get("/ui/state"))).json()
+        assert state["me"]["id"] == a.mesh.me
+        assert [(node["id"], node["me"], node["here"]) for node in state["nodes"]] == [
+            (a.mesh.me, True, True),
+            (b.mesh.me, False, True),
+        ]
+        (link,) = state["links"]
+        assert {link["a"], link["b"]} == {a.mesh.me, b.mesh.me}
+        log = (await ask(a, lambda client: client.get("/ui/audit?last=5"))).json()
+        assert "started" in [entry["what"] for entry in log]
+        assert (await ask(a, lambda client: client.get("/ui/audit?last=x"))).status_code == 400
+        assert (await ask(a, lambda client: client.get("/ui/curves/none"))).json()["nodes"] == {}
+
+
+async def test_the_feed_goes_on_until_the_client_leaves_and_so_many_may_watch(tmp_path: Path) -> None:
+    def first(client: httpx.Client) -> dict[str, Any]:
+        with client.stream("GET", "/ui/events") as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            lines = answer.iter_lines()
+            assert next(lines) == "event: me"
+            said: dict[str, Any] = json.loads(next(lines).removeprefix("data: "))
+            return said
+
+    def crowd(client: httpx.Client) -> list[int]:
+        opened = [client.stream("GET", "/ui/events") for _ in range(9)]
+        try:
+            return [one.__enter__().status_code for one in opened]
+        finally:
+            for one in opened:
+                one.__exit__(None, None, None)
+
+    async with two(tmp_path) as (a, _b):
+        for _ in range(3):
+            assert (await ask(a, first))["id"] == a.mesh.me
+        assert sorted(await ask(a, crowd)) == [200] * 8 + [429]
+        await until(lambda: not a.dashboard._watching._running)
+
+
+async def test_a_hostile_name_is_data(tmp_path: Path) -> None:
+    async with running(tmp_path, "a") as world:
+        home = world.furnish("evil")
+        settings: dict[str, Any] = {"listen": ["127.0.0.1:0"], "interfaces": ["127.0.0.1"]}
+        async with Node(home, name=HOSTILE * 20, serve={"memory": "1kB"}, web={"listen": "off"}, **settings) as evil:
+            a = world.nodes["a"]
+            await until(lambda: evil.mesh.me in a.tasks.profiles())
+            state = await ask(a, lambda client: client.get("/ui/state"))
+            (node,) = [node for node in state.json()["nodes"] if node["id"] == evil.mesh.me]
+            assert node["device"].startswith("<img src=x onerror=alert(1)>\ufffd\ufffd")
+            assert len(node["device"]) == 64
+            assert evil.dashboard_link() == ""
+
+
+async def test_nothing_is_changed_without_the_owners_key(tmp_path: Path) -> None:
+    async with two(tmp_path) as (a, b):
+        for action, asked in (("invite", {}), ("revoke", {"subject": b.mesh.me}), ("check", {})):
+            refused = await ask(a, do(action, **asked))
+            assert refused.status_code == 403
+            assert "lepton-node dashboard" in refused.json()["error"]["message"]
+        for wrong in ({"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}, {"host": "evil.example"}):
+            answer = await ask(
+                a,
+                lambda client, wrong=wrong: client.post("/ui/do", json={"action": "invite"}, headers=wrong),  # type: ignore[misc]
+                owner=True,
+            )
+            assert answer.status_code == 403
+        assert not a.mesh.door.invites.snapshot()
+        assert b.mesh.me in a.mesh.present
+
+
+async def test_the_owner_does_what_the_command_line_can(tmp_path: Path) -> None:
+    async with two(tmp_path) as (a, b):
+        stop = trio.Event()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_control, a, stop)
+            link, _ = await Control(a.home.path).ask("dashboard")
+            nursery.cancel_scope.cancel()
+        assert link == a.dashboard_link()
+        assert (await ask(a, do("check"), owner=True)).status_code == 200
+        invited = (await ask(a, do("invite", role="client", uses=3, lifetime_s=60), owner=True)).json()
+        assert [str(invite.uses) for invite in a.mesh.door.invites.snapshot()] == ["3"]
+        assert invited["code"]
+        assert len(invited["qr"]) > 20
+        wrong = {
+            "no such": {"action": "format-disk"},
+            "Unknown": {"action": "invite", "lifetime_s": 60, "admin": True},
+            "role": {"action": "invite", "role": "emperor"},
+            "No language model": {"action": "unserve", "name": "tales"},
+            "task": {"action": "train", "task": {"name": "x", "nonsense": 1}},
+            "id": {"action": "revoke", "subject": "12D3KooWnobody"},
+        }
+        for asked in wrong.values():
+            answer = await ask(a, lambda client, asked=asked: client.post("/ui/do", json=asked), owner=True)  # type: ignore[misc]
+            assert answer.status_code == 400, answer.text
+        assert (await ask(a, do("revoke", subject=b.mesh.me, reason="lost"), owner=True)).status_code == 200
+        await until(lambda: b.mesh.me not in a.mesh.present)
+        state = (await ask(a, lambda client: client.get("/ui/state"))).json()
+        assert [(one["id"], one["reason"]) for one in state["revoked"]] == [(b.mesh.me, "lost")]
+        told = (await ask(a, lambda client: client.get("/ui/audit"))).json()
+        assert {"invited", "command", "revoked"} <= {entry["what"] for entry in told}
