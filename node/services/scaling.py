@@ -45,6 +45,12 @@ def _within(record: ServiceRecord, number: int) -> int:
     return max(record.replicas, min(number, most))
 
 
+def _places(record: ServiceRecord) -> int:
+    """Return how many calls an instance works on at once, by the method that takes the fewest."""
+    methods = record.releases[-1].methods
+    return min(method.concurrency * method.batch_size_max for method in methods)
+
+
 @dataclass(slots=True)
 class Scaling:
     """One service's number, as the node sees it that counts."""
@@ -85,7 +91,7 @@ class Scaling:
         if self.wanted <= 1:  # the last one, which its host says is quiet after `idle_s`
             return all(instance.quiet for instance in ready)
         running = sum(instance.running for instance in ready)
-        return waits_ms <= SLACK * record.queue_ms and running <= self.wanted - 1
+        return waits_ms <= SLACK * record.queue_ms and running <= (self.wanted - 1) * _places(record)
 
     def _patience_s(self, record: ServiceRecord) -> float:
         return record.idle_s if self.wanted > 1 else 0.0
