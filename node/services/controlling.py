@@ -8,7 +8,7 @@ import trio
 
 from ...mesh.errors import LinkError, UsageError
 from ...mesh.identity import PeerId, short
-from .operating import Progress, progress_of
+from .operating import Progress, RolledBack, progress_of
 from .outlook import Picture
 from .records import ServiceRecord
 from .rollout import current
@@ -60,7 +60,10 @@ async def _deploy(node: "Node", arguments: Arguments, tell: Tell, *, update: boo
             await tell({"progress": _plain(progress, devices)})
 
         with trio.move_on_after(timeout_s) as scope:
-            await services.operating.watch(name, show)
+            try:
+                await services.operating.watch(name, show)
+            except RolledBack as error:
+                raise RolledBack(node.named(str(error))) from error
         if scope.cancelled_caught:
             raise LinkError(
                 f"{name!r} does not run as it ought to after {timeout_s:g} s; the mesh goes on trying: see "
@@ -94,7 +97,8 @@ def new_lines(before: list[str], now: list[str]) -> list[str]:
 def listing(node: "Node") -> list[dict[str, Any]]:
     """Return all services as plain data: what ought to run, what runs where, and why something does not."""
     picture = node.services.operating.picture()
-    return [_listed(name, known, picture, _devices(node)) for name, known in sorted(picture.services.items())]
+    found = [_listed(name, known, picture, _devices(node)) for name, known in sorted(picture.services.items())]
+    return [said | {"failed": node.named(said["failed"])} for said in found]
 
 
 def _listed(name: str, known: Deployed, picture: Picture, devices: Mapping[PeerId, str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from ...mesh.identity import PeerId
+from ...mesh.identity import PeerId, short
 from .outlook import Outlook, Picture, outlook
 from .records import INSTANCES_MAX, HostedRecord, InstanceSaid, Offering, Release, ServiceRecord, State
 from .rollout import RESTARTS_MAX, current, ending, is_under_way, may_start
@@ -167,7 +167,7 @@ class Host:
         self._bars[key] = _Bar(reason, now + min(TRY_AGAIN_S * 2**tries, TRY_AGAIN_S_MAX), tries)
         service = self._picture.services.get(name)
         if service is not None and self._is_new(service, digest) and is_under_way(service.record, self._hosted(name)):
-            self._failed.setdefault(name, {})[digest] = reason
+            self._failed.setdefault(name, {})[digest] = f"{short(self.me)}: {reason}"
 
     def _is_new(self, service: Deployed, digest: str) -> bool:
         return service.record.replaces is not None and service.record.releases[-1].bundle.digest == digest
