@@ -51,10 +51,10 @@ def test_no_device_gives_more_than_it_has_and_all_compute_the_same(seed: int) ->
         memory, cores = taken(jobs, found, its.peer)
         assert memory <= its.memory_bytes
         assert cores <= its.cores_m
-    for its in jobs:
-        placed = found.counts[its.key]
-        assert sum(placed.values()) + found.missing.get(its.key, 0) == its.count
-        assert set(placed) <= its.may
+    for asked in jobs:
+        placed = found.counts[asked.key]
+        assert sum(placed.values()) + found.missing.get(asked.key, 0) == asked.count
+        assert set(placed) <= asked.may
 
 
 @pytest.mark.parametrize("seed", range(300))
