@@ -18,6 +18,7 @@ from ...mesh.identity import PeerId
 from ...mesh.rpc.methods import Answer, Empty, Incoming, Method
 from ...mesh.tensors import Array
 from ..config import did_you_mean
+from ..seeing import request
 from .errors import NotHere, TooLate
 from .hosting import Instance, Instances
 from .messages import CALL, DESCRIBE, FEED, STREAM, Asked, Described, Given
@@ -70,25 +71,27 @@ class Answering:
     # -- for peers ----------------------------------------------------------------------------------------------------
 
     async def _call(self, incoming: Incoming[Asked]) -> Answer[Given]:
-        deadline = trio.current_time() + incoming.timeout_s
-        return await _told(
-            self.call(incoming.caller, incoming.scope, incoming.message, incoming.arrays, deadline=deadline)
-        )
+        deadline, asked = trio.current_time() + incoming.timeout_s, incoming.message
+        with request.following(asked.request, "call", service=incoming.scope, method=asked.method):
+            return await _told(self.call(incoming.caller, incoming.scope, asked, incoming.arrays, deadline=deadline))
 
     async def _feed(self, incoming: Incoming[Asked]) -> Answer[Given]:
         deadline = trio.current_time() + incoming.timeout_s
         asked, arrays, items = incoming.message, incoming.arrays, incoming.items
-        return await _told(self.feed(incoming.caller, incoming.scope, asked, arrays, items, deadline=deadline))
+        with request.following(asked.request, "client stream", service=incoming.scope, method=asked.method):
+            return await _told(self.feed(incoming.caller, incoming.scope, asked, arrays, items, deadline=deadline))
 
     async def _stream(self, incoming: Incoming[Asked]) -> None:
         deadline = trio.current_time() + incoming.timeout_s
-        items = self.stream(incoming.caller, incoming.scope, incoming.message, incoming.arrays, deadline=deadline)
-        async with aclosing(items):
-            try:
-                async for item in items:
-                    await incoming.send(item.message, item.arrays)
-            except LeptonError as error:
-                await incoming.send(Given(trouble=trouble_of(error)))
+        asked = incoming.message
+        with request.following(asked.request, "server stream", service=incoming.scope, method=asked.method):
+            items = self.stream(incoming.caller, incoming.scope, asked, incoming.arrays, deadline=deadline)
+            async with aclosing(items):
+                try:
+                    async for item in items:
+                        await incoming.send(item.message, item.arrays)
+                except LeptonError as error:
+                    await incoming.send(Given(trouble=trouble_of(error)))
 
     async def _describe(self, incoming: Incoming[Described]) -> Answer[Empty]:
         text = msgspec.json.encode(self.spec(incoming.scope, incoming.message.version))

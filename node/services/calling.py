@@ -64,6 +64,10 @@ class Calling:
         self._specs: dict[str, ServiceSpec] = {}  # by the bundle's digest
         self._under_way: Counter[PeerId] = Counter()
 
+    def brief(self, service: str, method: str, version: str = "") -> MethodBrief:
+        """Return what has to be known of a method to call it. Raises UsageError when there is no such."""
+        return self.directory.known(service).brief(method, version)
+
     async def ask(
         self, service: str, asked: Asked, arrays: Sequence[Array] = (), *, timeout_s: float | None = None
     ) -> Answer[Given]:
