@@ -22,6 +22,7 @@ from ...mesh.errors import Busy, LeptonError, UsageError
 from ...mesh.identity import PeerId
 from ...mesh.rpc.methods import Answer
 from ...mesh.tensors import Array
+from ..seeing.measures import Measures
 from .answering import Answering
 from .balancer import REST_S, Attempt, Outcome, Replica
 from .directory import Directory, Known, Pictured
@@ -55,12 +56,14 @@ class Calling:
         answering: Callable[[], Answering | None] = lambda: None,
         *,
         wake: Wake = _wake_nobody,
+        measures: Measures | None = None,
     ) -> None:
         """``answering`` gives this node's own instances; ``wake`` has a service started that nobody runs."""
         self.directory = Directory(view, lambda: mesh.changed)
         self._mesh = mesh
         self._sending = Sending(mesh, answering)
         self._wake = wake
+        self._measures = measures or Measures()
         self._specs: dict[str, ServiceSpec] = {}  # by the bundle's digest
         self._under_way: Counter[PeerId] = Counter()
 
@@ -97,20 +100,21 @@ class Calling:
         """Iterate over what a method streams. Behind its first item nobody else is asked; otherwise like ``ask``."""
         call, begun = self._call(service, asked, "server_stream", timeout_s), False
         call.spent = lambda: begun
-        while True:
-            replica = await self._chosen(call)
-            try:
-                with self._attempt(call, replica) as attempt:
-                    found = self._sending.items(service, asked, arrays, replica, call.deadline)
-                    async with aclosing(found):
-                        async for item in found:
-                            attempt.hear(item.message)
-                            begun = True
-                            yield item
-                    attempt.outcome = "answered"
-                return
-            except LeptonError as error:
-                call.failed(error, [replica])
+        with self._counted(call):
+            while True:
+                replica = await self._chosen(call)
+                try:
+                    with self._attempt(call, replica) as attempt:
+                        found = self._sending.items(service, asked, arrays, replica, call.deadline)
+                        async with aclosing(found):
+                            async for item in found:
+                                attempt.hear(item.message)
+                                begun = True
+                                yield item
+                        attempt.outcome = "answered"
+                    return
+                except LeptonError as error:
+                    call.failed(error, [replica])
 
     async def spec(self, service: str, version: str = "", *, timeout_s: float = limits.CALL_TIMEOUT_S) -> ServiceSpec:
         """Return all about a service: its newest release that runs, or this one. Raises what ``ask`` raises."""
@@ -146,13 +150,28 @@ class Calling:
     # -- attempts -----------------------------------------------------------------------------------------------------
 
     async def _answered(self, call: "_Call", send: Send) -> Answer[Given]:
-        while True:
-            replica = await self._chosen(call)
-            race = _Race(first=replica)
-            try:
-                return await self._raced(call, send, race)
-            except LeptonError as error:
-                call.failed(error, race.asked)
+        with self._counted(call):
+            while True:
+                replica = await self._chosen(call)
+                race = _Race(first=replica)
+                try:
+                    return await self._raced(call, send, race)
+                except LeptonError as error:
+                    call.failed(error, race.asked)
+
+    @contextmanager
+    def _counted(self, call: "_Call") -> Iterator[None]:
+        """Count a call by what it came to, and time it when it was answered."""
+        about, outcome = (call.known.name, call.brief.name), "given_up"
+        try:
+            yield
+            outcome = "answered"
+            self._measures.service_seconds.observe(trio.current_time() - call.began, *about)
+        except LeptonError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            self._measures.service_calls.add(*about, outcome)
 
     async def _raced(self, call: "_Call", send: Send, race: "_Race") -> Answer[Given]:
         """Ask one replica and, when its answer is late and the method allows it, a second one. The first answer counts.

@@ -67,9 +67,9 @@ class Known:
                 names.append(brief.name)
         if not names:
             here = ", ".join(release.version for release in self.record.releases)
-            raise UsageError(f"{self.name!r} has no release {version!r}; there is {here}.")
+            raise NoService(f"{self.name!r} has no release {version!r}; there is {here}.")
         has = ", ".join(sorted(set(names)))
-        raise UsageError(f"{self.name!r} has no method {method!r}.{did_you_mean(method, names)} It has {has}.")
+        raise NoService(f"{self.name!r} has no method {method!r}.{did_you_mean(method, names)} It has {has}.")
 
     def without(self, method: str) -> list[Replica]:
         """Return the replicas of releases that have no such method."""
@@ -131,7 +131,7 @@ class Directory:
 
 
 class NoService(UsageError):
-    """No service of this name ought to run."""
+    """No service, release or method of this name is there."""
 
 
 def _replicas(peer: PeerId, said: HostedRecord) -> list[Replica]:

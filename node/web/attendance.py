@@ -4,6 +4,7 @@ Whoever closes the connection ends the work; the end of the node is told to whoe
 """
 
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -42,9 +43,18 @@ class Out:
         self._is_begun = False
 
     async def whole(self, value: object, *, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        await self.raw(msgspec.json.encode(value), kind=b"application/json", status=status, headers=headers)
+
+    async def raw(
+        self,
+        said: bytes,
+        *,
+        kind: bytes = b"application/octet-stream",
+        status: int = 200,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         self._is_begun = True
-        said = msgspec.json.encode(value)
-        about = [(b"content-type", b"application/json"), (b"content-length", str(len(said)).encode()), *headers]
+        about = [(b"content-type", kind), (b"content-length", str(len(said)).encode()), *headers]
         await self._send({"type": "http.response.start", "status": status, "headers": about})
         await self._send({"type": "http.response.body", "body": said})
 
@@ -61,7 +71,7 @@ class Out:
         if self._is_begun:
             await self.events([event(said)], last=True)
         else:
-            later = [(b"retry-after", b"%d" % error.retry_after_s)] if isinstance(error, Busy) else []
+            later = [(b"retry-after", b"%d" % math.ceil(error.retry_after_s))] if isinstance(error, Busy) else []
             await self.whole(said, status=status, headers=later)
 
 
@@ -94,9 +104,16 @@ def failure(error: Exception) -> Response:
 class Attendance:
     """The work under way for all clients of an endpoint."""
 
-    def __init__(self, *, requests_max: int = REQUESTS_MAX, waiting_max: int = WAITING_MAX) -> None:
+    def __init__(
+        self,
+        *,
+        requests_max: int = REQUESTS_MAX,
+        waiting_max: int = WAITING_MAX,
+        body_bytes_max: int = BODY_BYTES_MAX,
+    ) -> None:
         self._turns = trio.Semaphore(requests_max)
         self._waiting_max = waiting_max
+        self._body_bytes_max = body_bytes_max
         self._running: set[trio.CancelScope] = set()
         self._ended = False
 
@@ -111,7 +128,7 @@ class Attendance:
         out = Out(send)
         try:
             async with self._running_until_end(), self._turn():
-                body = await _body(receive)
+                body = await _body(receive, self._body_bytes_max)
                 if body is not None:
                     await _while_there(receive, work, body, out)
         except Exception as error:  # noqa: BLE001 - the client is told, the log says more
@@ -158,7 +175,7 @@ class Attended(Response):
         await self._attendance.attend(self._work, receive, send)
 
 
-async def _body(receive: Receive) -> bytes | None:
+async def _body(receive: Receive, bytes_max: int) -> bytes | None:
     """Return the request's body; None when the client left. Raises TooLarge, LinkError when it takes too long."""
     pieces = bytearray()
     with trio.move_on_after(BODY_WAIT_S):
@@ -167,8 +184,8 @@ async def _body(receive: Receive) -> bytes | None:
             if message["type"] == "http.disconnect":
                 return None
             pieces += message.get("body", b"")
-            if len(pieces) > BODY_BYTES_MAX:
-                raise TooLarge(f"A request has at most {BODY_BYTES_MAX:,} bytes.")
+            if len(pieces) > bytes_max:
+                raise TooLarge(f"A request has at most {bytes_max:,} bytes.")
             if not message.get("more_body", False):
                 return bytes(pieces)
     raise LinkError(f"The request did not come whole within {BODY_WAIT_S:g} s.")

@@ -2,7 +2,7 @@
 
 A page from anywhere can make a browser send requests to 127.0.0.1, and by DNS rebinding under a name of its own. So
 on loopback the Host header has to name this device, an Origin has to be this endpoint's own, and a body has to be
-declared as JSON, for which a browser asks first and is not answered (no CORS).
+declared as JSON or raw bytes, for which a browser asks first and is not answered (no CORS).
 """
 
 import hmac
@@ -16,6 +16,7 @@ from .listen import Listen
 from .replies import NoToken
 
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_KINDS: Final = frozenset({"application/json", "application/octet-stream"})  # no form of a page can send these
 # 16 characters of a password manager have 95 bits; what a person invents is longer or has fewer.
 TOKEN_CHARACTERS_MIN: Final = 16
 
@@ -48,7 +49,7 @@ class Guard:
         if self.token and not is_open and not hmac.compare_digest(_bearer(headers).encode(), self.token.encode()):
             raise NoToken("This endpoint wants its token as the API key (`Authorization: Bearer TOKEN`).")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if method == "POST" and kind != "application/json":
+        if method == "POST" and kind not in _KINDS:
             raise UsageError("Send the body as JSON, with the header `Content-Type: application/json`.")
 
 

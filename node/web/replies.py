@@ -9,7 +9,9 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from ...mesh.errors import Busy, LeptonError, LinkError, PeerError, Refused, UsageError
+from ...mesh.errors import Busy, LeptonError, LinkError, PeerError, Refused, Uncertain, UsageError
+from ..services.directory import NoService
+from ..services.errors import InstanceLost, ServiceError, TooLate
 from .models import Finish, ModelInfo, Part, Vectors
 from .requests import TextRequest, TooLarge, WrongField
 
@@ -19,6 +21,10 @@ _ID_BYTES: Final = 12
 
 class NoModel(UsageError):
     """No model of this name, or of this kind, is there."""
+
+
+class Unfit(UsageError):
+    """What a service was asked does not fit its method."""
 
 
 class NoToken(Refused):
@@ -132,24 +138,27 @@ def error_body(error: LeptonError) -> tuple[int, dict[str, Any]]:
     return status, error_shape(str(error), kind, code=code, param=param)
 
 
+# The first that fits, from the special to the general.
+_ANSWERS: Final[tuple[tuple[type[LeptonError], tuple[int, str, str | None]], ...]] = (
+    (NoToken, (401, "invalid_request_error", "invalid_api_key")),
+    (NoModel, (404, "invalid_request_error", "model_not_found")),
+    (NoService, (404, "invalid_request_error", "service_not_found")),
+    (Unfit, (422, "invalid_request_error", None)),
+    (TooLarge, (413, "invalid_request_error", None)),
+    (UsageError, (400, "invalid_request_error", None)),
+    (Refused, (403, "permission_error", None)),
+    (Busy, (429, "rate_limit_error", "busy")),
+    (TooLate, (504, "server_error", "too_late")),
+    (InstanceLost, (502, "server_error", "outcome_unknown")),
+    (Uncertain, (502, "server_error", "outcome_unknown")),
+    (ServiceError, (500, "server_error", "service_failed")),
+    (LinkError, (503, "server_error", "mesh_unavailable")),
+    (PeerError, (503, "server_error", "mesh_unavailable")),
+)
+
+
 def _answer_to(error: LeptonError) -> tuple[int, str, str | None]:
-    match error:
-        case NoToken():
-            return 401, "invalid_request_error", "invalid_api_key"
-        case NoModel():
-            return 404, "invalid_request_error", "model_not_found"
-        case TooLarge():
-            return 413, "invalid_request_error", None
-        case UsageError():
-            return 400, "invalid_request_error", None
-        case Refused():
-            return 403, "permission_error", None
-        case Busy():
-            return 429, "rate_limit_error", "busy"
-        case LinkError() | PeerError():
-            return 503, "server_error", "mesh_unavailable"
-        case _:
-            return 500, "server_error", None
+    return next((answer for kind, answer in _ANSWERS if isinstance(error, kind)), (500, "server_error", None))
 
 
 def error_shape(message: str, kind: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:

@@ -1,0 +1,182 @@
+"""Services over HTTP: JSON and raw bytes in and out, events, and a status for each thing that can go wrong."""
+
+import http.client
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from lepton.mesh.errors import Busy, UsageError
+from lepton.mesh.rpc.methods import Answer
+from lepton.mesh.tensors import Array
+from lepton.node.services.calling import Calling
+from lepton.node.services.errors import InstanceLost, NotHere, ServiceError, TooLate
+from lepton.node.services.in_json import packed
+from lepton.node.services.messages import Asked, Given
+from lepton.node.services.values import decode
+from lepton.node.web.endpoint import Endpoint
+from lepton.node.web.guard import Guard
+from lepton.node.web.listen import Listen
+from lepton.node.web.server import open_server
+from lepton.node.web.services import Services
+
+from .hosts import FakeInstance, Net
+from .test_client import IMAGE, clients
+
+TOKEN = "a token of 24 characters"
+JSON = {"Content-Type": "application/json"}
+RAW = {"Content-Type": "application/octet-stream"}
+
+
+@asynccontextmanager
+async def served(token: str = "") -> AsyncIterator[tuple[int, FakeInstance, Net]]:
+    _, one, net = clients(doc="Computes <b>.")
+    services = Services(net.calling, mesh="home")
+    listen = Listen("127.0.0.1", 0)
+    endpoint = Endpoint(None, Guard(listen, token), owner="home", more=services.routes)  # type: ignore[arg-type]
+    async with open_server(endpoint.app, listen) as server:
+        try:
+            yield server.listen.port, one, net
+        finally:
+            services.end()
+
+
+async def ask(
+    port: int, path: str, body: object = None, headers: dict[str, str] = JSON
+) -> tuple[int, Any, http.client.HTTPResponse]:
+    def run() -> tuple[int, Any, http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        raw = body if isinstance(body, bytes | None) else msgspec.json.encode(body)
+        connection.request("GET" if body is None else "POST", f"/v1/services{path}", raw, headers)
+        answer = connection.getresponse()
+        said: Any = answer.read()
+        connection.close()
+        if answer.getheader("content-type", "").startswith("application/json"):
+            said = msgspec.json.decode(said)
+        return answer.status, said, answer
+
+    return await trio.to_thread.run_sync(run)
+
+
+async def test_json_in_and_out() -> None:
+    async with served() as (port, *_):
+        assert (await ask(port, "/calc/add", {"x": 1, "y": 2}))[:2] == (200, 3)
+        for image in (IMAGE.tolist(), packed(IMAGE)):
+            status, said, answer = await ask(port, "/calc/frame", {"image": image})
+            assert (status, said) == (200, {"corner": [2, 0], "mask": packed(IMAGE)})
+            assert len(answer.getheader("x-request-id", "")) == 16
+        assert (await ask(port, "/calc/sum", {"xs": [1, 2, 3], "y": 4}))[:2] == (200, 10)
+
+
+async def test_raw_bytes_in_and_out() -> None:
+    async with served() as (port, one, _):
+
+        async def give_back(asked: Asked, arrays: Sequence[Array]) -> Answer[Given]:
+            from lepton.node.services.values import encode
+
+            given, made = encode(decode(asked.value, arrays)["image"])
+            return Answer(Given(value=given), made)
+
+        one._work = give_back
+        headers = {**RAW, "X-Shape": "2,3", "Accept": "application/octet-stream"}
+        status, said, answer = await ask(port, "/calc/frame?name=yard", IMAGE.tobytes(), headers)
+        assert (status, said) == (200, IMAGE.tobytes())
+        assert (answer.getheader("x-dtype"), answer.getheader("x-shape")) == ("uint8", "2,3")
+        for wrong in ({"X-Shape": "7"}, {"X-Shape": "-2,-3"}, {"X-Shape": "x"}, {"X-Dtype": "object"}):
+            status, said, _ = await ask(port, "/calc/frame", IMAGE.tobytes(), {**RAW, **wrong})
+            assert status == 422, said
+            assert "is no array of" in said["error"]["message"]
+        status, said, _ = await ask(port, "/calc/add", b"1", RAW)
+        assert (status, said["error"]["message"]) == (
+            422, "calc.add: a raw body stands for one parameter of bytes, or one array; this method wants JSON.",
+        )  # fmt: skip
+
+
+async def test_a_stream_comes_as_events() -> None:
+    async with served() as (port, one, _):
+        status, said, answer = await ask(port, "/calc/watch", {"x": 3})
+        assert status == 200
+        assert answer.getheader("content-type", "").startswith("text/event-stream")
+        assert said == b"data: 0\n\ndata: 1\n\ndata: 2\n\ndata: [DONE]\n\n"
+        one.dead = True
+        status, said, _ = await ask(port, "/calc/watch", {"x": 3})
+        assert status == 502
+
+
+async def test_each_trouble_has_its_status() -> None:
+    async with served() as (port, one, _):
+        for path, body, expected, text in (
+            ("/cal/add", {}, 404, "No service 'cal' runs in this mesh. Did you mean 'calc'"),
+            ("/calc/ad", {}, 404, "'calc' has no method 'ad'. Did you mean 'add'"),
+            ("/calc/add", b"{", 422, "calc.add: This is not valid JSON"),
+            ("/calc/add", [1], 422, "has to be a JSON object"),
+            ("/calc/frame", {"image": "x"}, 422, "$.image"),
+            ("/calc/sum", {"xs": 3}, 422, "xs is a stream: give a list of its items"),
+        ):
+            status, said, _ = await ask(port, path, body)
+            assert status == expected, said
+            assert text in said["error"]["message"]
+
+        error: Exception = Busy("full", 0.4)
+
+        async def fail(asked: Asked, arrays: Sequence[Array]) -> Answer[Given]:
+            raise error
+
+        one._work = fail
+        for error, expected in (
+            (ServiceError("ValueError: no"), 500),
+            (UsageError("y has to be positive"), 422),
+            (InstanceLost("it ended"), 502),
+            (TooLate("late"), 504),
+        ):
+            status, said, _ = await ask(port, "/calc/add", {"x": 1})
+            assert status == expected, said
+            assert str(error) in said["error"]["message"]
+
+
+async def test_nobody_there_is_503_and_all_busy_is_429_with_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_args: object, **_options: object) -> None:
+        raise error
+
+    async with served() as (port, *_):
+        monkeypatch.setattr(Calling, "ask", fail)
+        error: Exception = NotHere("nobody took it")
+        assert (await ask(port, "/calc/add", {"x": 1}))[0] == 503
+        error = Busy("full", 0.4)
+        status, _, answer = await ask(port, "/calc/add", {"x": 1})
+        assert (status, answer.getheader("retry-after")) == (429, "1")
+
+
+async def test_services_are_listed_and_described() -> None:
+    async with served() as (port, *_):
+        _, listed, _ = await ask(port, "")
+        assert listed["data"][0]["id"] == "calc"
+        assert listed["data"][0]["versions"] == [{"version": "1", "share": 100, "ready": 1}]
+        _, document, _ = await ask(port, "/openapi.json")
+        frame = document["paths"]["/v1/services/calc/frame"]["post"]
+        assert frame["responses"]["200"]["content"]["application/json"]["schema"] == {
+            "$ref": "#/components/schemas/calc.frame.gives.Box"
+        }
+        assert "calc.frame.gives.Box" in document["components"]["schemas"]
+        _, said, _ = await ask(port, "/docs")
+        assert b"Computes &lt;b&gt;." in said
+        assert b"Add two numbers." in said
+
+
+async def test_the_guard_stands_before_services_too() -> None:
+    async with served(TOKEN) as (port, one, _):
+        for path, body in (("", None), ("/openapi.json", None), ("/docs", None), ("/calc/add", {"x": 1})):
+            assert (await ask(port, path, body))[0] == 401
+            status, _, _ = await ask(port, path, body, {**JSON, "Authorization": f"Bearer {TOKEN}"})
+            assert status == 200
+        headers = {**JSON, "Authorization": f"Bearer {TOKEN}", "Origin": "http://evil.example"}
+        assert (await ask(port, "/calc/add", {"x": 1}, headers))[0] == 403
+        assert one.ran.total() == 1
+
+
+async def test_a_body_that_is_too_large_is_413() -> None:
+    async with served() as (port, *_):
+        status, said, _ = await ask(port, "/calc/frame", bytes(33 * 1024 * 1024), RAW)
+        assert (status, said["error"]["message"]) == (413, "A request has at most 33,554,432 bytes.")
