@@ -8,7 +8,7 @@ async with Node("~/.lepton") as node:
 import logging
 import platform
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +56,7 @@ from .planning import SPEED
 from .seeing.recent import RecentLog, kept
 from .seeing.seeing import Seeing
 from .seeing.traces import tracing
+from .services.client import Client, Stream
 from .services.reflecting import describe
 from .services.services import Services
 from .shapes import ModelSpec
@@ -66,6 +67,7 @@ from .tokenizing import Tokenizers
 from .web.dashboard.app import Dashboard
 from .web.metrics import release
 from .web.opening import Web, open_web
+from .web.services import Services as WebServices
 from .web.vital import vital_routes
 
 if TYPE_CHECKING:
@@ -139,15 +141,42 @@ class Node:
         return in_background(cls(home, **options))
 
     @overload
-    def call(self, function: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T: ...
+    def call(self, function: str, /, *args: object, **options: object) -> Coroutine[Any, Any, Any]: ...
     @overload
-    def call(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T: ...
-    def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """From another thread, run a function of this node, as in ``node.call(node.predict, "digits", x)``.
+    def call(self, function: Callable[P, Awaitable[T]], /, *args: P.args, **options: P.kwargs) -> T: ...
+    @overload
+    def call(self, function: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T: ...
+    def call(self, function: Callable[..., Any] | str, /, *args: Any, **options: Any) -> Any:
+        """Call a service of the mesh: ``await node.call("detector.detect", frame, least=0.7)``.
 
-        Raises what it raises; LeptonError when the node is closed meanwhile.
+        Gives plain data and numpy arrays; `client` gives the author's own types. A parameter that is an asynchronous
+        iterator is a client stream. Its time is the method's own, or less where a cancel scope says so. Raises
+        UsageError for what does not fit, ServiceError for what the service raised, Refused without the grant
+        service:NAME; NotHere or Busy when nobody took it in time, so it did not run; TooLate, InstanceLost or
+        Uncertain when it is not known whether it ran.
+
+        Or, from another thread, run a function of this node, as in ``node.call(node.predict, "digits", x)``, or in
+        ``node.call(node.call, "detector.detect", frame)``. Raises what it raises; LeptonError when the node is closed
+        meanwhile.
         """
+        if isinstance(function, str):
+            return self.services.clients.call(function, args, options)
         return call(self._token, function, *args, **options)
+
+    def stream(self, method: str, /, *args: object, **options: object) -> Stream:
+        """Iterate over what a service streams: ``async for alarm in node.stream("detector.watch", "yard"):``.
+
+        Leave it early under ``async with``: that ends it. Raises like `call`, behind the last item that came.
+        """
+        return self.services.clients.stream(method, args, options)
+
+    def client(self, service: type[Any] | str, *, version: str = "", timeout_s: float | None = None) -> Client:
+        """Return something with the methods of a service: ``await node.client(Detector).detect(frame)``.
+
+        With the author's class parameters are checked here and results are of the types that its annotations name; with
+        the service's name they are plain data. ``version`` insists on a release.
+        """
+        return self.services.clients.client(service, version=version, timeout_s=timeout_s)
 
     async def run_loop(self, function: Callable[[*Args], T], *args: *Args) -> T:
         """Run a training loop that is not asynchronous, in a thread, so that the node goes on beside it.
@@ -234,7 +263,15 @@ class Node:
                 self.texts = Texts(self.view, self.sessions.generator, tokenizers, encoders, self._trouble)
                 self.deploying = Deploying(mesh, self.view, self.blobs.store, self.home.folder("programs"))
                 folder = self.home.folder("services")
-                self.services = Services(mesh, self.config.services, folder, blob_store, naming, describe)
+                self.services = Services(
+                    mesh,
+                    self.config.services,
+                    folder,
+                    blob_store,
+                    naming,
+                    describe,
+                    measures=self.seeing.measures,
+                )
                 mesh.publish(
                     PROFILE,
                     "self",
@@ -270,13 +307,14 @@ class Node:
     async def _open_to_programs(self) -> AsyncIterator[None]:
         """Answer over HTTP as configured, until the block ends."""
         self.dashboard = Dashboard(self)
+        services = WebServices(self.services.calling, mesh=self._mesh_name)
         with tracing(self.mesh.me, self.device), self.seeing.running(release()):
             async with open_web(
                 self.texts,
                 self.config.web,
                 self.home,
                 owner=self._mesh_name,
-                more=(*vital_routes(self), *self.dashboard.routes),
+                more=(*vital_routes(self), *services.routes, *self.dashboard.routes),
                 measures=self.seeing.measures,
                 open_paths=self.dashboard.open_paths,
             ) as self.web:
@@ -285,6 +323,7 @@ class Node:
                 try:
                     yield
                 finally:
+                    services.end()
                     self.dashboard.end()
 
     @property

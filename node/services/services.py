@@ -18,8 +18,12 @@ from ..blobs.naming import Naming
 from ..blobs.sharing import OF_SERVICES, Blobs
 from ..blobs.store import BlobStore
 from ..config import ServicesConfig
+from ..seeing.measures import Measures
 from .admitting import check_allow
+from .answering import Answering
 from .bundles import Bundles, Environment
+from .calling import Calling
+from .client import Clients
 from .hosting import Instances
 from .naming import BundleNames
 from .operating import Describe, Operating, Progress
@@ -49,6 +53,7 @@ class Services:
         *,
         pool: OpenPool | None = None,
         environment: Environment | None = None,
+        measures: Measures | None = None,
     ) -> None:
         """``folder`` is for unpacked bundles and logs; ``pool`` opens what runs instances: without it none run here.
 
@@ -59,6 +64,9 @@ class Services:
         self.instances: Instances | None = None  # what runs here, while the node hosts
         self.hosting: Hosting | None = None
         self.operating = Operating(mesh, self.view, store, describe)
+        self.answering: Answering | None = None  # while the node hosts
+        self.calling = Calling(mesh, self.view, lambda: self.answering, wake=self.wake, measures=measures)
+        self.clients = Clients(self.calling)
         self._mesh = mesh
         self._config = config
         self._folder = folder
@@ -76,6 +84,8 @@ class Services:
             self.instances = instances
             self.hosting = Hosting(self._mesh, self.view, self._bundles, instances, self._config, self._offering())
             self._mesh.calls.serve(*Reading(instances, self.hosting).methods())
+            self.answering = Answering(instances)
+            self.answering.serve(self._mesh.calls)
             self._mesh.publish(OFFERING, "self", self._offering())
             await self.hosting.run()
 
