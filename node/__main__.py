@@ -15,6 +15,7 @@ from .command import ask, friendly, home_option, interface_option, loading
 from .compress_command import compress
 from .doctor_command import doctor
 from .mesh_commands import invite, join, mesh
+from .objective import Objective
 from .seeing_commands import audit, dashboard
 from .service_commands import service
 from .serving_commands import generate, serve, unserve
@@ -244,8 +245,7 @@ def predict(model: str, file: Path, target: str | None, out: Path | None, as_jso
         from .answers import Said
         from .learning.data import load_samples
 
-    known = {one["name"]: one["objective"] for one in ask(home, "status")[0]["models"]}
-    objective = known.get(model, "cross_entropy")
+    objective: Objective = ask(home, "objective", {"model": model})[0] or "cross_entropy"
     samples = load_samples(file, target=target, objective=objective)
     _, (answers,) = ask(home, "predict", {"model": model}, arrays=[samples.x])
     if out is not None:

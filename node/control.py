@@ -49,6 +49,7 @@ class Request(Message, frozen=True, kw_only=True):
         "status",
         "invite",
         "train",
+        "objective",
         "predict",
         "export",
         "stop",
@@ -171,6 +172,8 @@ async def _perform(
         case "revoke":
             node.revoke(**arguments)
             return None, []
+        case "objective":
+            return await node.requests.objective(arguments["model"]), []
         case "predict":
             return None, [await node.predict(arguments["model"], arrays[0])]
         case "export":

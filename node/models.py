@@ -52,10 +52,10 @@ class ConvPool(nn.Conv2d):
 
     def __init__(self, image: tuple[int, int, int], channels: int) -> None:
         super().__init__(image[0], channels, kernel_size=3, padding=1, device="meta")
-        self._image = image
+        self.image = image
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Conv2d's own name for it
-        z = super().forward(input.reshape(-1, *self._image))  # (B, channels, H, W)
+        z = super().forward(input.reshape(-1, *self.image))  # (B, channels, H, W)
         return nn.functional.max_pool2d(torch.relu(z), 2)  # (B, channels, H // 2, W // 2)
 
 
@@ -118,10 +118,10 @@ def run_layers(chain: Chain, first: int, end: int, x: Tensor) -> Tensor:
     with torch.inference_mode():
         for index in range(first, end):
             x = chain.layer(index)(x)
-        return _answer(chain.spec.objective, x) if end == layer_count(chain.spec) else x
+        return answered(chain.spec.objective, x) if end == layer_count(chain.spec) else x
 
 
-def _answer(objective: Objective, outputs: Tensor) -> Tensor:
+def answered(objective: Objective, outputs: Tensor) -> Tensor:
     """Return y of z2: probabilities that sum to 1, probabilities on their own, or the values themselves."""
     if is_of_classes(objective):
         return torch.softmax(outputs, dim=1)

@@ -30,7 +30,7 @@ class Recurrent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, F), or anything that lies as that does, to (B, H)."""
         driven = nn.functional.linear(x.reshape(-1, *self._sequence), self.weight, self.bias)  # (B, T, 4 H)
-        h = c = driven.new_zeros(len(driven), self._hidden)
+        h = c = driven.new_zeros(driven.shape[0], self._hidden)  # `len` would make a traced batch a constant
         for step in driven.unbind(1):
             i, f, g, o = (step + nn.functional.linear(h, self.recurrent)).chunk(4, dim=1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels import Rounded
+from ..models import ConvPool
 from ..recurrent import Recurrent
 from .gptq import round_compensated, round_searched
 
@@ -71,6 +72,8 @@ def moments_of(layer: nn.Module, x: Tensor) -> Tensor | None:
     if isinstance(layer, nn.Linear):
         return _mean(iter(x.reshape(-1, layer.in_features).split(_ROWS)), layer.in_features)
     if isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
+        if isinstance(layer, ConvPool):  # which takes whatever lies as images do
+            x = x.reshape(-1, *layer.image)
         x = x.unsqueeze(0) if x.ndim == (2 if isinstance(layer, nn.Conv1d) else 3) else x
         return _mean((_patches(layer, piece) for piece in x.split(_IMAGES)), layer.weight[0].numel())
     return None  # a grouped convolution has a matrix of few columns for each group

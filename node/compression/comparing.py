@@ -38,19 +38,32 @@ def compared(
     Of a text the last fifth is kept for that, so that nothing is measured on what was calibrated on. Raises what
     `quantise_folder` does.
     """
-    engine = _engine(folder, "float32")
-    if text is None:
-        config = read_config(folder)
-        rows = written_by(engine, config.bos, seed=seed + 1, texts=_WRITTEN).tolist()
-        measured_on = f"{_WRITTEN} other texts that the model wrote, seed {seed + 1}"
-    else:
-        text, rest = text[: len(text) * 4 // 5], text[len(text) * 4 // 5 :]
-        rows = _rows(folder, rest, engine.positions_max)
-        measured_on = f"{sum(map(len, rows)):,} tokens of the text's last fifth"
+    engine = engine_of(folder, "float32")
+    text, rows, measured_on = held_out(folder, engine, text, seed=seed)
     manifest = quantise_folder(folder, out, bits=bits, text=text, seed=seed, steps=steps)
     precision: Precision = "int4" if bits == 4 else "int8"
     before = _side(engine, "float32", manifest.size_bytes_before, rows)
-    return before, _side(_engine(out, precision), precision, manifest.size_bytes, rows), measured_on
+    return before, _side(engine_of(out, precision), precision, manifest.size_bytes, rows), measured_on
+
+
+def held_out(
+    folder: Path, engine: LanguageEngine, text: str | None, *, seed: int = 0
+) -> tuple[str | None, list[list[int]], str]:
+    """Return what of a text may be calibrated on, rows of tokens to measure on, and what they are for people.
+
+    Rows are of the text's last fifth; without a text the model of ``folder`` (``engine``) writes some.
+    """
+    if text is None:
+        rows = written_by(engine, read_config(folder).bos, seed=seed + 1, texts=_WRITTEN).tolist()
+        return None, rows, f"{_WRITTEN} other texts that the model wrote, seed {seed + 1}"
+    rows = _rows(folder, text[len(text) * 4 // 5 :], engine.positions_max)
+    return text[: len(text) * 4 // 5], rows, f"{sum(map(len, rows)):,} tokens of the text's last fifth"
+
+
+def engine_of(folder: Path, precision: Precision) -> LanguageEngine:
+    """Load a whole model as it is served at a precision."""
+    config = read_config(folder)
+    return load_engine(config, 0, layers(config), read_layers(folder, config), precision)
 
 
 def _side(engine: LanguageEngine, precision: Precision, size_bytes: int, rows: list[list[int]]) -> Side:
@@ -60,11 +73,6 @@ def _side(engine: LanguageEngine, precision: Precision, size_bytes: int, rows: l
         perplexity=perplexity(engine, rows),
         tokens_per_s=tokens_per_s(engine),
     )
-
-
-def _engine(folder: Path, precision: Precision) -> LanguageEngine:
-    config = read_config(folder)
-    return load_engine(config, 0, layers(config), read_layers(folder, config), precision)
 
 
 def _rows(folder: Path, text: str, positions_max: int) -> list[list[int]]:

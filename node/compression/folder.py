@@ -47,8 +47,7 @@ def quantise_folder(
     fields: dict[str, Any] = json.loads((folder / _CONFIG).read_bytes())
     if "quantization_config" in fields:
         raise UsageError(f"{folder} was rounded before; round the float weights that it was made of.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is in use; name a folder that is not there yet.")
+    require_free(out)
     data = _data(folder, text, seed)
     decoder = read_decoder(folder)
     rounded = round_parameters(decoder, (data,), lambda name: 8 if name in {EMBEDDING, HEAD} else bits)
@@ -57,7 +56,7 @@ def quantise_folder(
         rounded = tuned(decoder, read_decoder(folder), rounded, data, steps=steps, seed=seed)
     tensors = _stored(decoder, rounded)
     out.mkdir(parents=True, exist_ok=True)
-    _save_smaller(tensors, out / WEIGHTS, _size_bytes(folder), f"{bits} bits")
+    _save_smaller(tensors, out / WEIGHTS, size_bytes(folder), f"{bits} bits")
     for name in FILES:
         if (folder / name).exists() and name != _CONFIG:
             shutil.copyfile(folder / name, out / name)
@@ -71,9 +70,18 @@ def quantise_folder(
         tuned_steps=steps,
         tensors=said_of(rounded),
     )
-    manifest = Manifest(steps=(step,), size_bytes_before=_size_bytes(folder), size_bytes=_size_bytes(out))
+    manifest = Manifest(steps=(step,), size_bytes_before=size_bytes(folder), size_bytes=size_bytes(out))
     write_manifest(out, manifest)
     return manifest
+
+
+def require_free(out: Path) -> None:
+    """Raise UsageError unless a folder can be made, or is there and empty."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"{out} is in use; name a folder that is not there yet.")
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error.strerror or error}; name another folder.") from error
 
 
 def _data(folder: Path, text: str | None, seed: int) -> Tensor:
@@ -106,5 +114,6 @@ def _save_smaller(tensors: dict[str, Tensor], path: Path, before: int, how: str)
         raise NotSmaller(before, after, how)
 
 
-def _size_bytes(folder: Path) -> int:
+def size_bytes(folder: Path) -> int:
+    """Return what the weights of a folder take on disk."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -1,8 +1,9 @@
 """What compression changed, measured on this device: how well a loaded model foretells a text, and how quick it is."""
 
 import math
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -12,6 +13,9 @@ from ..language.engine import LanguageEngine
 
 _TOKENS: Final = 48  # behind each other, of one session
 _ROUNDS: Final = 3  # the best of so many: other work on the machine only ever slows
+# Of medians: as many turns as this takes, between these bounds; odd, so that there is one in the middle.
+_TURNS_S: Final = 0.3
+_TURNS: Final = (7, 201)
 
 
 def perplexity(engine: LanguageEngine, texts: Sequence[Sequence[int]]) -> float:
@@ -47,3 +51,17 @@ def tokens_per_s(engine: LanguageEngine, *, rounds: int = _ROUNDS) -> float:
         best = min(best, (time.perf_counter() - begin) / count)
         cache.close()
     return 1 / best
+
+
+def medians_s(runs: Sequence[Callable[[], object]]) -> list[float]:
+    """Return the median time of each, run in turns: what slows the machine for a while slows all of them alike."""
+    taken: list[list[float]] = [[] for _ in runs]
+    for run in runs:
+        run()  # warm
+    begin = time.perf_counter()
+    while len(taken[0]) < _TURNS[0] or (len(taken[0]) < _TURNS[1] and time.perf_counter() - begin < _TURNS_S):
+        for run, times in zip(runs, taken, strict=True):
+            before = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - before)
+    return [statistics.median(times) for times in taken]

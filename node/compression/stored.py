@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...mesh.errors import UsageError
 from ..kernels import Rounded
 from ..kernels.grouping import GROUP
-from ..language.layout import SCALE
+from ..language.layout import CODED, SCALE
 from .choosing import choose, try_forms
 from .coded import decoded, encoded
 from .folding import fold_norms
@@ -28,7 +28,6 @@ from .modules import Compressed, install
 from .resizing import resize
 from .weight import PackedWeight
 
-CODED: Final = "_coded"  # behind a tensor's name: bytes that stand for it
 _WEIGHTS: Final = "model.safetensors"
 _NAMES_BYTES_MAX: Final = 4 * 1024 * 1024  # beside the numbers of a file: 20,000 tensors with their names
 
@@ -44,16 +43,17 @@ class Wanted(NamedTuple):
 def save(compressed: Compressed, folder: Path) -> None:
     """Write a compressed module into a folder, which is made. What is tied is stored once."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(compressed.module), folder / _WEIGHTS)
+    save_file(tensors_of(compressed.module), folder / _WEIGHTS)
     write_manifest(folder, compressed.manifest)
 
 
 def stored_bytes(module: nn.Module) -> int:
     """Return how large the file of a module would be."""
-    return len(serialised(_tensors(module)))
+    return len(serialised(tensors_of(module)))
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return what the file of a module holds, each tensor under its first name."""
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, layer in module.named_modules(remove_duplicate=False):

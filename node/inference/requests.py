@@ -16,6 +16,7 @@ from ...mesh.errors import LeptonError, LinkError, UsageError
 from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from ...mesh.tensors import Array
+from ..objective import Objective
 from ..seeing.request import session_id
 from .known import Known, KnownChain
 from .messages import StageBroke, StageResult, StageWork
@@ -82,6 +83,15 @@ class Requests:
         for first, last in sorted(self._serving(name, version, self._mesh.me)):
             end = max(end, last) if first <= end else end
         return end == known.layers
+
+    async def objective(self, name: str) -> Objective | None:
+        """Return what the answers of a model are; None where nobody has said it. Raises LinkError like `predict`."""
+        if (model := self._view.models().get(name)) is not None:
+            return model.spec.objective
+        deployment = self._view.deployments().get(name)
+        if deployment is None or deployment.kind != "program":
+            return None
+        return (await self._programs.description(name, deployment)).objective
 
     async def predict(self, name: str, inputs: Sequence[Array], *, only: PeerId | None = None) -> list[Array]:
         """Run samples through the mesh: arrays (B, ...), one for each input of the model; returns arrays (B, ...).

@@ -27,7 +27,7 @@ def read_config(folder: Path) -> LanguageConfig:
     try:
         return parse_config((folder / "config.json").read_bytes())
     except OSError as error:
-        raise UsageError(f"{folder} holds no config.json that can be read: {error}.") from error
+        raise UsageError(f"{folder} holds no config.json that can be read: {error.strerror or error}.") from error
 
 
 def read_layers(folder: Path, config: LanguageConfig) -> Callable[[int], dict[str, StoredTensor]]:
@@ -48,7 +48,7 @@ def _tensors(folder: Path) -> dict[str, StoredTensor]:
     try:
         names = msgspec.convert(json.loads((folder / _INDEX).read_bytes()), _Index).weight_map
     except (OSError, ValueError, msgspec.ValidationError) as error:
-        raise UsageError(f"{folder / _INDEX} cannot be read: {error}.") from error
+        raise UsageError(f"{folder / _INDEX} cannot be read: {_reason(error)}.") from error
     if strange := next((name for name in names.values() if Path(name).name != name), None):
         raise UsageError(f"{folder / _INDEX} names {strange[:64]!r}, which is not a file of its folder.")
     files = {file: _opened(folder / file) for file in sorted(set(names.values()))}
@@ -62,8 +62,12 @@ def _opened(path: Path) -> dict[str, StoredTensor]:
     try:
         header = read_header(read, path.stat().st_size, path.name)
     except (OSError, LeptonError) as error:
-        raise UsageError(f"{path.parent} holds no {path.name} that can be read: {error}.") from error
+        raise UsageError(f"{path.parent} holds no {path.name} that can be read: {_reason(error)}.") from error
     return {name: StoredTensor(read, tensor, str(path)) for name, tensor in header.items()}
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _read(path: Path, start: int, size_bytes: int) -> bytes:

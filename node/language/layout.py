@@ -18,6 +18,7 @@ EMBEDDING: Final = "model.embed_tokens.weight"
 NORM: Final = "model.norm.weight"
 HEAD: Final = "lm_head.weight"
 SCALE: Final = "_scale"  # behind a matrix's name: the scales of one that was rounded before (`rounded.py`)
+CODED: Final = "_coded"  # behind a tensor's name: bytes that stand for it (`compression/coded.py`)
 _BLOCK: Final = re.compile(r"model\.layers\.(\d{1,4})\.(.+)")
 # Matrices of a block that take the same input are packed as one.
 TOGETHER: Final = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))

@@ -6,7 +6,7 @@ from typing import Final
 
 from ...mesh.limits import BODY_BYTES_MAX, BUFFERS_MAX
 from .program import LAYERS_MAX, Program, used
-from .run import weight_bytes
+from .weights import weight_bytes
 
 _LIVE_BYTES_MAX: Final = BODY_BYTES_MAX  # of one sample between two stages: what one message carries
 
@@ -14,14 +14,17 @@ _LIVE_BYTES_MAX: Final = BODY_BYTES_MAX  # of one sample between two stages: wha
 def cuts_of(program: Program, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """Between every two operations with weights, cut where the fewest bytes are alive; then join the smallest layers.
 
-    A place where something is alive that cannot travel (a result of several parts), or too much of it, is none.
+    A place where something is alive that cannot travel (a result of several parts), or too much of it, is none. Nor is
+    one between two operations with the same weight, such as the steps of a recurrent layer: both sides would hold it.
     """
     alive = _alive(program, sizes)
     # A scale or a bias alone is no layer: it stays with the product before it.
     large = {name for name, weight in program.tensors.items() if len(weight.shape) > 1}
-    heavy = [index for index, node in enumerate(program.nodes) if not large.isdisjoint(used(node))]
+    heavy = [(index, found) for index, node in enumerate(program.nodes) if (found := large.intersection(used(node)))]
     cuts: list[int] = []
-    for before, after in itertools.pairwise(heavy):
+    for (before, mine), (after, its) in itertools.pairwise(heavy):
+        if not mine.isdisjoint(its):
+            continue
         possible = [(alive[place], place) for place in range(before + 1, after + 1) if place in alive]
         if possible:
             cuts.append(min(possible)[1])

@@ -13,8 +13,8 @@ from ...mesh.errors import UsageError
 from ..files import write_whole
 from .description import Description, read_description
 from .program import PROGRAM_FILE, Program, read_program, used, write_program
-from .run import weight_bytes
 from .trace import Traced
+from .weights import weight_bytes
 
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
@@ -59,22 +59,22 @@ def open_folder(path: Path) -> ProgramFolder:
 
 
 def layers_of(program: Program) -> Mapping[str, tuple[int, ...]]:
-    """Return for each weight, by its name in the file, the layers that use it."""
+    """Return for each tensor of the weights' file, by its name where it is not coded, the layers that use it."""
     edges = (0, *program.cuts, len(program.nodes))
     found: dict[str, set[int]] = {}
     for layer in range(program.layers):
         for node in program.nodes[edges[layer] : edges[layer + 1]]:
-            for name in used(node):
-                if name in program.tensors:
-                    found.setdefault(program.tensors[name].stored, set()).add(layer)
+            for used_name in used(node):
+                for name in program.tensors[used_name].names if used_name in program.tensors else ():
+                    found.setdefault(name, set()).add(layer)
     return {name: tuple(sorted(layers)) for name, layers in found.items()}
 
 
 def layer_bytes(program: Program) -> tuple[int, ...]:
-    """Return the bytes of each layer's weights."""
+    """Return the bytes of each layer's weights in memory, where those that were rounded are unpacked."""
     sizes = [0] * program.layers
     each = {weight.stored: weight_bytes(weight) for weight in program.tensors.values()}
     for name, layers in layers_of(program).items():
         for layer in layers:
-            sizes[layer] += each[name]
+            sizes[layer] += each.get(name, 0)  # which has its scales in it
     return tuple(sizes)

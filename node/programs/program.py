@@ -15,6 +15,7 @@ import msgspec
 
 from ...mesh.errors import UsageError
 from ...mesh.limits import BUFFERS_MAX
+from ..language.layout import SCALE
 
 PROGRAM_FILE: Final = "program.json"
 PROGRAM_BYTES_MAX: Final = 16 * 1024 * 1024  # a ResNet-152 takes 100 KiB; an LSTM stays one operation
@@ -74,12 +75,23 @@ class Value(_Part, frozen=True):
     shape: Annotated[tuple[Dim, ...], msgspec.Meta(max_length=8)] | None
 
 
-class Weight(_Part, frozen=True):
-    """A tensor that comes with the program, and its name in the weights' file."""
+class Weight(_Part, frozen=True, omit_defaults=True):
+    """A tensor that comes with the program, and its name in the weights' file.
+
+    One with ``bits`` lies there as integers and scales (``kernels/rounded.py``), as a matrix of its first axis by all
+    others; whatever lies there may be coded (``compression/coded.py``). It is unpacked when it is loaded: ``dtype`` and
+    ``shape`` are what operations see.
+    """
 
     stored: _TensorName
     dtype: Dtype
     shape: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=8)]
+    bits: Literal[0, 4, 8] = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything in the weights' file that belongs to it, where nothing is coded."""
+        return (self.stored, self.stored + SCALE) if self.bits else (self.stored,)
 
 
 class Node(_Part, frozen=True):
@@ -144,8 +156,7 @@ def write_program(program: Program) -> bytes:
 def check(program: Program) -> None:
     """Raise UsageError unless each value is made once and before its use, and every cut can be travelled."""
     made = {*program.inputs, *program.tensors}
-    if len(made) != len(program.inputs) + len(program.tensors):
-        raise UsageError("A program has an input and a weight of the same name.")
+    _check_weights(program)
     _check_inputs(program)
     for node in program.nodes:
         for name in used(node):
@@ -163,6 +174,13 @@ def check(program: Program) -> None:
         gives = section(program, index, index + 1).gives
         if len(gives) > BUFFERS_MAX or any(types.get(name) is None for name in gives):  # a weight is none either
             raise UsageError(f"A program cannot be cut behind its layer {index}: what is alive there cannot travel.")
+
+
+def _check_weights(program: Program) -> None:
+    if not program.tensors.keys().isdisjoint(program.inputs):
+        raise UsageError("A program has an input and a weight of the same name.")
+    if any(each.bits and (each.dtype != "float32" or len(each.shape) < 2) for each in program.tensors.values()):
+        raise UsageError("A program has a rounded weight that is no float32 matrix.")
 
 
 def _check_inputs(program: Program) -> None:

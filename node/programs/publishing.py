@@ -5,6 +5,7 @@ import math
 from ..blobs.publishing import Published, publish_folder
 from ..blobs.store import BlobStore
 from ..deployments import DeploymentRecord
+from ..language.layout import CODED
 from .folder import ProgramFolder, layer_bytes, layers_of
 from .program import live_at, values
 
@@ -13,7 +14,8 @@ def publish(store: BlobStore, folder: ProgramFolder) -> Published:
     """Hash a program's weights by layer, for peers to fetch. Call it in a thread. Raises as `publish_folder`."""
     layers = layers_of(folder.program)
     return publish_folder(
-        store, folder.path, lambda name: layers.get(name, ()), folder.program.layers, kind="program"
+        store, folder.path, lambda name: layers.get(name) or layers.get(name.removesuffix(CODED), ()),
+        folder.program.layers, kind="program",
     )  # fmt: skip
 
 

@@ -27,11 +27,11 @@ from .program import (
     Section,
     Several,
     Value,
-    Weight,
     section,
     used,
     values,
 )  # fmt: skip
+from .weights import read_weight
 
 # What one operation may make, in numbers: 16 of a trained model's largest layer outputs, 256 MiB of float32.
 RESULT_MAX: Final = 16 * ACTIVATIONS_MAX
@@ -54,7 +54,7 @@ class Stage:
         self._steps = [_Step(node) for node in self._section.nodes]
         self._values = values(program)
         self._drop = _last_uses(self._section)
-        self._weights = {name: _weight(program.tensors[name], tensors) for name in self._section.tensors}
+        self._weights = {name: read_weight(program.tensors[name], tensors) for name in self._section.tensors}
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -207,29 +207,12 @@ def _numbers(result: object) -> list[int]:
     return [part.numel() for part in parts if isinstance(part, Tensor)]
 
 
-def weight_bytes(weight: Weight) -> int:
-    """Return what a weight takes in memory."""
-    return math.prod(weight.shape) * torch.empty((), dtype=getattr(torch, weight.dtype)).element_size()
-
-
 def _without_numbers(dtype: str, shape: Sequence[int | None]) -> Tensor:
     return torch.empty([size or 0 for size in shape], dtype=getattr(torch, dtype), device="meta")
 
 
 def _sized(value: Tensor | int) -> Tensor | int:
     return value.to("meta") if isinstance(value, Tensor) else value
-
-
-def _weight(weight: Weight, tensors: Mapping[str, Tensor]) -> Tensor:
-    tensor = tensors.get(weight.stored)
-    if tensor is None:
-        raise UsageError(f"The weight {weight.stored!r} of a program is not there.")
-    if tensor.dtype != getattr(torch, weight.dtype) or tuple(tensor.shape) != weight.shape:
-        raise UsageError(
-            f"The weight {weight.stored!r} of a program is {tensor.dtype} {list(tensor.shape)}; "
-            f"it says {weight.dtype} {list(weight.shape)}."
-        )
-    return tensor.detach()
 
 
 class _Step:

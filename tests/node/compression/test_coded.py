@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from lepton.mesh.errors import UsageError
 from lepton.node.compression import prune, quantise, save
 from lepton.node.compression.coded import DENSE, GAPS, MASKED, decoded, encoded
-from lepton.node.compression.stored import CODED, load, stored_bytes
+from lepton.node.compression.stored import load, stored_bytes
 from lepton.node.kernels.grouping import halves_joined
+from lepton.node.language.layout import CODED
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
