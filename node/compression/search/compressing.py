@@ -158,7 +158,7 @@ def _network(
     objective = module.spec.objective if isinstance(module, Chain) else objective
     samples = dataset_of(data, objective)
     fit = replace(FIT, seed=wanted.seed, steps=FIT.steps if wanted.steps is None else wanted.steps)
-    network = Network(module, samples, objective=objective, recipes=wanted.recipes, fit=fit, size_bytes=size_bytes)
+    network = Network(module, samples, objective=objective, recipes=wanted.recipes, training=fit, size_bytes=size_bytes)
     with _threads(wanted.threads or 1):
         outcome = wanted.run(network)
     quality = "R2 in hundredths" if is_of_values(objective) else "accuracy in %"

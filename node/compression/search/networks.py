@@ -24,8 +24,8 @@ from ...models import Chain
 from ...objective import Objective, is_of_classes
 from ...shapes import parameter_count
 from ..distilling import distil
-from ..fitting import After, Fit
-from ..manifest import Manifest
+from ..fitting import After, Fit, fit
+from ..manifest import Manifest, Pruned
 from ..manifest import Step as Done
 from ..measured import medians_s
 from ..modules import Compressed, quantise
@@ -48,6 +48,12 @@ RECIPES: Final[tuple[Recipe, ...]] = (
     (Round(bits=8),),
     (Round(bits=4),),
     (Round(bits=4, trained=True),),
+    (Prune(kind="channels", share=0.25), Round(bits=8)),
+    (Prune(kind="channels", share=0.25), Round(bits=4, trained=True)),
+    (Prune(kind="channels", share=0.5), Round(bits=8)),
+    (Prune(kind="channels", share=0.5), Round(bits=4, trained=True)),
+    (Prune(kind="channels", share=0.75), Round(bits=8)),
+    (Prune(kind="channels", share=0.75), Round(bits=4, trained=True)),
     (Prune(kind="global", share=0.5), Round(bits=8)),
     (Prune(kind="global", share=0.75), Round(bits=8)),
     (Prune(kind="global", share=0.9), Round(bits=8)),
@@ -109,7 +115,7 @@ class Network:
         *,
         objective: Objective = "cross_entropy",
         recipes: Sequence[Recipe] | None = None,
-        fit: Fit = FIT,
+        training: Fit = FIT,
         size_bytes: int | None = None,
     ) -> None:
         """``size_bytes`` is what the module's file takes now; worked out where it is not given."""
@@ -119,7 +125,7 @@ class Network:
         self._recipes = tuple(recipes) if recipes is not None else recipes_for(self.module)
         if wrong := [each for each in self._recipes if not is_ordered(each)]:
             raise UsageError(f"Steps come in the order distil, prune, round, each once; not as in {wrong[0]}.")
-        self._fit = fit
+        self._fit = training
         self._size_bytes = _plain_bytes(self.module) if size_bytes is None else size_bytes
         self._said = torch.cat([_outputs(self.module, part) for part in self.data.x.split(_AT_ONCE)])
         self._floats: dict[Recipe, tuple[nn.Module, tuple[Done, ...]]] = {(): (self.module, ())}
@@ -174,18 +180,24 @@ class Network:
                 case Distil(student=student):
                     taught = distil(self._said, student, self.data.x, labels=self.data.y, objective=self._objective)
                     self._floats[recipe] = taught.module, (*done, taught.step)
-                case Prune(kind=kind, share=share):
-                    pruned = prune(
-                        module,
-                        kind=kind,
-                        share=share,
-                        data=self._batch(),
-                        loss=self.loss,
-                        fit=self._fit,
-                        must=(),
-                    )
-                    self._floats[recipe] = pruned.module, (*done, *pruned.manifest.steps)
+                case Prune() as step:
+                    pruned, made = self._pruned(module, step)
+                    self._floats[recipe] = pruned, (*done, *made)
         return self._floats[recipe]
+
+    def _pruned(self, module: nn.Module, step: Prune) -> tuple[nn.Module, tuple[Done, ...]]:
+        if step.kind == "global":
+            thin = prune(
+                module, kind="global", share=step.share, data=self._batch(), loss=self.loss, fit=self._fit, must=()
+            )
+            return thin.module, thin.manifest.steps
+        narrow = prune(module, kind="channels", share=step.share, data=self.data.x[:_CALIBRATED_ON], must=())
+        fit(narrow.module, self._batch(), self.loss, self._fit)
+        return narrow.module, tuple(
+            msgspec.structs.replace(each, fitted_steps=self._fit.steps)
+            for each in narrow.manifest.steps
+            if isinstance(each, Pruned)
+        )
 
     def _rounded(self, module: nn.Module, step: Round) -> tuple[nn.Module, tuple[Done, ...]]:
         if not step.trained:

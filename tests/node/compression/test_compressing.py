@@ -36,6 +36,7 @@ from .networks import Mixed
 INT8: Recipe = (Round(bits=8),)
 INT4: Recipe = (Round(bits=4),)
 TRAINED: Recipe = (Round(bits=4, trained=True),)
+NARROW: Recipe = (Prune(kind="channels", share=0.5), Round(bits=4))
 PRUNED: Recipe = (Prune(kind="global", share=0.9), Round(bits=8))
 TAUGHT: Recipe = (Distil(student="mlp:hidden=4", share=0.1), Round(bits=8))
 
@@ -74,7 +75,7 @@ def answered(folder: Path, *inputs: Tensor) -> Tensor:
 
 
 def test_a_classifier_becomes_as_small_as_asked_and_answers_as_it_was_measured(tmp_path: Path) -> None:
-    recipes = (INT8, INT4, TRAINED, PRUNED, TAUGHT)
+    recipes = (INT8, INT4, TRAINED, NARROW, PRUNED, TAUGHT)
     found = compress(
         classifier(), target="accuracy=-1.5", data=data(), out=tmp_path / "small", recipes=recipes, steps=60
     )
@@ -96,13 +97,15 @@ def test_a_classifier_becomes_as_small_as_asked_and_answers_as_it_was_measured(t
 
 
 def test_each_kind_of_step_is_done_and_written_down() -> None:
-    network = Network(classifier(), data(), recipes=(INT4, TRAINED, PRUNED, TAUGHT), fit=Fit(steps=40))
+    network = Network(classifier(), data(), recipes=(INT4, TRAINED, NARROW, PRUNED, TAUGHT), training=Fit(steps=40))
     made = {recipe: network.make(recipe) for recipe in network.recipes()}
     assert [[type(step).__name__ for step in each.manifest.steps] for each in made.values()] == [
-        ["Quantised"], ["Trained", "Quantised"], ["Pruned", "Quantised"], ["Distilled", "Quantised"],
+        ["Quantised"], ["Trained", "Quantised"], ["Pruned", "Quantised"], ["Pruned", "Quantised"],
+        ["Distilled", "Quantised"],
     ]  # fmt: skip
     assert made[TRAINED].manifest.steps[0] == Trained(bits=4, fitted_steps=40)
     assert 0.8 < zeros(made[PRUNED].module) < 1
+    assert packed(made[NARROW].module)["layers.0.weight"].shape == (24, 64)
     assert made[TAUGHT].manifest.size_bytes < made[PRUNED].manifest.size_bytes < made[INT4].manifest.size_bytes
     pruned_and_trained = network.make((PRUNED[0], Round(bits=8, trained=True)))
     assert zeros(pruned_and_trained.module) > 0.8  # they stay while it is trained
@@ -113,7 +116,7 @@ def test_nothing_is_learned_from_what_is_measured_on_and_equal_seeds_give_equal_
     assert known.x_test is not None
     other = replace(known, x_test=np.flip(known.x_test, 1).copy(), y_test=np.zeros(len(known.x_test), np.int64))
     made = [
-        Network(classifier(), each, recipes=(TRAINED,), fit=Fit(steps=10, seed=seed)).make((PRUNED[0], *TRAINED))
+        Network(classifier(), each, recipes=(TRAINED,), training=Fit(steps=10, seed=seed)).make((PRUNED[0], *TRAINED))
         for each, seed in ((known, 0), (other, 0), (known, 1))
     ]
     same, moved, drawn = (tensors_of(each.module) for each in made)
