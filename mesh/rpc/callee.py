@@ -90,6 +90,7 @@ class Callee:
         in_flight_max: int = limits.CALLS_PER_PEER_MAX,
         aside_bytes_max: int = limits.ASIDE_BYTES_PER_PEER_MAX,
         epoch: bytes = b"",
+        body_bytes_max: int = BODY_BYTES_MAX,
     ) -> None:
         """``epoch`` names this life of the node, for calls with a key; without one the caller is not told."""
         self._in_flight_max = in_flight_max
@@ -97,7 +98,7 @@ class Callee:
         self._aside_bytes = 0
         self._calls: dict[int, _Call] = {}
         self._highest = 0
-        self._decoder = FrameDecoder(body_bytes_max=BODY_BYTES_MAX)
+        self._decoder = FrameDecoder(body_bytes_max=body_bytes_max)
         self._out = [headers.frame(WelcomeHeader(call=0, epoch=epoch))] if epoch else list[bytes]()
 
     @property

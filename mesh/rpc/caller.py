@@ -88,20 +88,31 @@ class _Asked:
 class Caller:
     """The calls to one peer that travel on one control stream. ``first`` keeps ids apart from an earlier stream's."""
 
-    def __init__(self, peer: str, *, first: int = 1, in_flight_max: int = limits.CALLS_OUT_PER_PEER_MAX) -> None:
+    def __init__(
+        self,
+        peer: str,
+        *,
+        first: int = 1,
+        in_flight_max: int = limits.CALLS_OUT_PER_PEER_MAX,
+        body_bytes_max: int = BODY_BYTES_MAX,
+    ) -> None:
         """``peer`` is how errors name it."""
         self._peer = peer
         self.epoch = b""  # of the callee, once it has said so
         self.next_call = first
         self._in_flight_max = in_flight_max
         self._calls: dict[int, _Asked] = {}
-        self._decoder = FrameDecoder(body_bytes_max=BODY_BYTES_MAX)
+        self._decoder = FrameDecoder(body_bytes_max=body_bytes_max)
         self._out: list[bytes] = [headers.frame(headers.Control())]
 
     @property
     def in_flight(self) -> int:
         """Calls without a last word, cancelled ones included."""
         return len(self._calls)
+
+    def is_open(self, call: int) -> bool:
+        """Whether the callee has yet to give its last word."""
+        return call in self._calls
 
     def begun(self) -> object:
         """The incoming frame that is not complete, as ``FrameDecoder.begun``."""

@@ -110,7 +110,7 @@ def _check(kind: Any, what: str) -> None:  # noqa: ANN401
 def _schemas(kinds: Sequence[Any], what: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     def custom(kind: Any) -> dict[str, Any]:  # noqa: ANN401
         if kind is object:
-            return {}
+            return {"title": "Anything"}
         if is_tensor(kind):
             return array_schema()
         if is_array(kind):

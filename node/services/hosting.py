@@ -95,3 +95,29 @@ class Instances(Protocol):
 
     def logs(self, service: str, *, lines: int) -> list[str]:
         """Return the last lines that instances of a service printed here, each with its instance, oldest first."""
+
+
+class Outward(Protocol):
+    """What instances ask of the mesh, by way of their node. Values are plain data and numpy arrays.
+
+    ``request`` is the id of the request that an instance works on, so that one id follows it everywhere; nothing may
+    take longer than until ``deadline``, by trio's clock. All raise LeptonError.
+    """
+
+    async def call(
+        self, name: str, positional: Sequence[object], named: Mapping[str, object], *, request: str, deadline: float
+    ) -> object:
+        """Call ``service.method``."""
+
+    def stream(
+        self, name: str, positional: Sequence[object], named: Mapping[str, object], *, request: str, deadline: float
+    ) -> AbstractAsyncContextManager[AsyncIterator[object]]:
+        """Iterate over what ``service.method`` streams."""
+
+    async def predict(self, model: str, x: Array, *, request: str, deadline: float) -> Array:
+        """Have a model answer for a batch of its inputs."""
+
+    def generate(
+        self, model: str, prompt: str, options: Mapping[str, object], *, request: str, deadline: float
+    ) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Have a language model go on with a prompt, in pieces of text."""

@@ -103,7 +103,9 @@ def decode_as(value: Value, arrays: Sequence[Array], kind: type[T], *, what: str
 
 
 def _custom(kind: Any, found: Any) -> Any:  # noqa: ANN401 - msgspec's hook
-    """Arrays, which msgspec does not know."""
+    """Arrays, and `object`, which msgspec does not know."""
+    if kind is object:
+        return found
     if not isinstance(found, np.ndarray):
         raise TypeError(f"Expected an array, got `{type(found).__name__}`")
     if is_tensor(kind):
