@@ -23,6 +23,7 @@ from .measures import Measures
 if TYPE_CHECKING:
     from ..node import Node
 
+_FIRST_LOOK_S: Final = 2.0  # whoever opens the page of a new node sees how busy it is
 _LEDGER_INTERVAL_S: Final = 5.0  # what is deployed changes by a person's hand
 _ENTRIES_MAX: Final = 16  # of each kind at one look: no member fills the log in minutes
 
@@ -77,8 +78,10 @@ class Seeing:
     async def _tell_load(self, node: "Node") -> None:
         gauge, said = Gauge(), LoadRecord()
         gauge.cpu()
+        wait_s = _FIRST_LOOK_S
         while True:
-            await trio.sleep(interval_s(len(node.mesh.present)))
+            await trio.sleep(wait_s)
+            wait_s = interval_s(len(node.mesh.present))
             now = gauge.look(said, sum(one.stage.sessions for one in node.sessions.host.loaded))
             if now != said:
                 said = now

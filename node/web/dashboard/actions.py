@@ -14,6 +14,8 @@ from ....mesh.identity import PeerId
 from ....mesh.limits import REVOCATION_REASON_CHARACTERS_MAX
 from ...config import did_you_mean, sentence
 from ...learning.task import task_from
+from ...services.records import REPLICAS_MAX
+from .words import shown
 
 if TYPE_CHECKING:
     from ...node import Node
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 _LIFETIME_S_MAX: Final = 30 * 86400
 _USES_MAX: Final = 50  # devices that join with one code: a class or an office
 _SOURCE_MAX: Final = 1024
+_LOG_LINES: Final = 100
+_LINE_MAX: Final = 1000  # characters
 
 
 class _Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,6 +60,22 @@ class Named(_Asked, frozen=True):
 
 class Train(_Asked, frozen=True):
     task: dict[str, Any]  # checked as a file of a task is
+
+
+class Scale(_Asked, frozen=True):
+    name: Annotated[str, msgspec.Meta(max_length=64)]
+    replicas: Annotated[int, msgspec.Meta(ge=0, le=REPLICAS_MAX)]
+    replicas_max: Annotated[int, msgspec.Meta(ge=1, le=REPLICAS_MAX)] | None = None
+
+
+class Deploy(_Asked, frozen=True):
+    """A folder on this device; what is None stays as it was."""
+
+    folder: Annotated[str, msgspec.Meta(min_length=1, max_length=_SOURCE_MAX)]
+    replicas: Annotated[int, msgspec.Meta(ge=0, le=REPLICAS_MAX)] | None = None
+    replicas_max: Annotated[int, msgspec.Meta(ge=1, le=REPLICAS_MAX)] | None = None
+    on: tuple[Annotated[str, msgspec.Meta(max_length=64)], ...] | None = None
+    share: Annotated[int, msgspec.Meta(ge=1, le=100)] = 100
 
 
 async def check(_node: "Node", _asked: Check) -> object:
@@ -104,6 +124,33 @@ async def train(node: "Node", asked: Train) -> object:
     return {"name": task.name, "version": started.version, "rounds": started.rounds}
 
 
+async def service_deploy(node: "Node", asked: Deploy) -> object:
+    """State a folder's service, or its new version; how it comes to run is in the picture."""
+    node.seeing.audit.note("command", name="service deploy", detail=asked.folder)
+    name = await node.services.deploy(
+        asked.folder, replicas=asked.replicas, replicas_max=asked.replicas_max, on=asked.on, share=asked.share
+    )
+    return {"name": name}
+
+
+async def service_scale(node: "Node", asked: Scale) -> object:
+    node.seeing.audit.note("command", name="service scale", detail=f"{asked.name} {asked.replicas}")
+    node.services.scale(asked.name, asked.replicas, replicas_max=asked.replicas_max)
+    return {}
+
+
+async def service_rm(node: "Node", asked: Named) -> object:
+    node.seeing.audit.note("command", name="service rm", detail=asked.name)
+    node.services.remove(asked.name)
+    return {}
+
+
+async def service_logs(node: "Node", asked: Named) -> object:
+    """Return the last lines of each host, by its id. They may hold what the service was asked, so the key is needed."""
+    found = await node.services.logs(asked.name, lines=_LOG_LINES)
+    return {peer: [shown(line, _LINE_MAX) for line in lines] for peer, lines in found.items()}
+
+
 Action = Callable[["Node", Any], Awaitable[object]]
 
 ACTIONS: Final[dict[str, tuple[type[_Asked], Action]]] = {
@@ -113,6 +160,10 @@ ACTIONS: Final[dict[str, tuple[type[_Asked], Action]]] = {
     "serve": (Serve, serve),
     "unserve": (Named, unserve),
     "train": (Train, train),
+    "service_deploy": (Deploy, service_deploy),
+    "service_scale": (Scale, service_scale),
+    "service_rm": (Named, service_rm),
+    "service_logs": (Named, service_logs),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 from lepton.mesh.identity import PeerId
 from lepton.node import Node
-from lepton.node.seeing import load, request, seeing
+from lepton.node.seeing import request, seeing
 from lepton.node.seeing.audit import read
 from lepton.node.seeing.load import LOAD, LoadRecord
 from prometheus_client.parser import text_string_to_metric_families
@@ -42,7 +42,7 @@ def figures(answer: httpx.Response) -> dict[str, float]:
 
 
 async def test_every_node_knows_how_busy_the_others_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(seeing, "_FIRST_LOOK_S", 0.05)
     async with running(tmp_path, "a", "b") as world:
         a, b = world.nodes["a"], world.nodes["b"]
         await until(lambda: {r.owner for r, _ in a.mesh.live(LOAD, LoadRecord)} == {a.mesh.me, b.mesh.me})

@@ -37,6 +37,7 @@ function draw() {
     const content = document.getElementById("content");
     content.replaceChildren();
     ui.mounted = VIEWS[ui.view](content, state, ui);
+    document.querySelector("#nav [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
     document.title = `${TITLES[ui.view]} · ${state.me.mesh} · Lepton`;
   }
   ui.mounted.update?.(state);

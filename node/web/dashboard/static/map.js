@@ -9,7 +9,8 @@ export function map(root, state, ui) {
   const stage = h("div", { class: "stage" });
   const legend = h("div", { class: "legend", role: "group", "aria-label": "What is held" });
   const side = h("aside", { class: "panel side", "aria-label": "The selected device" });
-  root.append(h("div", { class: "mapgrid" }, h("section", { class: "panel mappanel", "aria-label": "Map of the mesh" }, legend, stage), side));
+  const key = h("p", { class: "hint key" }, "A ring fills as the processor does. A line is a link of this device: grey up to 8 ms there and back, ", h("span", { class: "middling" }, "orange up to 64 ms"), ", ", h("span", { class: "far" }, "red beyond"), "; thicker with more traffic. Other devices' links are drawn where they are slow.");
+  root.append(h("div", { class: "mapgrid" }, h("section", { class: "panel mappanel", "aria-label": "Map of the mesh" }, legend, stage, key), side));
   const watch = new ResizeObserver(() => draw());
   watch.observe(stage);
 
@@ -59,7 +60,7 @@ function arrange(here, width, height) {
   rings.forEach((many, ring) => {
     const share = rings.length === 1 ? 1 : [0.45, 1][ring] !== undefined && rings.length === 2 ? [0.5, 1][ring] : [0.36, 0.68, 1][ring];
     for (let at = 0; at < many; at++) {
-      const angle = -Math.PI / 2 + ((at + (ring % 2 ? 0.5 : 0)) / many) * 2 * Math.PI + (many === 2 ? Math.PI / 2 : many === 1 ? Math.PI / 2 : 0);
+      const angle = -Math.PI / 2 + ((at + ring * 0.37) / many) * 2 * Math.PI + (many === 2 ? Math.PI / 2 : many === 1 ? Math.PI / 2 : 0);
       places.set(others[next].id, { x: width / 2 + share * rx * Math.cos(angle), y: height / 2 - 6 + share * ry * Math.sin(angle), r: size });
       next += 1;
     }
@@ -81,11 +82,11 @@ function line(link, places, focus, crowd, small, lit) {
   const touched = focus && (link.a === focus || link.b === focus);
   const speed = link.ms === null || link.ms === undefined ? "unknown" : link.ms <= 8 ? "near" : link.ms <= 64 ? "middling" : "far";
   const busy = Math.max(link.sent_s ?? 0, link.received_s ?? 0);
-  const width = 1.2 + (busy > 1e3 ? Math.min(4, Math.log10(busy) - 2.5) : 0);
+  const width = (1.2 + (busy > 1e3 ? Math.min(4, Math.log10(busy) - 2.5) : 0)) * (crowd > 20 && !touched ? 0.5 : 1);
   const told = touched || (crowd <= 9 && !small) || (crowd <= 4);
   const words = [ms(link), touched && rate(busy)].filter(Boolean).join(" · ");
   const x = a.x + (b.x - a.x) * 0.5, y = a.y + (b.y - a.y) * 0.5;
-  return h("g", { class: `link ${speed}${touched ? " on" : ""}${(focus && !touched) || lit ? " dim" : ""}` },
+  return h("g", { class: `link ${speed}${crowd > 20 ? " faint" : ""}${touched ? " on" : ""}${(focus && !touched) || lit ? " dim" : ""}` },
     h("line", { x1: a.x, y1: a.y, x2: b.x, y2: b.y, "stroke-width": width }),
     told && words && h("text", { x, y: y - 4, "text-anchor": "middle" }, words));
 }
@@ -109,8 +110,8 @@ function dot(node, place, { view, lit, select, crowd, small, hover }) {
   const chosen = node.id === view.selected;
   const cpu = node.load?.cpu;
   const held = [...new Map(node.holds.map((one) => [`${one.kind} ${one.name}`, one])).entries()].slice(0, 6);
-  const named = crowd <= 31 && !(small && crowd > 13) || chosen || view.hovered === node.id || node.me;
-  const most = small ? 11 : crowd > 13 ? 13 : 18;
+  const named = !(small && crowd > 13) || chosen || view.hovered === node.id || node.me;
+  const most = small ? 11 : crowd > 31 ? 10 : crowd > 13 ? 13 : 18;
   const about = `${node.device}${node.me ? ", this device" : ""}, ${node.role}${cpu === null || cpu === undefined ? "" : `, processor ${cpu} per cent busy`}, holds ${count(node.holds.length, "thing")}`;
   return h("g", {
     class: `node${node.me ? " me" : ""}${chosen ? " chosen" : ""}${node.connected || node.me ? "" : " distant"}${lit && !lit.has(node.id) ? " dim" : ""}`,
@@ -121,10 +122,10 @@ function dot(node, place, { view, lit, select, crowd, small, hover }) {
   },
     h("circle", { class: "hit", r: Math.max(r + 6, 16) }),
     h("circle", { class: "body", r }),
-    cpu ? h("path", { class: "cpu", d: arc(r, cpu / 100) }) : null,
+    cpu ? h("path", { class: cpu >= 80 ? "cpu high" : "cpu", d: arc(r, cpu / 100) }) : null,
     node.me ? h("circle", { class: "core", r: r * 0.34 }) : null,
     held.map(([name], at) => h("circle", { class: `holds hue${hue(name)}`, cx: (at - (held.length - 1) / 2) * 9, cy: r + 9, r: 3.6 })),
-    named && h("text", { class: "name", y: r + (held.length ? 26 : 17), "text-anchor": "middle" }, cut(node.device, most)));
+    named && h("text", { class: crowd > 31 ? "name little" : "name", y: r + (held.length ? 26 : 17), "text-anchor": "middle" }, cut(node.device, most)));
 }
 
 function arc(r, share) {

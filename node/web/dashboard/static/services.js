@@ -12,7 +12,7 @@ export function services(root, state, ui) {
   return {
     update() {
       const names = new Map(state.nodes.map((node) => [node.id, node.device]));
-      morph(top, h("h1", null, "Services"));
+      morph(top, [h("h1", null, "Services"), h("button", { class: "primary", disabled: !ui.owner, title: ui.owner ? null : "Unlock this page first.", onclick: () => deploy() }, "Deploy a service")]);
       morph(list, state.services.length ? state.services.map((service) => card(service, names, ui)) : h("p", { class: "empty" }, "No service is deployed. On a device that may deploy: ", h("code", null, "lepton-node service deploy FOLDER"), "."));
     },
   };
@@ -31,8 +31,42 @@ function card(service, names, ui) {
     service.on.length ? h("p", { class: "hint" }, `Only on devices labelled ${service.on.join(", ")}.`) : null,
     h("div", { class: "row" },
       h("a", { class: "button", href: `#playground/service/${encodeURIComponent(service.name)}` }, "Try it"),
-      ui.owner && ui.can?.("service_scale") && h("button", { class: "plain", onclick: () => scale(service) }, "Scale …"),
-      ui.owner && ui.can?.("service_rm") && h("button", { class: "danger quiet", onclick: () => remove(service) }, "Remove …")));
+      ui.owner && h("button", { class: "plain", onclick: () => scale(service) }, "Scale …"),
+      ui.owner && h("button", { class: "plain", onclick: () => deploy(service) }, "Update …"),
+      ui.owner && h("button", { class: "plain", onclick: () => logs(service, names) }, "Log"),
+      ui.owner && h("button", { class: "danger quiet", onclick: () => remove(service) }, "Remove …")));
+}
+
+function deploy(service) {
+  const folder = h("input", { name: "folder", required: true, autocomplete: "off", spellcheck: "false", placeholder: "services/detector" });
+  const number = (name, least, hint) => h("input", { name, type: "number", min: least, max: 64, placeholder: hint });
+  ask(service ? `Update ${service.name}` : "Deploy a service", [
+    h("p", null, service ? "The new version has to be well before the old one goes; if it fails, all stays as it was." : "A folder with a service.toml on this device. It is signed by this device, and devices run it that admit what it signs."),
+    field("Folder on this device", folder),
+    h("div", { class: "pair" }, field("Replicas, at least", number("replicas", 0, service ? "as before" : "1")), field("At most", number("replicas_max", 1, service ? "as before" : "as many"))),
+    h("div", { class: "pair" }, field("Only on devices labelled", h("input", { name: "on", autocomplete: "off", placeholder: "any" })), field("Share of calls, in per cent", h("input", { name: "share", type: "number", min: 1, max: 100, value: 100 }), "Below 100 the version that runs goes on beside it.")),
+  ], {
+    go: service ? "Update" : "Deploy",
+    act: async (form) => {
+      const asked = { folder: form.get("folder").trim(), share: Number(form.get("share")) };
+      for (const name of ["replicas", "replicas_max"]) if (form.get(name)) asked[name] = Number(form.get(name));
+      if (form.get("on").trim()) asked.on = form.get("on").split(/[\s,]+/).filter(Boolean);
+      const { name } = await act("service_deploy", asked);
+      say(`${name} is being deployed.`);
+    },
+  });
+}
+
+function logs(service, names) {
+  const told = h("pre", { class: "offer" }, "…");
+  const dialog = ask(`What ${service.name} printed`, told, { go: "Look again", act: show, after: () => {} });
+  dialog.classList.add("wider");
+  async function show() {
+    const found = Object.entries(await act("service_logs", { name: service.name }));
+    told.textContent = found.map(([peer, lines]) => `${names.get(peer) ?? peer.slice(-8)}\n${lines.join("\n") || "(nothing)"}`).join("\n\n") || "Nothing.";
+    told.scrollTop = told.scrollHeight;
+  }
+  show().catch((error) => { told.textContent = error.message; });
 }
 
 function scale(service) {

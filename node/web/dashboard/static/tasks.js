@@ -6,6 +6,7 @@ import { table } from "./devices.js";
 import { bytes, count, percent } from "./words.js";
 
 const HUES = ["#2b74d8", "#d9772a", "#2a9d6f", "#c2415f", "#8a5bd1", "#a3842c", "#1e95a8", "#b0569b"];
+const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]; // rounds between two ticks
 const NAMED = 8; // more curves than that are drawn as their best, median and worst
 
 export function tasks(root, state, ui) {
@@ -86,8 +87,8 @@ function card(task) {
         h("p", { class: "hint" }, [`policy ${now.policy}`, `version ${now.version}`, count(nodes.length, "device"), now.rounds ? `round ${round} of ${now.rounds}` : `round ${round}`, now.served ? null : "each device keeps its model"].filter(Boolean).join(" · ")),
         now.rounds ? h("progress", { max: now.rounds, value: round, class: "wideprogress", "aria-label": `Round ${round} of ${now.rounds}` }) : null,
       ]);
-      morph(rows, table(["Device", "State", "Round", "Samples", "Alone", "In the mesh", "Loss", "Sent", "Missed", "Epsilon"], nodes.map(([peer, node]) => [
-        names.get(peer) ?? peer.slice(-8), h("span", { class: `pill ${node.state === "failed" ? "wrong" : node.state === "done" ? "good" : ""}` }, node.state), String(node.round ?? 0), node.samples ? String(node.samples) : "", scored(node, "_alone"), scored(node, ""), node.loss?.toFixed(3) ?? "", node.bytes_sent ? bytes(node.bytes_sent) : "", node.deadline_misses ? String(node.deadline_misses) : "", node.epsilon ? `${(Math.ceil(node.epsilon * 100) / 100).toFixed(2)}` : node.reason || "",
+      morph(rows, table(["Device", "State", "Round", "Samples", "Alone", "In the mesh", "Loss", "Sent", "Missed", "Epsilon", "Why"], nodes.map(([peer, node]) => [
+        names.get(peer) ?? peer.slice(-8), h("span", { class: `pill ${node.state === "failed" ? "wrong" : node.state === "done" ? "good" : ""}` }, node.state), String(node.round ?? 0), node.samples ? String(node.samples) : "", scored(node, "_alone"), scored(node, ""), node.loss?.toFixed(3) ?? "", node.bytes_sent ? bytes(node.bytes_sent) : "", node.deadline_misses ? String(node.deadline_misses) : "", node.epsilon ? (Math.ceil(node.epsilon * 100) / 100).toFixed(2) : "", node.reason ?? "",
       ])));
       const news = JSON.stringify(nodes.map(([peer, node]) => [peer, node.round, node.accuracy, node.r2, node.loss]));
       if (news !== told) {
@@ -129,7 +130,7 @@ function chart(title) {
     const axis = { stroke: style.getPropertyValue("--soft").trim(), grid: { stroke: style.getPropertyValue("--rule").trim(), width: 1 }, ticks: { show: false }, font: "12px system-ui" };
     plot = new uPlot({
       ...size(), scales: { x: { time: false } }, legend: { live: true }, cursor: { points: { size: 6 } },
-      axes: [{ ...axis, size: 30 }, { ...axis, size: 48 }],
+      axes: [{ ...axis, size: 30, incrs: WHOLE }, { ...axis, size: 48 }],
       series: [{ label: "round" }, ...labels.map((label, at) => ({ label, stroke: HUES[at % 8], width: 2, spanGaps: true, points: { show: rounds.length < 3 }, value: (_plot, value) => (value === null || value === undefined ? "" : value.toFixed(3)) }))],
     }, [rounds, ...data], place);
   }
