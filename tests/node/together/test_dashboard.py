@@ -139,6 +139,11 @@ async def test_the_owner_does_what_the_command_line_can(tmp_path: Path) -> None:
             "role": {"action": "invite", "role": "emperor"},
             "No language model": {"action": "unserve", "name": "tales"},
             "task": {"action": "train", "task": {"name": "x", "nonsense": 1}},
+            "No service": {"action": "service_scale", "name": "detector", "replicas": 2},
+            "no service": {"action": "service_rm", "name": "detector"},
+            "folder": {"action": "service_deploy", "folder": str(tmp_path / "nothing-here")},
+            "share": {"action": "service_deploy", "folder": str(tmp_path), "share": 101},
+            "deployed": {"action": "service_logs", "name": "detector"},
             "id": {"action": "revoke", "subject": "12D3KooWnobody"},
         }
         for asked in wrong.values():
