@@ -22,7 +22,6 @@ from .steps import (
     Admitted,
     Effect,
     Event,
-    Expired,
     Fetch,
     Fetched,
     Instances,
@@ -88,6 +87,7 @@ class Host:
         self._offering = offering
         self._rng = rng
         self._picture = Picture()
+        self._planned_from: Picture | None = None
         self._refusals: Admitted = {}
         self._mine: dict[str, _Mine] = {}
         self._bundles: dict[str, _Bundle] = {}
@@ -116,8 +116,6 @@ class Host:
             case Woken(service):
                 if service in self._scaling:  # else another device's number counts
                     self._scaling[service].wake()
-            case Expired():
-                pass
         effects = self._decide(now)
         self.deadline = self._next(now)
         return effects
@@ -178,7 +176,9 @@ class Host:
         effects: list[Effect] = [*self._sweep(now)]
         self._hear_failures()
         self._scale(now)
-        self.outlook = outlook(self._picture.with_word_of(self.me, self._words()))
+        seen = self._picture.with_word_of(self.me, self._words())
+        if seen != self._planned_from:  # most looks see nothing new
+            self._planned_from, self.outlook = seen, outlook(seen)
         effects += self._end()
         effects += self._begin(now)
         return effects + self._speak(now)

@@ -32,7 +32,7 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Instances:
-    """All that run here, whatever their state; what is not among them is gone."""
+    """All that run here, whatever their state; what is not among them is gone. Also what the machine's deadline gives."""
 
     all: tuple[Ran, ...]
 
@@ -60,12 +60,7 @@ class Woken:
     service: str
 
 
-@dataclass(frozen=True, slots=True)
-class Expired:
-    """The deadline is here."""
-
-
-Event = Seen | Instances | Fetched | Unfetched | Woken | Expired
+Event = Seen | Instances | Fetched | Unfetched | Woken
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from lepton.node.services.spec import MethodBrief, Needs
 from lepton.node.services.steps import (
     Effect,
     Event,
-    Expired,
     Fetch,
     Fetched,
     Instances,
@@ -209,8 +208,7 @@ class Crowd:
         if self.devices.get(device.name) is device:
             if device.machine.deadline <= self.now:
                 self._instances(device)
-                self._handle(device, Expired())
-            self._later(0.25, lambda: self._tick(device))
+            self._later(0.5, lambda: self._tick(device))
 
     def _instances(self, device: Device) -> None:
         if device.load is not None:

@@ -41,7 +41,7 @@ def moves(before: Mapping[Key, Mapping[str, int]], after: Placement) -> int:
     return sum(max(number - after.count(key, peer), 0) for key, at in before.items() for peer, number in at.items())
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(100))
 def test_no_device_gives_more_than_it_has_and_all_compute_the_same(seed: int) -> None:
     jobs, devices = scene(seed)
     found = place(jobs, devices, {})
@@ -57,7 +57,7 @@ def test_no_device_gives_more_than_it_has_and_all_compute_the_same(seed: int) ->
         assert set(placed) <= asked.may
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(100))
 def test_what_was_followed_stays(seed: int) -> None:
     jobs, devices = scene(seed)
     running: Mapping[Key, Mapping[str, int]] = {}

@@ -8,7 +8,7 @@ from lepton.node.services.rollout import goal, shares
 
 from .crowd import MIB, ROOMY, Crowd, digest, release, update, wanted
 
-SEEDS = range(20)
+SEEDS = range(12)
 LONG_S = 120.0
 
 
