@@ -32,7 +32,7 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Instances:
-    """All that run here, whatever their state; what is not among them is gone. Also what the machine's deadline gives."""
+    """All that run here, whatever their state; what is not among them is gone. At a deadline this is told."""
 
     all: tuple[Ran, ...]
 

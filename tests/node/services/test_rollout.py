@@ -34,7 +34,7 @@ def test_an_update_reaches_everybody_and_never_fewer_are_ready_than_wanted(seed:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_one_at_a_time_comes_of_a_new_version(seed: int) -> None:
-    crowd = settled(seed)
+    crowd = settled(seed, count=1 + seed % 4)
     crowd.deploy(update(2, 1, 2))
     for _ in range(int(LONG_S * 5)):
         crowd.run(0.2)
@@ -86,7 +86,8 @@ def test_a_failure_is_not_forgotten_when_the_first_to_say_it_leaves() -> None:
     assert sum(again.values()) - sum(starts.values()) <= 1, "what it held, and no further try"
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+# In the last two histories too few are ready if any ends before all say that they follow the same deployment.
+@pytest.mark.parametrize("seed", [*SEEDS, 50, 232])
 def test_of_two_who_update_at_once_one_prevails_and_nothing_is_lost(seed: int) -> None:
     crowd = settled(seed, count=3 + seed % 3, replicas=2 + seed % 4)
     crowd.least["eyes"] = 2 + seed % 4
