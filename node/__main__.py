@@ -11,6 +11,7 @@ import click
 
 from ..mesh.errors import LinkError, Refused, UsageError
 from .authority_commands import revoke
+from .call_command import call
 from .command import ask, friendly, home_option, interface_option, loading
 from .compress_command import compress
 from .doctor_command import doctor
@@ -43,7 +44,7 @@ def main() -> None:
 
 for command in (mesh, invite, join, revoke, train, serve, unserve, generate, compress):
     main.add_command(command)
-for command in (doctor, top, service, dashboard, audit):
+for command in (doctor, top, service, call, dashboard, audit):
     main.add_command(command)
 
 

@@ -61,6 +61,7 @@ class Request(Message, frozen=True, kw_only=True):
         "doctor",
         "top",
         "service",
+        "call",
         "dashboard",
     ]
     json_bytes: Natural
@@ -162,6 +163,8 @@ _ASKED: Final[dict[str, Callable[["Node"], object]]] = {
 async def _perform(
     node: "Node", command: str, arguments: Arguments, arrays: list[Array], stream: trio.SocketStream
 ) -> tuple[object, list[Array]]:
+    if command == "call":
+        arguments["arrays"] = arrays
     if command in STREAMED:
         return await STREAMED[command](node, arguments, lambda value: _reply(stream, "progress", value)), []
     if command in _ASKED:

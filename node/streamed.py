@@ -134,6 +134,13 @@ async def service(node: "Node", arguments: Arguments, tell: Tell) -> object:
     return await perform(node, arguments, tell)
 
 
+async def call(node: "Node", arguments: Arguments, tell: Tell) -> object:
+    """Call a method of a service, telling what it streams."""
+    from .services.asking import perform
+
+    return await perform(node, tell, **arguments)
+
+
 STREAMED: Final = {
     "train": train,
     "serve": serve,
@@ -141,6 +148,7 @@ STREAMED: Final = {
     "doctor": doctor,
     "top": top,
     "service": service,
+    "call": call,
 }
 
 
