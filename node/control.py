@@ -163,9 +163,8 @@ _ASKED: Final[dict[str, Callable[["Node"], object]]] = {
 async def _perform(
     node: "Node", command: str, arguments: Arguments, arrays: list[Array], stream: trio.SocketStream
 ) -> tuple[object, list[Array]]:
-    if command == "call":
-        arguments["arrays"] = arrays
     if command in STREAMED:
+        arguments |= {"arrays": arrays} if command == "call" else {}
         return await STREAMED[command](node, arguments, lambda value: _reply(stream, "progress", value)), []
     if command in _ASKED:
         return _ASKED[command](node), []

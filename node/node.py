@@ -9,7 +9,7 @@ import logging
 import platform
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, overload
@@ -57,6 +57,9 @@ from .seeing.recent import RecentLog, kept
 from .seeing.seeing import Seeing
 from .seeing.traces import tracing
 from .services.client import Client, Stream
+from .services.hosting import Instances
+from .services.outward import MeshOfInstances
+from .services.pool import open_pool
 from .services.reflecting import describe
 from .services.services import Services
 from .shapes import ModelSpec
@@ -270,6 +273,7 @@ class Node:
                     blob_store,
                     naming,
                     describe,
+                    pool=self._open_pool,
                     measures=self.seeing.measures,
                 )
                 mesh.publish(
@@ -302,6 +306,10 @@ class Node:
                     nursery.cancel_scope.cancel()
                     self.home.save_records(store.durable())
                     self.home.save_members(known_members(self.home, mesh))
+
+    def _open_pool(self, logs: Path) -> AbstractAsyncContextManager[Instances]:
+        """Open what runs instances of services; they ask the mesh through this node."""
+        return open_pool(logs, MeshOfInstances(self.services.clients, self.predict, self.model))
 
     @asynccontextmanager
     async def _open_to_programs(self) -> AsyncIterator[None]:

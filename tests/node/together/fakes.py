@@ -62,6 +62,7 @@ class World:
     folder: Path
     root: Identity = field(default_factory=Identity.generate)
     nodes: dict[str, Node] = field(default_factory=dict)
+    services: Mapping[str, Any] = field(default_factory=lambda: {"host": False})  # as in node.toml
 
     def furnish(self, name: str, role: str = "admin") -> Path:
         """Make a member's folder, as joining would."""
@@ -89,6 +90,7 @@ class World:
     ) -> AsyncIterator[Node]:
         home = self.furnish(name, role)
         settings: dict[str, Any] = {"name": name, "listen": ["127.0.0.1:0"], "interfaces": ["127.0.0.1"]}
+        settings["services"] = self.services
         async with Node(home, data=data, models=models, serve={"memory": memory}, **settings) as node:
             self.nodes[name] = node
             try:
@@ -109,9 +111,10 @@ async def running(
     roles: Mapping[str, str] | None = None,
     memory: str = HALF,
     models: Mapping[str, Sequence[str]] | None = None,
+    services: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[World]:
     """Run nodes that know each other."""
-    world, stop = World(folder), trio.Event()
+    world, stop = World(folder, services=services or {"host": False}), trio.Event()
 
     async def host(name: str, task_status: trio.TaskStatus[None]) -> None:
         role = (roles or {}).get(name, "admin")
