@@ -1,11 +1,17 @@
 """The commands for services: make one, look at it, try it here."""
 
+import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .command import friendly
+from .command import friendly, home_option, loading
 from .service_fleet import COMMANDS
+
+if TYPE_CHECKING:
+    from .services.trial import Trial
 
 folder_argument = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 
@@ -24,7 +30,92 @@ def service_new(folder: Path) -> None:
 
     for path in make_folder(folder):
         click.echo(f"  {path}")
-    click.echo("It greets; change the code to what you want.")
+    click.echo(
+        f"It greets; change the code to what you want. `lepton-node service check {folder}` shows what it became."
+    )
+
+
+@service.command("check")
+@folder_argument
+@click.option("--json", "as_json", is_flag=True, help="All of it, schemas too, as JSON.")
+@friendly
+def service_check(folder: Path, as_json: bool) -> None:  # noqa: FBT001 - click passes flags by name
+    """Import FOLDER's code in a process of its own and show what service it is."""
+    with loading():
+        import msgspec
+        import trio
+
+        from .services.reflecting import describe
+        from .services.showing import shown
+    spec = trio.run(describe, folder)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(spec)))
+        return
+    for line in shown(spec):
+        click.echo(line)
+
+
+@service.command("try")
+@folder_argument
+@click.argument("method")
+@click.option("--json", "text", default="{}", metavar="OBJECT", help="Its parameters; - reads them from here.")
+@click.option("--base64", "packed", is_flag=True, help="Arrays in the answer as base64 and not as lists.")
+@home_option
+@friendly
+def service_try(folder: Path, method: str, text: str, packed: bool, home: Path) -> None:  # noqa: FBT001
+    """Run FOLDER's service on this machine alone, call METHOD once, and print what it gives as JSON, a line an item."""
+    with loading():
+        import trio
+    trio.run(_try, folder.resolve(), home.expanduser(), [(method, sys.stdin.read() if text == "-" else text)], packed)
+
+
+@service.command("run")
+@folder_argument
+@click.option("--base64", "packed", is_flag=True, help="Arrays in answers as base64 and not as lists.")
+@home_option
+@friendly
+def service_run(folder: Path, packed: bool, home: Path) -> None:  # noqa: FBT001
+    """Run FOLDER's service on this machine alone and call it: each line of the input is METHOD OBJECT, until it ends.
+
+    What went wrong with a call goes to the error output, and the next is taken.
+    """
+    with loading():
+        import trio
+    trio.run(_try, folder.resolve(), home.expanduser(), None, packed)
+
+
+async def _try(folder: Path, home: Path, calls: list[tuple[str, str]] | None, packed: bool) -> None:  # noqa: FBT001
+    from ..mesh.errors import LeptonError
+    from .services.trial import ENVIRONMENTS, try_folder
+
+    async with try_folder(folder, home / ENVIRONMENTS) as trial:
+        if calls is not None:
+            for method, text in calls:
+                await _print(trial, method, text, packed=packed)
+            return
+        click.echo(f"{trial.spec.name} {trial.spec.version} runs: METHOD OBJECT calls it.", err=True)
+        async for line in _lines():
+            method, _, text = line.strip().partition(" ")
+            try:
+                if method:
+                    await _print(trial, method, text, packed=packed)
+            except LeptonError as error:
+                click.echo(str(error), err=True)
+
+
+async def _print(trial: "Trial", method: str, text: str, *, packed: bool) -> None:
+    from contextlib import aclosing
+
+    async with aclosing(trial.call(method, text, arrays="base64" if packed else "lists")) as answers:
+        async for answer in answers:
+            click.echo(answer)
+
+
+async def _lines() -> AsyncIterator[str]:
+    import trio
+
+    while line := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
+        yield line
 
 
 for command in COMMANDS:

@@ -1,0 +1,64 @@
+"""Requirements of a bundle: installed once, seen by its instance beside what the node has; or the reason why not."""
+
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import trio
+from lepton.node.services.environment import make_environment
+from lepton.node.services.errors import DoesNotStart
+
+DIST = "tiny_thing-1.0.dist-info"
+PROGRAM = "import tiny_thing, lepton, numpy, sys; print(tiny_thing.SAYS, sys.prefix)"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    wheel = tmp_path / "tiny_thing-1.0-py3-none-any.whl"
+    with ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny_thing.py", "SAYS = 'hello'\n")
+        archive.writestr(f"{DIST}/METADATA", "Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0\n")
+        archive.writestr(
+            f"{DIST}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{DIST}/RECORD", "")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "requirements.lock").write_text(f"tiny-thing @ {wheel.as_uri()}\n", "utf-8")
+    return tmp_path
+
+
+async def test_an_environment_is_made_once_and_sees_the_nodes_packages(folder: Path) -> None:
+    pythons: list[Path] = []
+
+    async def one() -> None:
+        pythons.append(await make_environment(folder / "bundle", folder / "cache"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one)
+        nursery.start_soon(one)  # both at once: one of them is thrown away
+    assert pythons[0] == pythons[1]
+    made = pythons[0].stat().st_mtime_ns
+    assert await make_environment(folder / "bundle", folder / "cache") == pythons[0]
+    assert pythons[0].stat().st_mtime_ns == made
+    assert [path.name for path in (folder / "cache").iterdir()] == [pythons[0].parents[1].name]
+    ran = await trio.run_process([pythons[0], "-P", "-c", PROGRAM], capture_stdout=True)
+    assert ran.stdout.decode().split() == ["hello", str(pythons[0].parents[1])]
+
+
+@pytest.mark.parametrize("change", ["missing", "hash"])
+async def test_what_cannot_be_installed_is_told_and_leaves_nothing(change: str, folder: Path) -> None:
+    lock = folder / "bundle" / "requirements.lock"
+    text = lock.read_text("utf-8").strip()
+    lock.write_text(
+        text.replace("tiny_thing-1", "other-1") if change == "missing" else f"{text} --hash=sha256:{'0' * 64}"
+    )
+    with pytest.raises(DoesNotStart, match="could not be installed") as caught:
+        await make_environment(folder / "bundle", folder / "cache")
+    assert "HASH" in str(caught.value).upper() or change == "missing"
+    assert list((folder / "cache").iterdir()) == []
+
+
+async def test_an_installation_that_never_ends_is_ended(folder: Path) -> None:
+    with pytest.raises(DoesNotStart, match="not installed within"):
+        await make_environment(folder / "bundle", folder / "cache", timeout_s=0.01)
+    assert list((folder / "cache").iterdir()) == []
