@@ -8,7 +8,7 @@ import msgspec
 from ..mesh.messages import Message, Name, Natural, Sha256, Text
 from ..mesh.records import Record
 from .deployments import BlobRef
-from .learning.settings import Budget, Copies, Distil, Members, Parts, Policy, Stop, TrainSettings, WaitSeconds
+from .learning.settings import Budget, Copies, Distil, Members, Parts, Policy, Prune, Stop, TrainSettings, WaitSeconds
 from .limits import FACTORY_CHARS_MAX
 from .shapes import ModelSpec
 
@@ -60,6 +60,7 @@ class TaskRecord(Message, frozen=True, kw_only=True):
     budget: Budget = Budget()
     stop: Stop = Stop()
     distil: Distil | None = None  # who teaches
+    prune: Prune | None = None  # numbers that become zeros
     parts: Parts = Parts()
     policy: Policy = "trusted"
     codec: Annotated[str, msgspec.Meta(max_length=32)] = "int8"

@@ -92,6 +92,7 @@ class Learner:
             parts=task.parts,
             model=make_model(task.spec),
             distil=task.distil,
+            prune=task.prune,
         )
         if task.structure is not None and task.structure != self._trainer.structure:
             raise UsageError(
@@ -234,6 +235,7 @@ class Learner:
     # -- one round ----------------------------------------------------------------------------------------------------
 
     async def _one_round(self, exchange: Exchange) -> None:
+        self._trainer.hold_zeros(self._round)
         self.progress.loss = await trio.to_thread.run_sync(self._steps.run, self._round)
         if self._ledger is not None:
             self.progress.epsilon = self._ledger.epsilon
@@ -284,6 +286,7 @@ class Learner:
             before = passed
 
     async def _finished(self, round_: int, vector: Vector, report: Report) -> None:
+        vector = self._pruned(vector, round_ + 1, report)
         self._trainer.adopt(vector, averaged=True)
         if self._begun is None or is_whole(report):  # what is not a sum is this node's own, and not for others
             self._shared, self._name = vector, report.reference
@@ -303,6 +306,16 @@ class Learner:
         self._on_round(said_of_round(self.progress, evaluated=evaluated))
         await self._keeping.save(self._round, vector, last=last)
 
+    def _pruned(self, vector: Vector, rounds: int, report: Report) -> Vector:
+        """Make of a round's model what all who have it make of it, and count differences from that."""
+        if self._trainer.sparse is None:
+            return vector
+        common = is_whole(report) if self._begun is not None else report.agreed
+        vector = self._trainer.sparse.thinned(vector, rounds, common=common)
+        if common and report.reference:
+            self._refer_to(Reference(report.reference, vector))
+        return vector
+
     def _say_what_came_of_it(self, report: Report) -> None:
         self._with |= report.contributors | {self._mesh.me}
         whys = sorted({absence.why for absence in report.missing})
@@ -320,6 +333,9 @@ class Learner:
         elif self.task.policy == "trusted" and not self._shares_last:
             await self._take_last()
         await self._keeping.complete(self._round)
+        if (sparse := self._trainer.sparse) is not None:
+            share = 100 * sparse.share_in(self._trainer.vector())
+            log.info("task %s: %.1f %% of the numbers in its large matrices are zeros", self.name, share)
         await self._on_trained(self._trainer)
         if self._with == {self._mesh.me}:
             why = f"it averaged with nobody: {self.progress.reason or self._alone_why}"

@@ -20,7 +20,7 @@ from ...gossip.private.averager import GROUP_SIZES, MEMBERS_MIN, TOO_FEW, Privat
 from ...mesh.errors import PeerError, UsageError
 from ...mesh.identity import Identity, PeerId, verify
 from ..picture import TaskRecord
-from .settings import Policy
+from .settings import Policy, check_prune
 
 CODEC: Final = "int8"  # of `trusted` and `robust`, where none is asked for
 WORDS: Final = "float32"  # what a record says of `private`: 32-bit words
@@ -57,6 +57,8 @@ def check_policy(task: TaskRecord, dimension: int | None = None) -> None:
         _check_private(task)
     elif task.policy == "robust":
         _check_robust(task)
+    if task.prune is not None:
+        check_prune(task.prune, task.policy, task.rounds)
     size_bytes = _message_bytes(task, dimension or 0)
     if size_bytes > MESSAGE_BYTES_MAX:
         raise UsageError(

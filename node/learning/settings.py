@@ -119,6 +119,33 @@ class Distil(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     labels: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0  # weight of labels' loss; 0: they are not looked at
 
 
+class Prune(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[prune]`: the least numbers of the large matrices become zeros while a task trains, everybody's the same.
+
+    The share rises from the one round to the other, fast at first, and what is left then mends: leave it some rounds.
+    How members come to the same zeros, `sparse.py` says.
+    """
+
+    share: Annotated[float, msgspec.Meta(gt=0, lt=1)]  # of their numbers that are 0 in the end
+    kind: Literal["global", "layer"] = "layer"  # compared with all others, or with those of its own layer
+    from_round: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0  # none before so many rounds are over
+    to_round: Rounds  # the whole share when so many are
+
+
+def check_prune(prune: Prune, policy: Policy, rounds: int) -> None:
+    """Raise UsageError for pruning that a task of this policy, with so many rounds, cannot have."""
+    if policy == "robust":
+        raise UsageError(
+            "prune: a robust task has no model that several nodes hold alike, so each would prune another one's zeros. "
+            "Take the policy 'trusted' or 'private', or prune the trained model afterwards (`compression.prune`)."
+        )
+    if not prune.from_round < prune.to_round <= rounds:
+        raise UsageError(
+            f"prune: numbers go from round {prune.from_round} to round {prune.to_round}, in a task of {rounds} rounds: "
+            "from_round has to be before to_round, and that not after the last."
+        )
+
+
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a task may use at most; whatever is used up first ends it. Seconds and bytes are those of each node."""
 

@@ -23,10 +23,12 @@ from .settings import (
     Members,
     Parts,
     Policy,
+    Prune,
     Stop,
     TrainSettings,
     WaitSeconds,
     check_optimiser,
+    check_prune,
     require_no_baseline,
 )
 
@@ -75,6 +77,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     budget: Budget = Budget()
     stop: Stop = Stop()
     distil: Distil | None = None
+    prune: Prune | None = None
     parts: Parts = Parts()
     serve: Serve = Serve()
 
@@ -189,5 +192,10 @@ def _check_train(where: str, task: Task) -> None:
         raise UsageError(f"{where}: {error}") from error
     if task.baseline:
         require_no_baseline(settings)
+    if task.prune is not None:
+        try:
+            check_prune(task.prune, task.policy, task.budget.rounds)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
     if task.distil is not None and settings.dp is not None:
         raise UsageError(f"{where}: train.dp: records that a teacher is shown have no such privacy: leave one out.")

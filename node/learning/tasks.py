@@ -192,9 +192,12 @@ class Tasks:
         model = await trio.to_thread.run_sync(self._factories.make, spec)
         from .factories import structure  # they came with the model
         from .shared import Shared
+        from .sparse import Sparse
         from .trainer import settings_for
 
         shared = Shared(model, task.parts)  # do its patterns fit?
+        if task.prune is not None:
+            Sparse(task.prune, model, shared)  # is there anything to prune?
         learners = [peer for peer in have if self._may(peer, f"train:{name}") and self._makes(peer, spec)]
         versions = [said.version for record, said in self._mesh.live(TASK, TaskRecord) if record.name == name]
         averaging = task.averaging
@@ -207,6 +210,7 @@ class Tasks:
             stop=task.stop,
             parts=task.parts,
             distil=task.distil,
+            prune=task.prune,
             policy=task.policy,
             codec=averaging.codec or (WORDS if task.policy == "private" else CODEC),
             group_size=averaging.group_size or GROUP_SIZE,

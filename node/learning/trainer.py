@@ -30,8 +30,9 @@ from .ledger import noise_for
 from .lessons import Lesson
 from .losses import Metrics, loss_of_guessing, measured, tensors_for
 from .privacy import PrivateGradient, sampling_rate
-from .settings import Distil, DpSettings, Optimiser, Parts, TrainSettings, as_said, bits_of, check_optimiser
+from .settings import Distil, DpSettings, Optimiser, Parts, Prune, TrainSettings, as_said, bits_of, check_optimiser
 from .shared import Shared
+from .sparse import Sparse
 from .steps.adam import Adam
 from .steps.momentum import Momentum
 from .steps.proximal import add_proximal
@@ -97,11 +98,12 @@ class Trainer:
         parts: Parts | None = None,
         model: nn.Module | None = None,
         distil: Distil | None = None,
+        prune: Prune | None = None,
     ) -> None:
         """``steps`` is how many there will be in all, which a schedule goes by; 0: not known.
 
         ``distil`` says how what a teacher gave for the samples is learned, which is in the data set.
-        ``model`` is what to train, where it is not built from ``spec``.
+        ``model`` is what to train, where it is not built from ``spec``. ``prune`` says which numbers are to be zeros.
         """
         _check(settings)
         self.spec = spec
@@ -111,6 +113,8 @@ class Trainer:
         self._steps = steps
         self._model = model if model is not None else build(spec)
         self._shared = Shared(self._model, parts)
+        self.sparse = None if prune is None else Sparse(prune, self._model, self._shared)
+        self._zeros: torch.Tensor | None = None  # (P,): which parameters stay 0
         self._rounded = _rounding(self._model, settings)
         self._position, self._gradient = _flattened(self._shared.trained)
         self._start = self._position.clone()  # where this round began
@@ -140,6 +144,10 @@ class Trainer:
             rate = self.settings.learning_rate
             raise LeptonError(f"training diverged by step {self.step}: lower the learning rate, now {rate}")
         return total / steps
+
+    def hold_zeros(self, rounds: int) -> None:
+        """From now on let the numbers stay 0 that are, where the task prunes and so many ``rounds`` of it are over."""
+        self._zeros = None if self.sparse is None else self.sparse.zeros(self._position, rounds)
 
     @property
     def dimension(self) -> int:
@@ -248,6 +256,8 @@ class Trainer:
             if said.weight_decay and said.optimiser == "adamw":
                 direction.add_(self._position, alpha=said.weight_decay)
             self._position.sub_(direction, alpha=rate)
+            if self._zeros is not None:
+                self._position.masked_fill_(self._zeros, 0.0)
         self._way += rate
         self.step += 1
         return loss
