@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-net lint types format coverage demo bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average bench-simulate hunt bench-compress fuzz lock clean
+.PHONY: help venv test test-net lint types format coverage demo bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average bench-simulate hunt bench-compress bench-distil fuzz lock clean
 
 # The lock was made with 3.11; a newer Python is tried only where there is no 3.11.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
@@ -88,6 +88,9 @@ hunt: $(READY) ## play simulated faults, one seed after another, until a promise
 
 bench-compress: $(READY) ## what rounding costs and gains on trained weights; JSON=FILE writes the figures, ARGS="speed" one part
 	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.compress $(ARGS)
+
+bench-distil: $(READY) ## what a teacher gives a small model on real data, 10 minutes; JSON=FILE writes the figures, ARGS="few" one part
+	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.distil $(ARGS)
 
 FUZZ_S ?= 60
 fuzz: $(READY) ## feed every decoder what nobody would send, FUZZ_S seconds each (60)

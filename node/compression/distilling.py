@@ -29,8 +29,9 @@ Ask = Callable[..., Tensor]  # a batch of each argument to outputs (B, ..., k)
 Teacher = nn.Module | Ask | Tensor | Array
 Source = Callable[..., Awaitable[Array | Tensor]]
 
-# Between the 2.5 to 4 that suited very small students and the 8 and more that suited larger ones (Hinton, section 3).
-TEMPERATURE: Final = 4.0
+# Of 1, 2 and 4 the best for students of 8 and 16 units on MNIST (`tests/bench/distil.py`); Hinton has 2.5 to 4 for
+# small students and 8 and more for large ones (section 3).
+TEMPERATURE: Final = 2.0
 LABELS_WEIGHT: Final = 0.1  # "considerably lower" (section 2) than the teacher's
 ROWS: Final = 256  # that a teacher is asked for at once
 _KEPT_BYTES_MAX: Final = 256 * 1024 * 1024  # of a teacher's answers; of more, each step asks again

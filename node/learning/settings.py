@@ -115,7 +115,7 @@ class Distil(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """
 
     teacher: Name  # of the mesh; a trained model, or a program that gives logits (values where those are predicted)
-    temperature: Annotated[float, msgspec.Meta(gt=0, le=100)] = 4.0  # as `compression.distil` has it
+    temperature: Annotated[float, msgspec.Meta(gt=0, le=100)] = 2.0  # as `compression.distil` has it
     labels: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0  # weight of labels' loss; 0: they are not looked at
 
 

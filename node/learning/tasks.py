@@ -204,7 +204,9 @@ class Tasks:
         stated = TaskRecord(
             spec=spec,
             structure=structure(shared, model) if spec.architecture == "own" else None,
-            settings=task.settings(settings_for(spec, optimiser=task.train.get("optimiser", "sgd"))),
+            settings=task.settings(
+                settings_for(spec, optimiser=task.train.get("optimiser", "sgd"), taught=task.distil is not None)
+            ),
             data=task.data,
             budget=task.budget,
             stop=task.stop,

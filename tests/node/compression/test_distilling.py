@@ -92,7 +92,7 @@ def test_without_a_label_a_student_learns_more_than_from_few(teacher: nn.Module)
     taught = distil(teacher, SMALL, X, fit=said)
     assert accuracy(taught.module) > max(accuracy(few) + 0.08, 0.9)
     assert len(taught.losses) == 400
-    assert taught.step == Distilled(student=SMALL, teacher="Chain", temperature=4.0, fitted_steps=400)
+    assert taught.step == Distilled(student=SMALL, teacher="Chain", temperature=2.0, fitted_steps=400)
     labels = torch.full((len(X),), -1)
     labels[:50] = Y[:50]
     both = distil(teacher, SMALL, X, labels=labels, labels_weight=0.3, fit=said)
