@@ -7,9 +7,10 @@ const DOCUMENT = "/v1/services/openapi.json";
 
 export function trial(_state, wanted) {
   const root = h("div", { class: "panel" });
-  let known = null;
+  let known = null, drawn = null;
   async function update(now) {
-    const names = JSON.stringify(now.services.map((service) => [service.name, service.revision]));
+    const ready = (service) => service.instances.some((one) => one.state === "ready"); // only then it says what it takes
+    const names = JSON.stringify(now.services.map((service) => [service.name, service.revision, ready(service)]));
     if (names === known) return;
     known = names;
     if (!now.services.length) {
@@ -17,6 +18,9 @@ export function trial(_state, wanted) {
       return;
     }
     const said = await get(DOCUMENT).catch(() => ({ paths: {} }));
+    const all = JSON.stringify([said, now.services.map((service) => [service.name, service.releases])]);
+    if (all === drawn) return; // what was typed stays
+    drawn = all;
     root.replaceChildren(build(now, wanted, said));
   }
   return { root, update, end() {} };
