@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, overload
@@ -57,6 +58,7 @@ from .seeing.recent import RecentLog, kept
 from .seeing.seeing import Seeing
 from .seeing.traces import tracing
 from .services.client import Client, Stream
+from .services.environment import ENVIRONMENTS, make_environment
 from .services.hosting import Instances
 from .services.outward import MeshOfInstances
 from .services.pool import open_pool
@@ -272,8 +274,9 @@ class Node:
                     folder,
                     blob_store,
                     naming,
-                    describe,
+                    partial(describe, environments=folder / ENVIRONMENTS),
                     pool=self._open_pool,
+                    environment=partial(make_environment, cache=folder / ENVIRONMENTS),
                     measures=self.seeing.measures,
                 )
                 mesh.publish(

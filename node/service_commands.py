@@ -38,16 +38,21 @@ def service_new(folder: Path) -> None:
 @service.command("check")
 @folder_argument
 @click.option("--json", "as_json", is_flag=True, help="All of it, schemas too, as JSON.")
+@home_option
 @friendly
-def service_check(folder: Path, as_json: bool) -> None:  # noqa: FBT001 - click passes flags by name
+def service_check(folder: Path, as_json: bool, home: Path) -> None:  # noqa: FBT001 - click passes flags by name
     """Import FOLDER's code in a process of its own and show what service it is."""
     with loading():
+        import functools
+
         import msgspec
         import trio
 
+        from .services.environment import ENVIRONMENTS
         from .services.reflecting import describe
         from .services.showing import shown
-    spec = trio.run(describe, folder)
+    environments = home.expanduser() / "services" / ENVIRONMENTS
+    spec = trio.run(functools.partial(describe, folder, environments=environments))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(spec)))
         return
@@ -86,9 +91,10 @@ def service_run(folder: Path, packed: bool, home: Path) -> None:  # noqa: FBT001
 
 async def _try(folder: Path, home: Path, calls: list[tuple[str, str]] | None, packed: bool) -> None:  # noqa: FBT001
     from ..mesh.errors import LeptonError
-    from .services.trial import ENVIRONMENTS, try_folder
+    from .services.environment import ENVIRONMENTS
+    from .services.trial import try_folder
 
-    async with try_folder(folder, home / ENVIRONMENTS) as trial:
+    async with try_folder(folder, home / "services" / ENVIRONMENTS) as trial:
         if calls is not None:
             for method, text in calls:
                 await _print(trial, method, text, packed=packed)

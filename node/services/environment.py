@@ -22,6 +22,7 @@ import trio
 from .errors import DoesNotStart
 from .folder import REQUIREMENTS
 
+ENVIRONMENTS: Final = "environments"  # where a node has them, in its folder for services
 TIMEOUT_S: Final = 900.0  # for pip to fetch and unpack some hundred megabytes on an edge device
 _LEFT_S: Final = 24 * 3600.0  # what is half made for so long nobody is making
 _MAKING: Final = ".making-"
@@ -30,6 +31,13 @@ _WORDS_MAX: Final = 1500
 _READ_BYTES: Final = 4096
 # Behind the venv's own packages, and with the files through which packages are installed in place.
 _BEHIND: Final = "import site; site.addsitedir({folder!r})\n"
+
+
+async def python_for(folder: Path, cache: Path) -> Path | None:
+    """Return the Python of a folder's own environment; None: it has no requirements. Raises DoesNotStart."""
+    if not await trio.Path(folder / REQUIREMENTS).is_file():
+        return None
+    return await make_environment(folder, cache)
 
 
 async def make_environment(folder: Path, cache: Path, *, timeout_s: float = TIMEOUT_S) -> Path:

@@ -138,9 +138,10 @@ def _array(data: Any, dtype: str, at: str) -> Array:  # noqa: ANN401
     if isinstance(data, dict):
         return _unpacked(data, at)
     try:
-        array = np.array(data, dtype=None if dtype == ANY_DTYPE else DTYPES[dtype])
+        with np.errstate(over="raise"):
+            array = np.array(data, dtype=None if dtype == ANY_DTYPE else DTYPES[dtype])
         found = as_array(array)
-    except (ValueError, TypeError, OverflowError, KeyError) as error:
+    except (ValueError, TypeError, ArithmeticError, KeyError) as error:
         raise UsageError(f"{at} is no array of {dtype}: {error}.") from error
     assert found is not None
     return found

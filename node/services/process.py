@@ -6,6 +6,7 @@ longer than a grace after the call's deadline.
 """
 
 import heapq
+import logging
 import os
 import signal
 import socket
@@ -37,6 +38,7 @@ _KEPT: Final = (
     *("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
     *("SSL_CERT_FILE", "XDG_CACHE_HOME", "HF_HOME", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
 )
+log = logging.getLogger(__name__)
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -75,6 +77,9 @@ class Process:
                 os.close(prints)
             try:
                 await self._watch(ready, printed)
+            except Exception as error:
+                log.exception("an instance of %s was ended by a mistake of its node", self._wanted.spec.name)
+                self._why = self._why or f"its node made a mistake: {error!r}"
             finally:
                 with trio.CancelScope(shield=True):
                     await self._reap()

@@ -8,6 +8,7 @@ import msgspec
 import trio
 
 from ...mesh.errors import UsageError
+from .environment import python_for
 from .folder import read_manifest
 from .spec import ServiceSpec
 
@@ -27,10 +28,14 @@ back.close()
 """
 
 
-async def describe(folder: Path) -> ServiceSpec:
-    """Return what a service is. Raises UsageError with what its code said when it cannot be read."""
+async def describe(folder: Path, *, environments: Path | None = None) -> ServiceSpec:
+    """Return what a service is; one with requirements of its own is read where these are, made in ``environments``.
+
+    Raises UsageError with what its code said when it cannot be read, DoesNotStart when the requirements cannot be had.
+    """
     manifest = await trio.to_thread.run_sync(read_manifest, folder)
-    command = [sys.executable, "-P", "-c", _PROGRAM, manifest.entry]
+    python = sys.executable if environments is None else await python_for(folder, environments) or sys.executable
+    command = [str(python), "-P", "-c", _PROGRAM, manifest.entry]
     with trio.move_on_after(_TIMEOUT_S) as scope:
         done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False, cwd=str(folder))
     if scope.cancelled_caught:

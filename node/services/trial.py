@@ -14,9 +14,8 @@ from ...mesh.identity import PeerId
 from ...mesh.rpc.methods import Answer
 from ...mesh.tensors import Array
 from . import in_json, values
-from .environment import make_environment
+from .environment import python_for
 from .errors import DoesNotStart
-from .folder import REQUIREMENTS
 from .hosting import Wanted
 from .in_json import Arrays
 from .messages import Asked, Given
@@ -24,7 +23,6 @@ from .pool import Pool, open_pool
 from .reflecting import describe
 from .spec import MethodSpec, ServiceSpec
 
-ENVIRONMENTS: Final = "environments"  # in a node's folder
 _ME: Final = PeerId("this-machine")
 _ID: Final = "trial"
 
@@ -89,8 +87,8 @@ async def try_folder(folder: Path, cache: Path) -> AsyncIterator[Trial]:
 
     Raises UsageError, or DoesNotStart with its log.
     """
-    spec = await describe(folder)
-    python = await make_environment(folder, cache) if (folder / REQUIREMENTS).is_file() else None
+    spec = await describe(folder, environments=cache)
+    python = await python_for(folder, cache)
     with tempfile.TemporaryDirectory(prefix="lepton-trial-") as logs:
         async with open_pool(Path(logs)) as pool:
             pool.start(Wanted(id=_ID, spec=spec, bundle="0" * 64, folder=folder, python=python))

@@ -1,5 +1,6 @@
 """Requirements of a bundle: installed once, seen by its instance beside what the node has; or the reason why not."""
 
+from contextlib import aclosing
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -7,6 +8,7 @@ import pytest
 import trio
 from lepton.node.services.environment import make_environment
 from lepton.node.services.errors import DoesNotStart
+from lepton.node.services.trial import try_folder
 
 DIST = "tiny_thing-1.0.dist-info"
 PROGRAM = "import tiny_thing, lepton, numpy, sys; print(tiny_thing.SAYS, sys.prefix)"
@@ -43,6 +45,24 @@ async def test_an_environment_is_made_once_and_sees_the_nodes_packages(folder: P
     assert [path.name for path in (folder / "cache").iterdir()] == [pythons[0].parents[1].name]
     ran = await trio.run_process([pythons[0], "-P", "-c", PROGRAM], capture_stdout=True)
     assert ran.stdout.decode().split() == ["hello", str(pythons[0].parents[1])]
+
+
+CODE = """
+import tiny_thing
+from lepton.node.services import method, service
+
+@service("tiny", version="1")
+class Tiny:
+    @method
+    def says(self) -> str: return tiny_thing.SAYS
+"""
+
+
+async def test_a_service_is_read_and_run_where_its_requirements_are(folder: Path) -> None:
+    (folder / "bundle" / "tiny.py").write_text(CODE, "utf-8")
+    (folder / "bundle" / "service.toml").write_text('entry = "tiny:Tiny"', "utf-8")
+    async with try_folder(folder / "bundle", folder / "cache") as trial, aclosing(trial.call("says", "")) as said:
+        assert [each async for each in said] == [b'"hello"']
 
 
 @pytest.mark.parametrize("change", ["missing", "hash"])

@@ -252,6 +252,7 @@ def test_arrays_may_be_written_as_lists() -> None:
         ("[" * 100_000, "not valid JSON"),
         ('{"x": [[1], [2, 3]]}', r"\$\.x is no array"),
         ('{"x": ["a"]}', r"\$\.x is no array"),
+        ('{"x": [1e300]}', r"\$\.x is no array of float32: overflow"),
         ('{"x": {"dtype": "float32"}}', r"\$\.x is an array: lists"),
         ('{"x": {"dtype": "float32", "shape": [3], "data": "AAAA"}}', "no array of float32 with the shape"),
         ('{"x": {"dtype": "float32", "shape": [-1, -1], "data": "AAAAAA=="}}', "no array of float32 with the shape"),
