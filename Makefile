@@ -86,7 +86,7 @@ MINUTES ?= 5
 hunt: $(READY) ## play simulated faults, one seed after another, until a promise breaks, MINUTES (5); ARGS="--seeds 1..500"
 	$(BIN)/lepton-sim hunt --minutes $(MINUTES) $(ARGS)
 
-bench-compress: $(READY) ## what rounding costs and gains on trained weights; JSON=FILE writes the figures, ARGS="speed" one part
+bench-compress: $(READY) ## what compression costs and gains on trained weights; JSON=FILE writes the figures, ARGS="speed" one part
 	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.compress $(ARGS)
 
 bench-distil: $(READY) ## what a teacher gives a small model on real data, 10 minutes; JSON=FILE writes the figures, ARGS="few" one part

@@ -47,6 +47,8 @@ _SIZES: Final = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 def serve(source: str, dry_run: bool, as_json: bool, home: Path, **options: Any) -> None:  # noqa: ANN401, FBT001
     """Serve a language model or a sentence encoder: a folder in the Hugging Face layout, or a name on its Hub.
 
+    Or a folder that `compress` made, of whatever model.
+
     Says first what it takes and who would hold which layers, then waits until all are loaded. Only this device needs
     the files: the others fetch their own layers from it, and from each other.
     """

@@ -1,11 +1,12 @@
-"""What rounding costs and gains on real weights: perplexity, decisions, bytes, and tokens a second.
+"""What compression costs and gains on real weights: perplexity, decisions, bytes, and tokens a second.
 
-Run ``python -m tests.bench.compress`` from the root of the project, or parts of it: stories, resnet, speed (JSON=FILE
-writes the figures as flat JSON). The TinyStories model is calibrated on texts that it writes itself, seed 0, and
-measured on its five sample stories (1,804 tokens), by the engine that serves it. The ResNet-20 was trained on CIFAR-10,
-whose images are not among the data here: so no accuracy is given, but in how many of 228 pieces of a photograph it
-decides as the float one (calibrated on pieces of another). Speed: a decoder of 125 M parameters with random weights,
-one thread, one session; what is compared runs in turns, and the best of each counts, since other work only ever slows.
+Run ``python -m tests.bench.compress`` from the root of the project, or parts of it: stories, resnet, speed, and the
+searches of ``smaller.py``: digits, mnist, search (JSON=FILE writes the figures as flat JSON). The TinyStories model is
+calibrated on texts that it writes itself, seed 0, and measured on its five sample stories (1,804 tokens), by the engine
+that serves it. The ResNet-20 was trained on CIFAR-10, whose images are not among the data here: so it is said in how
+many of 228 pieces of a photograph it decides as the float one (calibrated on pieces of another), and `mnist` puts it to
+another task. Speed: a decoder of 125 M parameters with random weights, one thread, one session; what is compared runs
+in turns, and the best of each counts, since other work only ever slows.
 
 Aims: int4 within 6 % of float32's perplexity 3.548, int8 3.56; int8 reads 80 % of what memory gives.
 """
@@ -35,6 +36,7 @@ from lepton.node.language.tokenizer import LanguageTokenizer, read_files
 
 from ..node.compression.networks import RESNET, photo_pieces, trained_resnet
 from .language import STORIES, config_of, random_engine, say
+from .smaller import MNIST, classifier, resnet_on_mnist, stories_as_asked
 
 WIDTHS: Final[tuple[Bits, ...]] = (8, 4)
 ROUNDS: Final = int(os.environ.get("ROUNDS", "5"))
@@ -128,8 +130,14 @@ def bytes_per_s() -> float:
 
 
 def main(names: list[str]) -> None:
-    parts = {"stories": stories, "resnet": resnet, "speed": speed}
-    missing = {"stories": not STORIES.exists(), "resnet": not RESNET.exists()}
+    parts = {
+        "stories": stories, "resnet": resnet, "speed": speed, "digits": classifier, "mnist": resnet_on_mnist,
+        "search": stories_as_asked,
+    }  # fmt: skip
+    missing = {
+        "stories": not STORIES.exists(), "resnet": not RESNET.exists(), "search": not STORIES.exists(),
+        "mnist": not (RESNET.exists() and MNIST.exists()),
+    }  # fmt: skip
     figures: dict[str, float] = {}
     for name in names or parts:
         if missing.get(name):

@@ -40,7 +40,7 @@ def table_of(found: Found, quality: str) -> Table:
 def _cells(each: Tried, found: Found) -> tuple[str, ...]:
     why = why_not(each, found.before, found.limits)
     if (figures := each.figures) is None:
-        return "", "", "", "", "", "", why
+        return "", "", "", "", "", "", why.partition(":")[0]  # what is behind it is of single layers
     return (
         f"{figures.size_bytes / 1000:,.1f}",
         f"{figures.size_bytes / found.before.size_bytes:.3f}x",

@@ -12,7 +12,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from ....mesh.errors import LeptonError
 from .picking import Figures, Tried, breaks, nearest, pick
-from .recipes import Recipe, harsher, least_share, said, same_form
+from .recipes import Recipe, harsher, least_share, same_form
 from .targets import Limits, Targets
 
 BUDGET_S: Final = 900.0
@@ -97,10 +97,10 @@ def hopeless(recipe: Recipe, before: Figures, limits: Limits, tried: Sequence[Tr
         if each.figures is None:
             continue
         if limits.lost is not None and each.figures.lost > limits.lost and harsher(recipe, each.recipe):
-            return f"{said(each.recipe)} lost too much"
+            return "a milder one lost too much"
         slow = limits.latency_s is not None and each.figures.latency_s > _CLEARLY * limits.latency_s
         if slow and same_form(recipe, each.recipe):
-            return f"as slow as {said(each.recipe)}"
+            return "one of the same shapes was too slow"
     return ""
 
 

@@ -125,7 +125,7 @@ def test_what_cannot_keep_a_bound_is_not_tried() -> None:
     assert "bytes" in hopeless(INT8, BEFORE, Limits(size_bytes=100), [])
     assert "lost too much" in hopeless(INT4, BEFORE, Limits(lost=1), lost)
     assert hopeless(TRAINED, BEFORE, Limits(lost=1), lost) == ""
-    assert "as slow as" in hopeless((Prune(kind="global", share=0.5), *INT8), BEFORE, Limits(latency_s=0.005), lost)
+    assert "too slow" in hopeless((Prune(kind="global", share=0.5), *INT8), BEFORE, Limits(latency_s=0.005), lost)
     assert hopeless(INT4, BEFORE, Limits(size_bytes=200, latency_s=0.009, lost=3), lost) == ""
 
 
