@@ -252,6 +252,8 @@ class Host:
         """Start an instance, or get what it takes."""
         assert self.outlook is not None
         digest = release.bundle.digest
+        if self._refusals.get((name, digest)):  # nothing of it is even unpacked
+            return []
         bundle = self._bundles.setdefault(digest, _Bundle())
         if not bundle.here:
             if bundle.fetching or now < bundle.after:

@@ -12,6 +12,7 @@ from ...mesh.mesh import Mesh
 from ..config import ServicesConfig
 from .admitting import refusal
 from .bundles import Bundles
+from .errors import DoesNotStart
 from .host import Host
 from .hosting import Instances as Pool
 from .hosting import Wanted
@@ -153,7 +154,7 @@ class Hosting:
             event: Event = Fetched(digest)
         except LeptonError as error:
             log.warning("the bundle of %s %s is not here: %s", service, release.version, error)
-            event = Unfetched(digest, str(error), final=isinstance(error, PeerError))
+            event = Unfetched(digest, str(error), final=isinstance(error, PeerError | DoesNotStart))
         await self._tell.send(event)
 
     def _wanted(self, name: str, release: Release) -> Wanted:
