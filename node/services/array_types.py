@@ -16,6 +16,7 @@ from ...mesh.errors import UsageError
 from ...mesh.tensors import DTYPES
 
 ANY_DTYPE: Final = "any"
+TENSOR_MARK: Final = "x-tensor"  # torch's: numbers with a point in JSON are float32 there, in numpy's arrays float64
 
 
 def array_schema(dtype: str = ANY_DTYPE) -> dict[str, Any]:

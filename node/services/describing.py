@@ -11,7 +11,7 @@ import msgspec
 from ...mesh.errors import UsageError
 from ...mesh.messages import NAME_PATTERN
 from ..config import parse_size
-from .array_types import Marks, array_schema, is_array, is_tensor
+from .array_types import TENSOR_MARK, Marks, array_schema, is_array, is_tensor
 from .declaring import Declared, DeclaredMethod
 from .spec import SCHEMA_CHARACTERS_MAX, MethodSpec, ServiceSpec
 
@@ -112,7 +112,7 @@ def _schemas(kinds: Sequence[Any], what: str) -> tuple[list[dict[str, Any]], dic
         if kind is object:
             return {"title": "Anything"}
         if is_tensor(kind):
-            return array_schema()
+            return array_schema() | {TENSOR_MARK: True}
         if is_array(kind):
             return array_schema()
         raise UsageError(

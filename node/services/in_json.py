@@ -16,7 +16,7 @@ import numpy as np
 from ...mesh import limits
 from ...mesh.errors import UsageError
 from ...mesh.tensors import DTYPES, Array, buffer_of
-from .array_types import ANY_DTYPE
+from .array_types import ANY_DTYPE, TENSOR_MARK
 from .values import as_array
 
 _STEPS_MAX: Final = 64  # into a schema: deeper, or in a circle, it describes no value that anybody sends
@@ -77,7 +77,11 @@ class _Reader:
     def read(self, data: Any, schema: Any, at: str, steps: int) -> Any:  # noqa: ANN401
         schema = self._meant(schema, data, steps)
         if "x-dtype" in schema:
-            return _array(data, str(schema["x-dtype"]), at)
+            found = _array(data, str(schema["x-dtype"]), at)
+            is_list = not isinstance(data, dict)
+            return (
+                found.astype(np.float32) if is_list and TENSOR_MARK in schema and found.dtype == np.float64 else found
+            )
         if isinstance(data, str) and schema.get("contentEncoding") == "base64":
             return _bytes(data, at)
         if isinstance(data, dict):

@@ -16,7 +16,8 @@ def shown(spec: ServiceSpec) -> Iterator[str]:
     yield f"{spec.name} {spec.version}{f': {first_line(spec.doc)}' if spec.doc else ''}"
     also = [f"the models {', '.join(needs.models)}"] if needs.models else []
     also += [f"the devices {', '.join(needs.devices)}"] if needs.devices else []
-    yield f"  needs {', '.join([size_text(needs.memory_bytes), f'{needs.cores:g} cores', *also])}"
+    cores = f"{needs.cores:g} {'core' if needs.cores == 1 else 'cores'}"
+    yield f"  needs {', '.join([size_text(needs.memory_bytes), cores, *also])}"
     for method in spec.methods:
         yield from _method(method)
 

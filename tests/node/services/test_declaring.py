@@ -87,6 +87,7 @@ def test_schemas_show_parameters_arrays_and_streams() -> None:
     assert gives["items"] == {"$ref": "#/$defs/Detection"}
     assert gives["$defs"]["Detection"]["properties"]["mask"]["anyOf"][0]["x-dtype"] == "uint8"
     assert schema("label", "takes")["properties"]["frame"]["x-dtype"] == "any"  # one item: the batch is nobody's matter
+    assert schema("label", "takes")["properties"]["frame"]["x-tensor"]
     assert schema("label", "gives")["enum"] == ["car", "person"]
     assert schema("count", "gives")["type"] == "integer"
     assert schema("add", "takes")["properties"]["rest"] == {

@@ -44,7 +44,7 @@ def test_a_service_is_made_looked_at_and_tried(tmp_path: Path) -> None:
     checked = run("check", folder)
     assert checked.output.splitlines() == [
         "sums 1.0: Adds things.",
-        "  needs 200 MB, 1 cores",
+        "  needs 200 MB, 1 core",
         "  total(x: array of float32, least: number = 0.0) -> number",
         "      Add the numbers of an array.",
         "      10 s, idempotent",

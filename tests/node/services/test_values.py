@@ -232,6 +232,13 @@ def test_json_is_read_by_the_schema() -> None:
     assert in_json.read('{"y": null}', SCHEMA) == {"y": None}
 
 
+def test_numbers_are_for_a_tensor_what_torch_makes_of_them() -> None:
+    schema = msgspec.json.encode(array_schema() | {"x-tensor": True}).decode()
+    assert in_json.read("[1.5, 2]", schema).dtype == np.float32
+    assert in_json.read("[1, 2]", schema).dtype == np.int64
+    assert in_json.read(in_json.write(np.ones(1)), schema).dtype == np.float64
+
+
 @given(value=arrays)
 def test_arrays_go_into_json_and_back(value: Array) -> None:
     schema = msgspec.json.encode(array_schema()).decode()
