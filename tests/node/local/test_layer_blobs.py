@@ -137,9 +137,10 @@ def test_a_header_that_lies_is_the_peers_fault(header: Any) -> None:
         read_layer_blob(with_header(header), SCHEMA)
 
 
-@given(st.integers(0, 10_000), st.binary(min_size=1, max_size=8))
-def test_altered_bytes_give_a_layer_or_peer_error_and_nothing_else(place: int, patch: bytes) -> None:
-    blob = layer_blob(TENSORS)
+@given(st.integers(0, 10_000), st.binary(min_size=1, max_size=8), st.sampled_from([0, 8, 4]))
+def test_altered_bytes_give_a_layer_or_peer_error_and_nothing_else(place: int, patch: bytes, bits: int) -> None:
+    rounded = {"weight": rounded_arrays(TENSORS["weight"], bits)} if bits else {}
+    blob = rounded_layer_blob({"bias": TENSORS["bias"]}, rounded) if bits else layer_blob(TENSORS)
     place %= len(blob)
     data = (blob[:place] + patch + blob[place + len(patch) :])[: len(blob)]
     try:
@@ -147,6 +148,7 @@ def test_altered_bytes_give_a_layer_or_peer_error_and_nothing_else(place: int, p
     except PeerError:
         return
     assert {name: ("float32", tuple(t.shape)) for name, t in tensors.items()} == SCHEMA
+    assert all(np.isfinite(tensor).all() for tensor in tensors.values())
 
 
 @given(st.binary(max_size=300))

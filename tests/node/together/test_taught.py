@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from lepton.mesh.errors import LeptonError, UsageError
 from lepton.node import Node
+from lepton.node.blobs.layers import read_layer_blob
 from lepton.node.inference.requests import Requests
 from lepton.node.learning.data import unlabelled
 from lepton.node.learning.settings import TrainSettings
 from lepton.node.learning.task import task_from
 from lepton.node.learning.trainer import train_alone
 from lepton.node.models import Chain, build, load_vector
-from lepton.node.shapes import ModelSpec
+from lepton.node.shapes import ModelSpec, layer_schema
 
 from .fakes import DIGITS, parts, running, samples, until
 
@@ -132,3 +133,20 @@ async def test_a_restarted_node_does_not_ask_again(tmp_path: Path, teacher: Chai
         assert turned.taught is not None
         np.testing.assert_allclose(turned.taught[::-1], again.taught, atol=1e-5)
         assert a.requests.counts.asked > before
+
+
+async def test_a_model_is_taught_pruned_and_rounded_in_one_task(tmp_path: Path, teacher: Chain) -> None:
+    data = {name: {"digits": unlabelled(p.x, 10, p.x_test, p.y_test)} for name, p in zip("ab", parts(2), strict=True)}
+    async with running(tmp_path, "a", "b", data=data, memory=WHOLE) as world:
+        a, b = world.nodes.values()
+        await with_teacher(a, teacher)
+        pruned = {"share": 0.5, "from_round": 10, "to_round": 20}
+        result = await a.train(task(prune=pruned, train={"quantise": "int8"}))
+        assert result.accuracy_worst > 0.85
+        await b.wait_served("small")
+        spec, layers = await b.weights.whole("small")
+        first = read_layer_blob(layers[0], layer_schema(spec, 0))["weight"]
+        assert 0.4 < (first == 0).mean() < 0.75
+        assert len(layers[0]) < 0.4 * first.nbytes
+        answers = await b.predict("small", X_TEST)
+        assert (answers.argmax(1) == Y_TEST).mean() == pytest.approx(result.nodes[a.mesh.me].accuracy)
