@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-net lint types format coverage demo bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average bench-simulate hunt bench-compress bench-distil fuzz lock clean
+.PHONY: help venv test test-net lint types format coverage demo bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average bench-simulate hunt bench-compress bench-distil fuzz lock clean bench-services
 
 # The lock was made with 3.11; a newer Python is tried only where there is no 3.11.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
@@ -91,6 +91,8 @@ bench-compress: $(READY) ## what compression costs and gains on trained weights;
 
 bench-distil: $(READY) ## what a teacher gives a small model on real data, 10 minutes; JSON=FILE writes the figures, ARGS="few" one part
 	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.distil $(ARGS)
+bench-services: $(READY) ## calls of services while they are updated, scaled and killed; JSON=FILE writes the figures, ARGS="cost" one part
+	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.services $(ARGS)
 
 FUZZ_S ?= 60
 fuzz: $(READY) ## feed every decoder what nobody would send, FUZZ_S seconds each (60)
