@@ -55,6 +55,7 @@ from .picture import CIRCLE, PROFILE, TASK, CircleRecord, ModelRecord, Profile, 
 from .placement import Plan
 from .planning import SPEED
 from .seeing.recent import RecentLog, kept
+from .seeing.request import entering
 from .seeing.seeing import Seeing
 from .seeing.traces import tracing
 from .services.client import Client, Stream
@@ -433,7 +434,8 @@ class Node:
 
     async def predict_all(self, model: str, *inputs: Any) -> list[np.ndarray[Any, Any]]:  # noqa: ANN401
         """Return all arrays that a model gives, where it gives several. Otherwise like `predict`."""
-        return await self.requests.predict(model, [np.asarray(array) for array in inputs])
+        with entering("predict"):
+            return await self.requests.predict(model, [np.asarray(array) for array in inputs])
 
     async def serve(
         self,

@@ -47,7 +47,7 @@ def formatter(form: Format, about: dict[str, str]) -> ProcessorFormatter:
     def tell(_logger: object, _method: str, event: EventDict) -> EventDict:
         if (id_ := request.current()) and "request" not in event:
             event["request"] = id_
-        event.update(about)
+        event.update(about if form == "json" else {})  # people see one node's log at a time
         return event
 
     shared: list[Processor] = [

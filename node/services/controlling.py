@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _FOLLOW_S: Final = 1.0  # between two looks at a log that is followed
 _FOLLOWED_LINES: Final = 200  # that are asked of each host then
 
+_CHANGES: Final = frozenset({"deploy", "update", "scale", "rm"})
+
 Tell = Callable[[object], Awaitable[None]]
 Arguments = dict[str, Any]
 
@@ -27,6 +29,9 @@ Arguments = dict[str, Any]
 async def perform(node: "Node", arguments: Arguments, tell: Tell) -> object:
     """Do what ``do`` says. Raises what `Services` raises."""
     do = arguments.pop("do")
+    if do in _CHANGES:
+        about = str(arguments.get("name") or arguments.get("folder") or "")
+        node.seeing.audit.note("command", name=f"service {do}", detail=about)
     match do:
         case "deploy" | "update":
             return await _deploy(node, arguments, tell, update=do == "update")

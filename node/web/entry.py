@@ -15,6 +15,7 @@ from .guard import Guard
 
 REQUEST_ID: Final = "x-request-id"
 
+_PATH_MAX: Final = 200  # characters in the log
 # No other site's page reads, frames or guesses the kind of an answer, and none learns from where it was reached.
 _HEADERS: Final = {
     "x-content-type-options": "nosniff",
@@ -72,12 +73,13 @@ class Entry:
             else:
                 await self._app(scope, receive, answer)
             finally:
-                self._note(scope["method"], route_of(path), status, time.monotonic() - began)
+                self._note(scope["method"], path, status, time.monotonic() - began)
 
-    def _note(self, method: str, route: str, status: int, seconds: float) -> None:
+    def _note(self, method: str, path: str, status: int, seconds: float) -> None:
         """Count a request that is over; 0 is the status of one whose client left before it was answered."""
+        route = route_of(path)
         self._measures.web.add(route, str(status))
         self._measures.web_seconds.observe(seconds, route)
         level = logging.INFO if route.startswith("/v1") else logging.DEBUG
-        about = {"route": route, "status": status, "seconds": round(seconds, 4)}
+        about = {"path": path[:_PATH_MAX], "status": status, "seconds": round(seconds, 4)}
         request.log.log(level, "%s %s", method, route, extra=about)

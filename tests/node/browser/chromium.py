@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_END_S = 10.0  # for it to end by itself, with all its processes
 FOUND = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -126,5 +127,7 @@ def browser(folder: Path) -> Iterator[Page]:
             page.session = ""
             with suppress(AssertionError, BrokenPipeError):
                 page.ask("Browser.close")
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
             process.kill()
             process.wait()

@@ -60,11 +60,11 @@ export function field(label, input, hint) {
 }
 
 // A dialog with a form; `act` is given the form's values, and what it raises is shown.
-export function ask(title, body, { go = "OK", danger = false, act, after }) {
+export function ask(title, body, { go = "OK", stop = "Cancel", danger = false, act, after }) {
   const trouble = h("p", { class: "bad", role: "alert" });
   const button = h("button", { class: danger ? "danger" : "primary", type: "submit" }, go);
   const form = h("form", { method: "dialog" }, h("h2", null, title), body, trouble,
-    h("div", { class: "row end" }, h("button", { type: "button", class: "plain", onclick: () => dialog.close() }, "Cancel"), button));
+    h("div", { class: "row end" }, h("button", { type: "button", class: "plain", onclick: () => dialog.close() }, stop), button));
   const dialog = h("dialog", { "aria-label": title }, form);
   form.onsubmit = async (event) => {
     event.preventDefault();

@@ -59,7 +59,7 @@ function deploy(service) {
 
 function logs(service, names) {
   const told = h("pre", { class: "offer" }, "…");
-  const dialog = ask(`What ${service.name} printed`, told, { go: "Look again", act: show, after: () => {} });
+  const dialog = ask(`What ${service.name} printed`, told, { go: "Look again", stop: "Close", act: show, after: () => {} });
   dialog.classList.add("wider");
   async function show() {
     const found = Object.entries(await act("service_logs", { name: service.name }));
