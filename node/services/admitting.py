@@ -6,6 +6,7 @@ says. The configuration only narrows: each of its words admits some of what is l
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -20,6 +21,7 @@ from .signing import verify_release
 ADMIN: Final = "admin"  # whatever an admin of the mesh has signed
 DEPLOYER: Final = "deploy"  # whatever somebody has signed who may deploy it
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_SIGNATURES_KEPT: Final = 1024  # all are looked at whenever a record changes, and one takes 0.1 ms to check
 
 AuthorityOf = Callable[[PeerId], Authority]  # raises KeyError for who was never met
 
@@ -35,10 +37,8 @@ def may_deploy(authority_of: AuthorityOf, peer: PeerId, service: str) -> bool:
 def refusal(service: str, release: Release, *, mesh: PeerId, authority_of: AuthorityOf, allow: Sequence[str]) -> str:
     """Say why a release must not run here, and what would let it; nothing when it may."""
     signer = release.signer
-    try:
-        verify_release(mesh, service, release)
-    except PeerError as error:
-        return f"The bundle {release.bundle.digest[:12]} is not signed as it should be: {error}"
+    if wrong := _wrong_signature(mesh, service, release):
+        return f"The bundle {release.bundle.digest[:12]} is not signed as it should be: {wrong}"
     if not may_deploy(authority_of, signer, service):
         return (
             f"{short(signer)}, who signed it, may not deploy {service!r} in this mesh (any more): that takes the "
@@ -60,6 +60,15 @@ def check_allow(allow: Sequence[str]) -> None:
                 f"[services] allow: {word[:80]!r} is neither 'admin' nor 'deploy', nor the name of a service, a peer "
                 "id or the digest of a bundle."
             )
+
+
+@lru_cache(_SIGNATURES_KEPT)
+def _wrong_signature(mesh: PeerId, service: str, release: Release) -> str:
+    try:
+        verify_release(mesh, service, release)
+    except PeerError as error:
+        return str(error)
+    return ""
 
 
 def _admits(word: str, service: str, release: Release, authority_of: AuthorityOf) -> bool:

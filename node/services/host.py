@@ -43,7 +43,8 @@ FETCH_AGAIN_S: Final = 2.0  # doubled each time
 TRY_AGAIN_S: Final = 60.0  # what does not run here, doubled each time
 TRY_AGAIN_S_MAX: Final = 3600.0
 ROOM_S: Final = 30.0  # for room to come free where the placement says that there is some
-_REASON_CHARACTERS_MAX: Final = 300  # so that a record with the most instances still fits
+_REASON_BYTES_MAX: Final = 300  # so that a record with the most instances still fits
+_LAST_BYTES_MAX: Final = 100  # of each instance's own
 _ID_BITS: Final = 48
 
 
@@ -160,7 +161,7 @@ class Host:
 
     def _does_not_run(self, name: str, digest: str, reason: str, now: float) -> None:
         """Have another device run it; or, in the midst of an update, have everybody go back."""
-        key, reason = (name, digest), reason[:_REASON_CHARACTERS_MAX]
+        key, reason = (name, digest), _cut(reason, _REASON_BYTES_MAX)
         tries = self._bars[key].tries + 1 if key in self._bars else 0
         self._bars[key] = _Bar(reason, now + min(TRY_AGAIN_S * 2**tries, TRY_AGAIN_S_MAX), tries)
         service = self._picture.services.get(name)
@@ -207,7 +208,7 @@ class Host:
             newest = service.record.releases[-1].bundle.digest
             for _, its in sorted(self._picture.hosted.get(name, {}).items()):
                 if service.record.replaces is not None and current(service.record, its) and newest in its.failed:
-                    self._failed.setdefault(name, {}).setdefault(newest, its.failed[newest])
+                    self._failed.setdefault(name, {}).setdefault(newest, _cut(its.failed[newest], _REASON_BYTES_MAX))
 
     def _scale(self, now: float) -> None:
         for name, service in self._picture.services.items():
@@ -321,7 +322,7 @@ class Host:
             bar = self._bars.get((name, digest))
             why = self._refusals.get((name, digest)) or (bar.reason if bar and bar.until > self._now else "")
             if why:
-                found[digest] = why[:_REASON_CHARACTERS_MAX]
+                found[digest] = _cut(why, _REASON_BYTES_MAX)
         return found
 
     def _instance(self, name: str, mine: _Mine) -> InstanceSaid:
@@ -332,7 +333,7 @@ class Host:
             bundle=mine.release.bundle.digest,
             version=mine.release.version,
             state=mine.state,
-            reason=ran.reason[:_REASON_CHARACTERS_MAX],
+            reason=_cut(ran.reason, _LAST_BYTES_MAX),
             running=_coarse(ran.running),
             queue_ms=float(_coarse(round(ran.queue_ms))),
             restarts=ran.restarts,
@@ -364,6 +365,10 @@ class Host:
 def _coarse(number: int) -> int:
     """Round up to a power of two, so that a busy host does not speak all the time."""
     return 1 << (number - 1).bit_length() if number > 0 else 0
+
+
+def _cut(text: str, size_bytes_max: int) -> str:
+    return text.encode()[:size_bytes_max].decode(errors="ignore")
 
 
 def _plain(word: HostedRecord) -> HostedRecord:

@@ -148,15 +148,21 @@ class Operating:
             if found.refused and found.missing >= found.wanted > 0:
                 raise DoesNotStart(f"{name!r} runs on no device. {'; '.join(found.refused.values())}")
             if found.done:
+                if found.wanted and of.owner == self._mesh.me:
+                    self.settle(name)
                 return found
             with trio.move_on_after(_TELL_S):  # who watches and leaves is noticed when told something
                 await changed.wait()
 
     def settle(self, name: str) -> None:
-        """State a deployment without what failed, so that nobody tries it again."""
+        """State a deployment without what its update has left behind: what failed, or what was replaced.
+
+        So neither is tried again, nor gone back to, after all hosts were off.
+        """
         record = self._service(name)
-        if failure(record, hosted := self._view.hosted().get(name, {})):
-            self._state(name, msgspec.structs.replace(record, releases=settled(record, hosted), replaces=None))
+        releases = settled(record, self._view.hosted().get(name, {}))
+        if record.replaces is not None and len(releases) == 1:
+            self._state(name, msgspec.structs.replace(record, releases=releases, replaces=None))
 
     def picture(self) -> Picture:
         """Return all that the records say of services."""

@@ -114,4 +114,4 @@ def _needs(picture: Picture, name: str) -> dict[str, Needs]:
 
 
 def _cores_m(cores: float) -> int:
-    return round(min(cores, _CORES_MAX) * 1000)
+    return round(cores * 1000) if 0 <= cores <= _CORES_MAX else _CORES_MAX * 1000 * (cores > 0)  # NaN gives none

@@ -89,13 +89,12 @@ def _counts(releases: list[Release], wanted: int) -> dict[str, int]:
 
 
 def is_under_way(record: ServiceRecord, hosted: Hosted) -> bool:
-    """Whether there is still something to go back to: instances of what the newest release is to replace."""
+    """Whether the newest release is not yet what runs: the one before does, or nothing."""
     if record.replaces is None or len(record.releases) == 1:
         return False
     newest = record.releases[-1].bundle.digest
-    return any(
-        instance.bundle != newest and instance.state == "ready" for its in hosted.values() for instance in its.instances
-    )
+    ready = {its.bundle == newest for said in hosted.values() for its in said.instances if its.state == "ready"}
+    return ready != {True}
 
 
 def is_done(record: ServiceRecord, hosted: Hosted, total: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import trio
 
-from ...mesh.errors import LeptonError, PeerError
+from ...mesh.errors import LeptonError, PeerError, UsageError
 from ...mesh.mesh import Mesh
 from ..config import ServicesConfig
 from .admitting import refusal
@@ -143,7 +143,10 @@ class Hosting:
                 log.info("ending the instance %s within %.0f s", name, drain_s)
                 self._pool.stop(name, drain_s=drain_s)
             case Say(service, record):
-                self._mesh.publish(HOSTED, service, record)
+                try:
+                    self._mesh.publish(HOSTED, service, record)
+                except UsageError as error:  # of more services than a node can say something about
+                    log.error("others do not hear what runs here of %s: %s", service, error)  # noqa: TRY400 - its text says all
             case Unsay(service):
                 self._mesh.withdraw(HOSTED, service)
 
