@@ -51,12 +51,16 @@ def save_served(
     """
     require_free(folder)
     module = compressed.module
-    whole = Answering(module) if isinstance(module, Chain) else module
-    traced = _packed(trace(dense(whole), (example,) if isinstance(example, Tensor) else example), whole)
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
-    found = save_program(traced, folder, Description(source=kind, objective=objective))
+    found = save_program(traced(module, example), folder, Description(source=kind, objective=objective))
     write_manifest(folder, compressed.manifest)
     return found
+
+
+def traced(module: nn.Module, example: Tensor | Sequence[Tensor]) -> Traced:
+    """Trace what a module answers, with its weights as its file holds them. Raises UsageError as `trace` does."""
+    whole = Answering(module) if isinstance(module, Chain) else module
+    return _packed(trace(dense(whole), (example,) if isinstance(example, Tensor) else example), whole)
 
 
 def packed(module: nn.Module) -> dict[str, PackedWeight]:
@@ -77,14 +81,14 @@ def dense(module: nn.Module) -> nn.Module:
     return work.eval()
 
 
-def _packed(traced: Traced, module: nn.Module) -> Traced:
+def _packed(found: Traced, module: nn.Module) -> Traced:
     """Put what the file of the module holds in the place of its numbers."""
     rounded, first, file = packed(module), _first_names(module), tensors_of(module)
     tensors: dict[str, Weight] = {}
     stored: dict[str, Tensor] = {}
-    for value, weight in traced.program.tensors.items():
+    for value, weight in found.program.tensors.items():
         if (name := first.get(weight.stored)) is None:  # made on the way: no parameter, and no buffer that is saved
-            tensors[value], stored[weight.stored] = weight, traced.weights[weight.stored]
+            tensors[value], stored[weight.stored] = weight, found.weights[weight.stored]
             continue
         bits: Literal[0, 4, 8] = 0
         if (small := rounded.get(name)) is not None:
@@ -92,7 +96,7 @@ def _packed(traced: Traced, module: nn.Module) -> Traced:
         tensors[value] = msgspec.structs.replace(weight, stored=name, bits=bits)
         kept = [each + end for each in tensors[value].names for end in ("", CODED)]
         stored |= {each: file[each] for each in kept if each in file}
-    return Traced(msgspec.structs.replace(traced.program, tensors=tensors), stored)
+    return Traced(msgspec.structs.replace(found.program, tensors=tensors), stored)
 
 
 def _first_names(module: nn.Module) -> dict[str, str]:

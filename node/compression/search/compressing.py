@@ -22,7 +22,7 @@ from ...objective import Objective, is_of_values
 from ..folder import require_free
 from ..manifest import Manifest, read_manifest, write_manifest
 from ..modules import Compressed
-from ..served import save_served
+from ..served import save_served, traced
 from .languages import Language
 from .networks import FIT, Network
 from .picking import Figures, Tried
@@ -158,8 +158,12 @@ def _network(
     objective = module.spec.objective if isinstance(module, Chain) else objective
     samples = dataset_of(data, objective)
     fit = replace(FIT, seed=wanted.seed, steps=FIT.steps if wanted.steps is None else wanted.steps)
-    network = Network(module, samples, objective=objective, recipes=wanted.recipes, training=fit, size_bytes=size_bytes)
     with _threads(wanted.threads or 1):
+        network = Network(
+            module, samples, objective=objective, recipes=wanted.recipes, training=fit, size_bytes=size_bytes
+        )
+        if out is not None:
+            traced(module, network.data.x_test[:2])  # better now than after the search
         outcome = wanted.run(network)
     quality = "R2 in hundredths" if is_of_values(objective) else "accuracy in %"
     measured_on = f"the {len(network.data.x_test):,} samples of the data's test part"

@@ -197,6 +197,18 @@ def test_data_and_models_that_do_not_go_together_are_said_so() -> None:
         compress(classifier(), target="perplexity=+1%", data=known)
 
 
+def test_what_could_not_be_served_is_refused_before_the_search(tmp_path: Path) -> None:
+    class Undecided(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            return super().forward(input) if input.sum() > 0 else super().forward(-input)
+
+    with pytest.raises(UsageError, match="cannot trace"):
+        compress(
+            Undecided(64, 10), target="size=0.5x", data=data(), out=tmp_path / "small",
+            on_tried=lambda each: pytest.fail(str(each)),
+        )  # fmt: skip
+
+
 def run(*words: str | Path) -> Result:
     return CliRunner().invoke(main, ["compress", *map(str, words)])
 
