@@ -64,6 +64,7 @@ RATE_BYTES_S: Final = 256 * MIB
 # processes were held up, and small calls on the same connection waited 15 ms behind them.
 BURST_BYTES_MAX: Final = 1024 * MIB
 KEYS_PER_PEER_MAX: Final = 1024  # idempotency keys of one caller that are remembered: two a second
+KEYS_SETTLED_MAX: Final = 32  # brief keys that one request lets go: as many calls as are in flight to one peer
 REMEMBERED_BYTES_PER_PEER_MAX: Final = 256 * KIB  # and their answers: a small message each
 ATTACHED_PER_PEER_MAX: Final = 32  # streams that wait for the call which they belong to; two for each call are in use
 PART_BYTES: Final = 256 * KIB  # of a large buffer has to come within TRANSFER_STALL_S: 9 kB/s, the slowest link we bear

@@ -13,6 +13,8 @@ Invariants, tested with the other side (``callee``) and a link that cuts and del
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import msgspec
+
 from .. import limits
 from ..errors import Busy, LeptonError, LinkError, PeerError
 from ..frames import Frame, FrameDecoder
@@ -83,6 +85,7 @@ class _Asked:
     may_send: int = 0
     may_come: int = 0  # items that the callee may still send
     consumed: int = 0  # and were not yet confirmed
+    brief: bytes = b""  # its key, which is settled with its last word
 
 
 class Caller:
@@ -104,6 +107,7 @@ class Caller:
         self._calls: dict[int, _Asked] = {}
         self._decoder = FrameDecoder(body_bytes_max=body_bytes_max)
         self._out: list[bytes] = [headers.frame(headers.Control())]
+        self._settled: list[bytes] = []
 
     @property
     def in_flight(self) -> int:
@@ -145,7 +149,12 @@ class Caller:
             deadline=now + header.timeout_s,
             timeout_s=header.timeout_s,
             may_come=header.credit,
+            brief=header.once.key if header.once is not None and header.once.brief else b"",
         )
+        if self._settled:
+            said = self._settled[: limits.KEYS_SETTLED_MAX]
+            del self._settled[: len(said)]
+            header = msgspec.structs.replace(header, settled=tuple(said))
         self._out.append(headers.frame(header, (payload, *buffers)))
         return call
 
@@ -219,16 +228,23 @@ class Caller:
         match header:
             case AnswerHeader():
                 del self._calls[call]
+                self._settle(asked)
                 if not asked.cancelled:
                     events.append(Answered(call, header, frame.body))
             case ErrorHeader():
                 del self._calls[call]
+                if header.error != "busy":  # which did not run, and may be sent again with its key
+                    self._settle(asked)
                 if not asked.cancelled:
                     events.append(Failed(call, headers.exception(header, self._peer, asked.method)))
             case ItemHeader():
                 self._take_item(asked, header, frame, events)
             case CreditHeader():
                 self._take_credit(asked, header, events)
+
+    def _settle(self, asked: _Asked) -> None:
+        if asked.brief:
+            self._settled.append(asked.brief)
 
     def _take_item(self, asked: _Asked, header: ItemHeader, frame: Frame, events: list[Event]) -> None:
         if not asked.may_come:

@@ -48,11 +48,18 @@ class Content(Header, frozen=True, kw_only=True):
     bulk_bytes: Natural = 0
 
 
-class Once(Message, frozen=True, kw_only=True, array_like=True):
-    """An idempotency key, and the life of the callee to which it was first shown."""
+KeyBytes = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 
-    key: Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+
+class Once(Message, frozen=True, kw_only=True, array_like=True):
+    """An idempotency key, and the life of the callee to which it was first shown.
+
+    A ``brief`` one is repeated only until its caller has its last word or gives it up: then it may be forgotten.
+    """
+
+    key: KeyBytes
     epoch: Epoch
+    brief: bool = False
 
 
 class RequestHeader(Content, frozen=True, kw_only=True, tag=1):
@@ -64,6 +71,8 @@ class RequestHeader(Content, frozen=True, kw_only=True, tag=1):
     kind: Kind = "unary"
     credit: Items = 0
     once: Once | None = None
+    # Brief keys of earlier calls whose last word has come: they are not repeated any more.
+    settled: Annotated[tuple[KeyBytes, ...], msgspec.Meta(max_length=limits.KEYS_SETTLED_MAX)] = ()
 
 
 class ItemHeader(Content, frozen=True, kw_only=True, tag=2):

@@ -29,15 +29,18 @@ class IdempotencyKey:
     """Stands for one logical call, however often it is sent: make one, and give it to each attempt.
 
     ``epoch`` is the callee's life to which the first attempt went. A later one that meets another raises Uncertain.
+    A ``brief`` one is for many calls: it is repeated only after its connection broke, and forgotten once the caller has
+    had an answer or an error of the callee's; to give up the call stops it.
     """
 
     key: bytes = field(default_factory=lambda: secrets.token_bytes(KEY_BYTES))
     epoch: bytes = b""
+    brief: bool = False
 
     def shown_to(self, epoch: bytes) -> Once:
         """What goes with the next attempt, to a callee in this life."""
         self.epoch = self.epoch or epoch
-        return Once(key=self.key, epoch=self.epoch)
+        return Once(key=self.key, epoch=self.epoch, brief=self.brief)
 
 
 def hash_of(method: str, scope: str, payload: bytes | memoryview, arrays: Sequence[Array]) -> bytes:
@@ -54,6 +57,7 @@ def hash_of(method: str, scope: str, payload: bytes | memoryview, arrays: Sequen
 class _Run:
     done: trio.Event = field(default_factory=trio.Event)
     outcome: object = None
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class OnlyOnce:
@@ -91,11 +95,22 @@ class OnlyOnce:
         await run.done.wait()
         return _given(run.outcome)
 
+    def stop(self, caller: PeerId, key: bytes) -> None:
+        """Its caller has given up a call with a brief key, and will not repeat it."""
+        run = self._running.get((caller, key))
+        if run is not None:
+            run.scope.cancel()
+
+    def settle(self, caller: PeerId, keys: Sequence[bytes]) -> None:
+        """Forget brief keys that their caller will not repeat."""
+        for key in keys:
+            self._remembered.settle(caller, key)
+
     async def _work(self, caller: PeerId, key: bytes, work: Work, timeout_s: float) -> None:
         size = 0
         outcome: object = Uncertain("The call was stopped before its end; it is not known how far it came.")
         try:
-            with trio.move_on_after(timeout_s):
+            with self._running[caller, key].scope, trio.move_on_after(timeout_s):
                 outcome, size = await work()
         except LeptonError as error:
             outcome = error

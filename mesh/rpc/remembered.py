@@ -3,7 +3,8 @@
 Invariants, tested with any history:
 
 - Of one caller's key ``begin`` says ``FRESH`` at most once while it is remembered, and it is forgotten only
-  ``limits.REMEMBERED_S`` after its call ended: longer than any call with this key is repeated.
+  ``limits.REMEMBERED_S`` after its call ended: longer than any call with this key is repeated. A brief one is forgotten
+  once its caller has said that it is settled, and its call has ended.
 - A key stands for one request. With another one it is refused.
 - A key that was first shown to an earlier life of this node is never fresh: what that life did is not known here.
 - Each caller's keys and answers are bounded. When there are as many keys as may be, new ones are ``Busy``; none is
@@ -36,6 +37,8 @@ class _Entry:
     ended: Ended | None = None
     size_bytes: int = 0
     until: float = float("inf")
+    brief: bool = False
+    settled: bool = False
 
 
 class Remembered:
@@ -64,7 +67,7 @@ class Remembered:
             if sum(entry.ended is None for entry in known.values()) >= limits.CALLS_PER_PEER_MAX:
                 msg = "Calls of yours that outlived their connections still run here, as many as may be at once."
                 raise Busy(msg, limits.BUSY_RETRY_S)
-            known[once.key] = _Entry(request)
+            known[once.key] = _Entry(request, brief=once.brief)
             self._callers[caller] = known
             return FRESH
         if entry.request != request:
@@ -80,8 +83,21 @@ class Remembered:
             outcome = Uncertain("The call ran, but its answer was too large to be kept for a repetition.")
         entry = known[key]
         entry.ended, entry.size_bytes, entry.until = Ended(outcome), size_bytes, now + limits.REMEMBERED_S
+        if entry.settled:
+            del known[key]
+            return entry.ended
         known.move_to_end(key)  # so that they lie in the order in which they are forgotten, running ones aside
         return entry.ended
+
+    def settle(self, caller: PeerId, key: bytes) -> None:
+        """Forget a brief key, at the end of its call. Another, or one that is not known, is none of this."""
+        known = self._callers.get(caller)
+        entry = None if known is None else known.get(key)
+        if known is None or entry is None or not entry.brief:
+            return
+        entry.settled = True
+        if entry.ended is not None:
+            del known[key]
 
     def _forget(self, caller: PeerId, now: float) -> None:
         known = self._callers[caller]

@@ -95,7 +95,7 @@ class Serving:
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Asked):
-            self._start(Job(self, event))
+            self._start(Job(self, event), event.header.settled)
             return
         job = self._jobs[event.call]
         match event:
@@ -123,8 +123,9 @@ class Serving:
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
-    def _start(self, job: "Job") -> None:
+    def _start(self, job: "Job", settled: Sequence[bytes]) -> None:
         self._jobs[job.id] = job
+        self.only_once.settle(self.peer, settled)
         if self.machine.deadline < self._wake_at:
             self._wake_at = self.machine.deadline
             self._sooner.set()
@@ -273,13 +274,17 @@ class Job:
         header = self._asked.header
         assert header.once is not None
         payload = self._asked.body[: header.payload_bytes]
-        body = await self._serving.only_once.run(
-            self._serving.peer,
-            header.once,
-            hash_of(header.method, header.scope, payload, incoming.arrays),
-            partial(_handled, method, incoming),
-            header.timeout_s,
-        )
+        try:
+            body = await self._serving.only_once.run(
+                self._serving.peer,
+                header.once,
+                hash_of(header.method, header.scope, payload, incoming.arrays),
+                partial(_handled, method, incoming),
+                header.timeout_s,
+            )
+        finally:
+            if self.stopped and header.once.brief:  # by its caller, and not because the connection broke
+                self._serving.only_once.stop(self._serving.peer, header.once.key)
         assert isinstance(body, Body)
         return body
 

@@ -19,7 +19,7 @@ from statistics import median
 from typing import Final, Literal, NamedTuple
 
 from ...mesh.identity import PeerId
-from .breaker import Breaker
+from .breaker import OPEN_S, Breaker
 from .estimate import Estimate
 from .hedging import Hedging
 from .messages import Load
@@ -229,6 +229,12 @@ class Balancer:
                 known.breaker.let_go()
         if attempt.replica.key not in self._replicas and not known.estimate.own:
             del self._known[attempt.replica.key]
+
+    def suspect(self, replica: Replica, now: float) -> None:
+        """Note that a call was lost on its way to a replica, and is sent to it again: let others look elsewhere."""
+        known = self._known.get(replica.key)
+        if known is not None:
+            known.rests_until, known.is_busy = max(known.rests_until, now + OPEN_S), False
 
     # -- hedging ------------------------------------------------------------------------------------------------------
 

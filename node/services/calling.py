@@ -76,7 +76,14 @@ class Calling:
     ) -> Answer[Given]:
         """Have a method answered. Raises what the module says; UsageError also when it is no plain method."""
         call = self._call(service, asked, "unary", timeout_s)
-        send = partial(self._sending.ask, service, asked, arrays)
+
+        async def send(replica: Replica, deadline: float) -> Answer[Given]:
+            def suspect() -> None:
+                call.known.balancer.suspect(replica, trio.current_time())
+
+            once = not call.brief.idempotent
+            return await self._sending.ask(service, asked, arrays, replica, deadline, suspect=suspect, once=once)
+
         return await self._answered(call, send)
 
     async def feed(

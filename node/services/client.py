@@ -24,6 +24,7 @@ from ..seeing import request
 from . import values
 from .calling import Calling
 from .declaring import Declared, DeclaredMethod, declared
+from .errors import ServiceError
 from .messages import Asked, Given
 from .spec import MethodBrief, MethodSpec
 
@@ -180,7 +181,7 @@ class Client:
         target, names = f"{self._name}.{method.name}", [each.name for each in method.parameters]
 
         def result(plain: Any) -> Any:  # noqa: ANN401
-            return values.convert(plain, method.result, what=f"What {target} gave")
+            return values.convert(plain, method.result, what=f"What {target} gave", fault=ServiceError)
 
         def call(*positional: object, **named: object) -> Awaitable[Any] | Stream:
             given = by_name(target, names, positional, named)

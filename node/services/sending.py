@@ -9,8 +9,8 @@ import msgspec
 import trio
 
 from ...mesh import limits
-from ...mesh.calls import Calls
-from ...mesh.errors import LeptonError, LinkError, PeerError, UsageError
+from ...mesh.calls import Calls, IdempotencyKey
+from ...mesh.errors import Busy, LeptonError, LinkError, PeerError, Uncertain, UsageError
 from ...mesh.grants import Authority
 from ...mesh.identity import PeerId, short
 from ...mesh.rpc.methods import Answer, Empty
@@ -21,6 +21,8 @@ from .errors import NotHere, TooLate
 from .messages import CALL, DESCRIBE, FEED, STREAM, Asked, Described, Given
 from .spec import ServiceSpec
 
+GONE_S: Final = 5.0  # a host whose connection broke and that is not back after this is gone: it is dialled in 2 s
+KEYED_BYTES_MAX: Final = limits.MIB  # of arrays: the host hashes what a call with a key brings, 1 ms for as much
 SPEC_BYTES_MAX: Final = 4 * limits.MIB  # 32 methods with two schemas of 64 KiB
 
 T = TypeVar("T")
@@ -35,6 +37,8 @@ class Reach(Protocol):
     def calls(self) -> Calls: ...
     @property
     def changed(self) -> trio.Event: ...
+    @property
+    def present(self) -> frozenset[PeerId]: ...
     def authority(self, peer: PeerId) -> Authority: ...
 
 
@@ -61,15 +65,51 @@ class Sending:
         self._answering = answering
 
     async def ask(
-        self, service: str, asked: Asked, arrays: Sequence[Array], replica: Replica, deadline: float
+        self,
+        service: str,
+        asked: Asked,
+        arrays: Sequence[Array],
+        replica: Replica,
+        deadline: float,
+        *,
+        suspect: Callable[[], None],
+        once: bool = False,
     ) -> Answer[Given]:
-        """Have one call answered. What is wrong with it may be in the answer (``Given.trouble``)."""
-        left_s, asked = _left_s(deadline), _of_release(asked, replica)
+        """Have one call answered. What is wrong with it may be in the answer (``Given.trouble``).
+
+        With ``once`` the call has a key: when the connection breaks under it, it is sent again to the same host as long
+        as that is here, and runs there at most once; ``suspect`` is called meanwhile.
+        """
+        asked = _of_release(asked, replica)
         if replica.peer == self._mesh.me:
-            own = self._own(service)
+            own, _ = self._own(service), _left_s(deadline)
             return await _in_time(own.call(self._mesh.me, service, asked, arrays, deadline=deadline), deadline)
-        call = self._mesh.calls.call(replica.peer, CALL, asked, Given, scope=service, arrays=arrays, timeout_s=left_s)
-        return await _from_peer(call, replica, deadline)
+        key = IdempotencyKey(brief=True) if once and sum(each.nbytes for each in arrays) <= KEYED_BYTES_MAX else None
+        lost_at: float | None = None  # since when it is not known whether it runs there
+        while True:
+            call = self._mesh.calls.call(
+                replica.peer,
+                CALL,
+                asked,
+                Given,
+                scope=service,
+                arrays=arrays,
+                timeout_s=_left_s(deadline) if lost_at is None else max(deadline - trio.current_time(), 0.001),
+                idempotency_key=key,
+            )
+            try:
+                return await _from_peer(call, replica, deadline)
+            except (LinkError, Busy) as error:
+                now, not_run = trio.current_time(), error.unsent or isinstance(error, Busy | NotHere)
+                if isinstance(error, TooLate) or (lost_at is None and (not_run or error.told or key is None)):
+                    raise
+                lost_at = now if lost_at is None else lost_at
+                gone = replica.peer not in self._mesh.present and now >= lost_at + GONE_S
+                if (error.told and not not_run) or gone or now + limits.REPEAT_S >= deadline:
+                    what = f"{service}.{asked.method} ran on {short(replica.peer)}"
+                    raise Uncertain(f"It is not known whether {what}: {error}") from error
+            suspect()
+            await trio.sleep(limits.REPEAT_S)
 
     async def feed(
         self, service: str, asked: Asked, arrays: Sequence[Array], items: Once, replica: Replica, deadline: float

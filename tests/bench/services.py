@@ -180,10 +180,16 @@ class Count:
     plain: list[int] = field(default_factory=list)  # numbers of answered calls that may run but once
     once: list[int] = field(default_factory=list)  # of all calls that may run but once
     phase: str = "before"
+    under_way: Counter[str] = field(default_factory=Counter)  # by the phase in which they began
 
     @property
     def calls(self) -> int:
         return self.made.total()
+
+    async def begin(self, phase: str) -> None:
+        """Count calls to another phase from now on, and wait for those of the one before: they ran in it."""
+        before, self.phase = self.phase, phase
+        await until(lambda: not self.under_way[before])
 
     def failures(self, *phases: str) -> int:
         return sum(self.failed.get(phase, Counter()).total() for phase in phases)
@@ -193,6 +199,7 @@ async def call(node: Node, count: Count, number: int) -> None:
     """Make one call and note what came of it: in the phase in which it began."""
     method, phase = ("add", "look")[number % 2], count.phase
     count.made[phase] += 1
+    count.under_way[phase] += 1
     if method == "add":
         count.once.append(number)
     with trio.move_on_after(2 * TIMEOUT_S) as scope:
@@ -205,6 +212,7 @@ async def call(node: Node, count: Count, number: int) -> None:
             count.lost += not right
             if method == "add":
                 count.plain.append(number)
+    count.under_way[phase] -= 1
     count.lost += scope.cancelled_caught
 
 
@@ -234,21 +242,21 @@ async def happen(fleet: Fleet, count: Count, each: int) -> None:
         await until(lambda: count.calls >= begun + each)
 
     await some()
-    count.phase = "update"
+    await count.begin("update")
     await services.update(fleet.write("2.0"))
     await until(lambda: fleet.ready("2.0") == usual == fleet.ready())
     await some()
-    count.phase = "scaling"
+    await count.begin("scaling")
     for wanted in (usual + 2, usual - 1, usual):
         services.scale("counter", wanted)
         await until(lambda: fleet.ready() == wanted)  # noqa: B023 - awaited at once
         await some()
-    count.phase = "instance killed"
+    await count.begin("instance killed")
     os.kill(fleet.pids()[0], signal.SIGKILL)
     await some()
     await until(lambda: fleet.ready() == usual)
     await some()
-    count.phase = "host killed"
+    await count.begin("host killed")
     fleet.hosts[0].send_signal(signal.SIGKILL)
     await some()
     await until(lambda: fleet.ready() == usual and len(fleet.caller.mesh.present) == usual - 1)

@@ -55,6 +55,7 @@ PASSED = {
     "RATE_BYTES_S": f"{CALLS}::test_who_sends_faster_than_the_rate_waits_and_nobody_else",
     "BURST_BYTES_MAX": "mesh/test_budget.py::test_who_sends_a_burst_is_read_on_and_who_goes_on_is_read_later",
     "KEYS_PER_PEER_MAX": "mesh/calls/test_once.py::test_keys_are_forgotten_late_and_new_ones_are_busy_until_then",
+    "KEYS_SETTLED_MAX": "mesh/calls/test_once.py::test_one_request_lets_go_of_no_more_brief_keys_than_it_may",
     "REMEMBERED_BYTES_PER_PEER_MAX": "mesh/calls/test_once.py::test_an_answer_too_large_to_be_kept_is_given_once",
     "ATTACHED_PER_PEER_MAX": f"{CALLS}::test_streams_that_wait_for_their_call_have_a_bound",
     "PART_BYTES": f"{CALLS}::test_a_byte_a_second_is_not_enough",

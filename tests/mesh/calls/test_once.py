@@ -258,6 +258,83 @@ def test_a_key_of_an_earlier_life_is_never_fresh() -> None:
         Remembered(EPOCH).begin(ANN, once(1, b"epoch  0"), b"r", 0.0)
 
 
+async def test_brief_keys_are_let_go_with_their_answers_so_that_there_may_be_many(pair: Pair) -> None:
+    async with pair() as (a, b):
+        counter = Counter()
+        b.calls.serve(counter.method())
+        for _ in range(limits.KEYS_PER_PEER_MAX + 10):
+            await a.calls.call(b.peer_id, "m", Note(), Note, idempotency_key=IdempotencyKey(brief=True))
+        assert counter.runs == limits.KEYS_PER_PEER_MAX + 10
+        assert len(b.calls._only_once._remembered._callers[a.peer_id]) == 1  # the last: nothing was asked behind it
+
+
+async def test_one_request_lets_go_of_no_more_brief_keys_than_it_may(pair: Pair, until: Until) -> None:
+    async with pair() as (a, b):
+        b.calls.serve(Counter().method())
+        await a.calls.call(b.peer_id, "m", Note(), Note, idempotency_key=IdempotencyKey(brief=True))
+        machine = a.calls._links[a.connection_to(b.peer_id)].asking._machine
+        machine._settled = [bytes(16)] * (limits.KEYS_SETTLED_MAX + 1)
+        await a.calls.call(b.peer_id, "m", Note(), Note)  # one more would have been an offence
+        assert machine._settled == [bytes(16)]
+
+
+async def test_a_brief_call_that_is_given_up_is_stopped(pair: Pair, until: Until) -> None:
+    async with pair() as (a, b):
+        outlive(b)
+        stopped = trio.Event()
+
+        async def work(call: Incoming[Note]) -> Answer[Note]:
+            with trio.move_on_after(60):
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    stopped.set()
+            raise AssertionError
+
+        b.calls.serve(Method(name="m", needs="test", takes=Note, handler=work))
+        with trio.move_on_after(0.05):
+            await a.calls.call(b.peer_id, "m", Note(), Note, idempotency_key=IdempotencyKey(brief=True))
+        with trio.fail_after(10):
+            await stopped.wait()
+
+
+async def test_a_brief_call_whose_connection_breaks_goes_on_and_runs_once(pair: Pair, until: Until) -> None:
+    async with pair() as (a, b):
+        outlive(b)
+        counter, key = Counter(stalls=True), IdempotencyKey(brief=True)
+        b.calls.serve(counter.method())
+        async with trio.open_nursery() as nursery:
+
+            async def lose() -> None:
+                with pytest.raises(LinkError):
+                    await a.calls.call(b.peer_id, "m", Note(), Note, idempotency_key=key)
+
+            nursery.start_soon(lose)
+            await until(lambda: counter.runs)
+            await a.connection_to(b.peer_id).aclose()
+        await a.transport.dial(b.peer_id, b.transport.addresses, timeout_s=10)
+        counter.go_on.set()
+        answer = await a.calls.call(b.peer_id, "m", Note(), Note, idempotency_key=key)
+        assert (answer.message.text, counter.runs) == ("run 1", 1)
+
+
+def test_only_brief_keys_are_let_go_and_one_that_runs_at_its_end() -> None:
+    memory = Remembered(EPOCH)
+    brief = headers.Once(key=bytes(16), epoch=EPOCH, brief=True)
+    for settled_first in (True, False):
+        assert memory.begin(ANN, brief, b"r", 0.0) == FRESH
+        if settled_first:
+            memory.settle(ANN, brief.key)
+        assert memory.begin(ANN, brief, b"r", 0.0) == RUNNING  # it is not run twice, whoever says what
+        memory.end(ANN, brief.key, "x", 1, 0.0)
+        memory.settle(ANN, brief.key)
+        memory.settle(BEN, brief.key)
+    assert memory.begin(ANN, once(1), b"r", 0.0) == FRESH
+    memory.end(ANN, once(1).key, "x", 1, 0.0)
+    memory.settle(ANN, once(1).key)
+    assert memory.begin(ANN, once(1), b"r", 0.0) == Ended("x")
+
+
 def test_only_a_message_has_a_key() -> None:
     for wrong in ({"kind": "server_stream", "credit": 1}, {"kind": "client_stream"}, {"aside": True, "bulk_bytes": 1}):
         fields: dict[str, Any] = {"call": 1, "method": "m", "timeout_s": 1.0, "once": once(1)} | wrong

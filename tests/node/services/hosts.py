@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from lepton.mesh.calls import IdempotencyKey
 from lepton.mesh.errors import Busy, LinkError, PeerError, single
 from lepton.mesh.grants import Authority
 from lepton.mesh.identity import PeerId
@@ -192,6 +193,7 @@ class Net:
     said: dict[PeerId, HostedRecord] = field(default_factory=dict)
     woken: list[str] = field(default_factory=list)
     replaces: int | None = None
+    ran: dict[bytes, Any] = field(default_factory=dict)  # answers of calls with a key: such a one runs but once
 
     def __post_init__(self) -> None:
         self.tell()
@@ -214,6 +216,10 @@ class Net:
         self.changed.set()
         self.changed = trio.Event()
 
+    @property
+    def present(self) -> frozenset[PeerId]:
+        return frozenset()  # whoever lost a connection has gone
+
     def services(self) -> dict[str, ServiceRecord]:
         return {"calc": ServiceRecord(revision=1, releases=self.releases, replaces=self.replaces)}
 
@@ -227,9 +233,18 @@ class Net:
 
     async def call(
         self, peer: PeerId, method: str, message: Any, answers: Any, *, scope: str = "", arrays: Sequence[Array] = (),
-        timeout_s: float, answer_bytes_max: int = 0,
+        timeout_s: float, answer_bytes_max: int = 0, idempotency_key: IdempotencyKey | None = None,
     ) -> Answer[Any]:  # fmt: skip
-        return await self._exchange(peer, method, message, answers, scope, arrays, timeout_s)
+        return await self._exchange(
+            peer,
+            method,
+            message,
+            answers,
+            scope,
+            arrays,
+            timeout_s,
+            key=idempotency_key.key if idempotency_key else b"",
+        )
 
     async def feed(
         self, peer: PeerId, method: str, message: Any, items: AsyncIterator[Any], answers: Any, *, scope: str = "",
@@ -239,7 +254,7 @@ class Net:
 
     async def _exchange(
         self, peer: PeerId, name: str, message: Any, answers: Any, scope: str, arrays: Any, timeout_s: float,
-        **more: Any,
+        key: bytes = b"", **more: Any,
     ) -> Answer[Any]:  # fmt: skip
         host = self._host(peer)
         with trio.CancelScope(deadline=trio.current_time() + timeout_s):
@@ -247,7 +262,9 @@ class Net:
                 await host.before()
             method = host.methods[name]
             incoming = self._incoming(host, method, message, scope, arrays, timeout_s)._replace(**more)
-            answer = await method.handler(incoming)
+            if key not in self.ran:
+                self.ran[key] = await method.handler(incoming)
+            answer = self.ran[key] if key else self.ran.pop(key)
             if host.after is not None:
                 await host.after()
             assert answer is not None

@@ -17,6 +17,7 @@ from lepton.mesh.tensors import Array
 from lepton.node.services.api import method, service
 from lepton.node.services.client import Clients
 from lepton.node.services.declaring import declared
+from lepton.node.services.errors import ServiceError
 from lepton.node.services.messages import Asked, Given
 from lepton.node.services.values import decode, encode
 from trio.testing import MockClock
@@ -110,7 +111,7 @@ async def test_streams_have_the_types_too_and_may_be_left(autojump_clock: MockCl
             assert item == 0
             break
     assert one.cancelled == 2  # both were ended
-    with pytest.raises(UsageError, match=r"What calc.watch gave: Expected `object`, got `int`"):
+    with pytest.raises(ServiceError, match=r"What calc.watch gave: Expected `object`, got `int`"):
         await anext(by_class.client(Calc).watch(3))
 
 
@@ -128,6 +129,7 @@ async def test_mistakes_are_named_before_anything_is_sent(autojump_clock: MockCl
         (lambda: call("calc.watch", 1), "gives a stream: iterate over"),
         (lambda: call("calc.sum", 1), "takes one parameter that is a stream"),
         (lambda: call("calc.add", object()), "cannot travel like this"),
+        (lambda: call("calc.frame", np.zeros(70_000_000, dtype=np.uint8)), "one message holds"),
         (calc.add, "calc.add needs x"),
         (lambda: calc.add(1, z=2), "calc.add has no parameter 'z'; it takes x, y"),
         (lambda: calc.sub(1), "Calc has no method 'sub' under @method"),

@@ -60,6 +60,14 @@ class Eyes:
         os.kill(os.getpid(), signal.SIGKILL)
 
     @method
+    def slowly(self, path: str) -> str:
+        import time
+        with open(path, "a") as file:
+            file.write("ran")
+        time.sleep(1.0)
+        return "{version}"
+
+    @method
     def watch(self, count: int) -> Iterator[int]:
         yield from range(count)
 
@@ -116,6 +124,7 @@ async def test_services_are_called_from_everywhere_in_every_way(tmp_path: Path) 
             await node.call("eyes.die")
         assert await node.call("eyes.version") == "1.0"  # at the other meanwhile
         await by_class(node, tmp_path / "v1")
+        await a_stream_that_is_not_read(world, node)
         await by_shell(node)
 
 
@@ -130,6 +139,21 @@ async def by_class(node: Node, folder: Path) -> None:
     finally:
         sys.path.remove(str(folder))
         sys.modules.pop("eyes", None)
+
+
+async def a_stream_that_is_not_read(world: World, node: Node) -> None:
+    """It holds up nobody else, and ends where it is made when it is left."""
+    async with node.stream("eyes.watch", 10**9) as items:
+        assert await anext(items) == 0
+        for _ in range(20):
+            assert await node.call("eyes.version") == "1.0"
+        assert running_now(world) == 1
+    await until(lambda: running_now(world) == 0)
+
+
+def running_now(world: World) -> int:
+    every = [node.services.instances for node in world.nodes.values()]
+    return sum(one.load.running for pool in every if pool for one in pool.running.values())
 
 
 async def by_shell(node: Node) -> None:
@@ -154,3 +178,22 @@ async def test_without_the_grant_nobody_is_answered(tmp_path: Path) -> None:
         assert await a.call("eyes.version") == "1.0"
         with pytest.raises(Refused, match="lacks the capability 'service:eyes'"):
             await b.call("eyes.version")
+
+
+async def test_a_connection_that_breaks_under_a_call_does_not_lose_it_or_run_it_twice(tmp_path: Path) -> None:
+    async with deployed(tmp_path, "a", "b", replicas=2) as world:
+        (a, b), said, ran = world.nodes.values(), list[str](), tmp_path / "ran"
+
+        async def ask() -> None:
+            said.append(await a.call("eyes.slowly", str(ran)))
+
+        b.services.scale("eyes", 1)
+        await until(lambda: ready(a) == 1)
+        caller, host = (a, b) if a.services.instances and not a.services.instances.running else (b, a)
+        a = caller
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await until(ran.exists)
+            await caller.mesh._transport.connections[host.mesh.me].aclose()
+        assert said == ["1.0"]
+        assert ran.read_text() == "ran"
