@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-net lint types format coverage demo bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average bench-simulate hunt bench-compress bench-distil fuzz lock clean bench-services
+.PHONY: help venv test test-net lint types format coverage demo example-medical bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average bench-simulate hunt bench-compress bench-distil fuzz lock clean bench-services
 
 # The lock was made with 3.11; a newer Python is tried only where there is no 3.11.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
@@ -54,6 +54,9 @@ coverage: $(READY) ## the tests with branch coverage, least covered first
 
 demo: $(READY) ## four nodes on this machine; JSON=FILE writes the figures, ARGS="--model cnn" goes to the demo
 	$(BIN)/python -m lepton.node.demo $(if $(JSON),--json $(JSON)) $(ARGS)
+
+example-medical: $(READY) ## hospitals that learn one model in private; ARGS="--quick", "--data FOLDER"
+	$(BIN)/python -m lepton.node.examples.medical $(ARGS)
 
 bench-wire: $(READY) ## the wire beside raw TCP, TLS and stock libp2p; JSON=FILE writes the figures
 	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.wire
