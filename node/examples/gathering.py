@@ -20,24 +20,48 @@ _POLL_S: Final = 0.05
 Data = Mapping[str, Dataset]  # one node's data sets by name
 
 
+class Nodes(dict[str, Node]):
+    """Nodes by name, while they run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scopes: dict[str, trio.CancelScope] = {}
+
+    async def run(self, name: str, node: Node, stop: trio.Event, task_status: trio.TaskStatus[None]) -> None:
+        """Run a node until all stop, or until it is unplugged."""
+        with trio.CancelScope() as self._scopes[name]:
+            async with node:
+                self[name] = node
+                task_status.started()
+                await stop.wait()
+
+    def unplug(self, name: str) -> None:
+        """End a node at once, in the middle of whatever it does."""
+        del self[name]
+        self._scopes[name].cancel()
+
+
 @asynccontextmanager
 async def gathered(
-    folder: Path, data: Mapping[str, Data], *, memory: Mapping[str, str] | None = None
-) -> AsyncIterator[dict[str, Node]]:
+    folder: Path,
+    data: Mapping[str, Data],
+    *,
+    memory: Mapping[str, str] | None = None,
+    services: Mapping[str, Mapping[str, Any]] | None = None,
+) -> AsyncIterator[Nodes]:
     """Run a node in a folder of its own for each name, until the block ends; all know each other when it begins.
 
-    ``memory`` says what some of them give to serving models ("20kB"). Raises what a node raises.
+    ``memory`` says what some of them give to serving models ("20kB"), ``services`` what some give to services, as in
+    node.toml. Raises what a node raises.
     """
-    nodes: dict[str, Node] = {}
+    nodes = Nodes()
     stop = trio.Event()
 
     async def run(name: str, task_status: trio.TaskStatus[None]) -> None:
         said: dict[str, Any] = {"serve": {"memory": memory[name]}} if memory and name in memory else {}
         said |= {"web": {"listen": "off"}, "interfaces": [INTERFACE], "listen": [f"{INTERFACE}:0"], "name": name}
-        async with Node(folder / name, data=data[name], **said) as node:
-            nodes[name] = node
-            task_status.started()
-            await stop.wait()
+        said |= {"services": services[name]} if services and name in services else {}
+        await nodes.run(name, Node(folder / name, data=data[name], **said), stop, task_status)
 
     async def join(name: str, code: str) -> None:
         await join_mesh(folder / name, code, interfaces=(INTERFACE,), timeout_s=_PATIENCE_S)
@@ -52,7 +76,7 @@ async def gathered(
                 for name in others:
                     joining.start_soon(join, name, nodes[first].invite())
             await until(lambda: all(len(node.tasks.profiles()) >= len(data) for node in nodes.values()))
-            yield {name: nodes[name] for name in data}
+            yield nodes
             stop.set()
 
 
