@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-net lint types format coverage demo example-medical example-surveillance bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average bench-simulate hunt bench-compress bench-distil fuzz lock clean bench-services
+.PHONY: help venv test test-net lint types format coverage demo example-medical example-surveillance example-traffic example-home bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average bench-simulate hunt bench-compress bench-distil fuzz lock clean bench-services
 
 # The lock was made with 3.11; a newer Python is tried only where there is no 3.11.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
@@ -60,6 +60,12 @@ example-medical: $(READY) ## hospitals that learn one model in private; ARGS="--
 
 example-surveillance: $(READY) ## cameras that learn a road and raise alarms as a service; ARGS="--quick", "--data FOLDER"
 	$(BIN)/python -m lepton.node.examples.surveillance $(ARGS)
+
+example-traffic: $(READY) ## roads that forecast their speeds together and tell of incidents; ARGS as above
+	$(BIN)/python -m lepton.node.examples.traffic $(ARGS)
+
+example-home: $(READY) ## small devices that recognise what somebody does, and one that is unplugged; ARGS as above
+	$(BIN)/python -m lepton.node.examples.home $(ARGS)
 
 bench-wire: $(READY) ## the wire beside raw TCP, TLS and stock libp2p; JSON=FILE writes the figures
 	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.wire

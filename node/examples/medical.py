@@ -126,10 +126,10 @@ async def medical(data: Path, folder: Path, quick: bool, tale: Tale) -> None:  #
         )
     tale.step("Four nodes make a mesh, and learn one model in private")
     async with gathered(folder, {name: {"patients": part} for name, part in parts.items()}) as nodes:
-        in_mesh = await _learn(next(iter(nodes.values())), spec, rounds, tale)
-        asked = await _ask(list(nodes.values())[-1], whole)
+        in_mesh = await _learn(nodes[found.names[0]], spec, rounds, tale)
+        asked = await _ask(nodes[found.names[-1]], whole)
         tale.say(f"{found.names[-1]} asks the mesh for all {len(whole.y_test)}: {percent(asked)} right.")
-        careful = None if quick else await _learn_carefully(next(iter(nodes.values())), spec, tale)
+        careful = None if quick else await _learn_carefully(nodes[found.names[0]], spec, tale)
     _conclude(tale, alone, in_mesh, careful, _without_mesh(spec, whole, rounds))
 
 
