@@ -72,9 +72,7 @@ async def home(data: Path, folder: Path, quick: bool, tale: Tale) -> None:  # no
     devices, rounds = (_QUICK_DEVICES, _QUICK_ROUNDS) if quick else (_DEVICES, _ROUNDS)
     parts = shared_out(found, devices)
     tale.step("The home: twelve sensors at doors, beds and basins; nine activities (Ordonez A, UCI)")
-    tale.say(
-        f"One home, fourteen days; {TRAINING_DAYS // devices} of them on each of {devices} devices: this division is ours."
-    )
+    tale.say(f"One home, fourteen days. {devices} devices have {TRAINING_DAYS // devices} each: this division is ours.")
     tale.say("The last four days are the test.")
     spec = ModelSpec(
         architecture="mlp", inputs=parts[0].feature_shape, classes=len(found.names), hidden=32, hidden_activation="relu"
