@@ -58,12 +58,12 @@ from .seeing.recent import RecentLog, kept
 from .seeing.request import entering
 from .seeing.seeing import Seeing
 from .seeing.traces import tracing
-from .services.client import Client, Stream
-from .services.environment import ENVIRONMENTS, make_environment
+from .services.bundling.environment import ENVIRONMENTS, make_environment
+from .services.bundling.reflecting import describe
+from .services.calling.client import Client, Stream
 from .services.hosting import Instances
+from .services.instances.pool import open_pool
 from .services.outward import MeshOfInstances
-from .services.pool import open_pool
-from .services.reflecting import describe
 from .services.services import Services
 from .shapes import ModelSpec
 from .speed import cache_file, known_speed, load_or_measure

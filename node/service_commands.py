@@ -26,7 +26,7 @@ def service() -> None:
 @friendly
 def service_new(folder: Path) -> None:
     """Make FOLDER with a service that works, to begin from. The service is called like the folder."""
-    from .services.folder import make_folder
+    from .services.bundling.folder import make_folder
 
     for path in make_folder(folder):
         click.echo(f"  {path}")
@@ -48,9 +48,9 @@ def service_check(folder: Path, as_json: bool, home: Path) -> None:  # noqa: FBT
         import msgspec
         import trio
 
-        from .services.environment import ENVIRONMENTS
-        from .services.reflecting import describe
-        from .services.showing import shown
+        from .services.bundling.environment import ENVIRONMENTS
+        from .services.bundling.reflecting import describe
+        from .services.writing.showing import shown
     environments = home.expanduser() / "services" / ENVIRONMENTS
     spec = trio.run(functools.partial(describe, folder, environments=environments))
     if as_json:
@@ -91,7 +91,7 @@ def service_run(folder: Path, packed: bool, home: Path) -> None:  # noqa: FBT001
 
 async def _try(folder: Path, home: Path, calls: list[tuple[str, str]] | None, packed: bool) -> None:  # noqa: FBT001
     from ..mesh.errors import LeptonError
-    from .services.environment import ENVIRONMENTS
+    from .services.bundling.environment import ENVIRONMENTS
     from .services.trial import try_folder
 
     async with try_folder(folder, home / "services" / ENVIRONMENTS) as trial:

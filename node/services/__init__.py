@@ -6,7 +6,7 @@ from lepton.node.services import service, method
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .api import Mesh, method, service
+    from .writing.api import Mesh, method, service
 
 __all__ = ["Mesh", "method", "service"]
 
@@ -17,4 +17,4 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(".api", __name__), name)
+    return getattr(import_module(".writing.api", __name__), name)

@@ -8,8 +8,8 @@ import msgspec
 
 from ...mesh.errors import UsageError
 from ...mesh.tensors import Array
-from . import in_json
-from .client import split
+from .calling.client import split
+from .writing import in_json
 
 if TYPE_CHECKING:
     from ..node import Node

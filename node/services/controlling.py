@@ -8,11 +8,11 @@ import trio
 
 from ...mesh.errors import LinkError, UsageError
 from ...mesh.identity import PeerId, short
+from .deciding.outlook import Picture
+from .deciding.rollout import current
+from .deciding.view import Deployed
 from .operating import Progress, RolledBack, progress_of
-from .outlook import Picture
 from .records import ServiceRecord
-from .rollout import current
-from .view import Deployed
 
 if TYPE_CHECKING:
     from ..node import Node

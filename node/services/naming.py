@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ..deployments import BlobRef
-from .view import ServiceView
+from .deciding.view import ServiceView
 
 
 class BundleNames:

@@ -20,16 +20,16 @@ from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
 from ..blobs.store import BlobStore
 from ..config import require_name, sentence
-from .bundle import pack_folder
-from .bundles import brief_of
+from .bundling.bundle import pack_folder
+from .bundling.bundles import brief_of
+from .bundling.folder import read_manifest
+from .bundling.signing import sign_release
+from .deciding.outlook import Picture, outlook
+from .deciding.rollout import current, failure, is_done, settled
+from .deciding.view import Deployed, ServiceView
 from .errors import DoesNotStart
-from .folder import read_manifest
-from .outlook import Picture, outlook
 from .records import SERVICE, Release, ServiceRecord
-from .rollout import current, failure, is_done, settled
-from .signing import sign_release
 from .spec import ServiceSpec
-from .view import Deployed, ServiceView
 
 _WHOLE: Final = 100
 _REVISION_MAX: Final = 2**53 - 1

@@ -13,7 +13,7 @@ import trio
 from ...mesh.tensors import Array
 from ..seeing.request import following
 from ..texts import TextModel
-from .client import Clients
+from .calling.client import Clients
 from .errors import TooLate
 
 

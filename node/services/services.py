@@ -19,20 +19,20 @@ from ..blobs.sharing import OF_SERVICES, Blobs
 from ..blobs.store import BlobStore
 from ..config import ServicesConfig
 from ..seeing.measures import Measures
-from .admitting import check_allow
-from .answering import Answering
-from .bundles import Bundles, Environment
-from .calling import Calling
-from .client import Clients
+from .bundling.admitting import check_allow
+from .bundling.bundles import Bundles, Environment
+from .calling.answering import Answering
+from .calling.calling import Calling
+from .calling.client import Clients
+from .deciding.rollout import shares
+from .deciding.scaling import leader
+from .deciding.view import ServiceView
 from .hosting import Instances
 from .naming import BundleNames
 from .operating import Describe, Operating, Progress
 from .reading import LOGS, WAKE, LogsWanted, Reading, unpacked
 from .records import OFFERING, Offering
-from .rollout import shares
-from .scaling import leader
 from .shell import Hosting
-from .view import ServiceView
 
 OpenPool = Callable[[Path], AbstractAsyncContextManager[Instances]]  # takes a folder for logs
 

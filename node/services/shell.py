@@ -1,4 +1,4 @@
-"""The shell of `host.py`: tells the machine what happens, and does what it says. It decides nothing."""
+"""The shell of `deciding/host.py`: tells the machine what happens, and does what it says. It decides nothing."""
 
 import logging
 import random
@@ -10,15 +10,11 @@ import trio
 from ...mesh.errors import LeptonError, PeerError, UsageError
 from ...mesh.mesh import Mesh
 from ..config import ServicesConfig
-from .admitting import refusal
-from .bundles import Bundles
-from .errors import DoesNotStart
-from .host import Host
-from .hosting import Instances as Pool
-from .hosting import Wanted
-from .outlook import Picture
-from .records import HOSTED, Offering, Release
-from .steps import (
+from .bundling.admitting import refusal
+from .bundling.bundles import Bundles
+from .deciding.host import Host
+from .deciding.outlook import Picture
+from .deciding.steps import (
     Effect,
     Event,
     Fetch,
@@ -33,7 +29,11 @@ from .steps import (
     Unsay,
     Woken,
 )
-from .view import ServiceView
+from .deciding.view import ServiceView
+from .errors import DoesNotStart
+from .hosting import Instances as Pool
+from .hosting import Wanted
+from .records import HOSTED, Offering, Release
 
 _EVENTS_MAX = 64  # that wait for the machine; whoever brings more waits
 

@@ -13,15 +13,15 @@ from ...mesh.errors import UsageError
 from ...mesh.identity import PeerId
 from ...mesh.rpc.methods import Answer
 from ...mesh.tensors import Array
-from . import in_json, values
-from .environment import python_for
+from .bundling.environment import python_for
+from .bundling.reflecting import describe
 from .errors import DoesNotStart
 from .hosting import Wanted
-from .in_json import Arrays
+from .instances.pool import Pool, open_pool
 from .messages import Asked, Given
-from .pool import Pool, open_pool
-from .reflecting import describe
 from .spec import MethodSpec, ServiceSpec
+from .writing import in_json, values
+from .writing.in_json import Arrays
 
 _ME: Final = PeerId("this-machine")
 _ID: Final = "trial"

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from ...mesh.errors import Busy, LeptonError, LinkError, PeerError, Refused, Uncertain, UsageError
-from ..services.directory import NoService
+from ..services.calling.directory import NoService
 from ..services.errors import InstanceLost, ServiceError, TooLate
 from .models import Finish, ModelInfo, Part, Vectors
 from .requests import TextRequest, TooLarge, WrongField

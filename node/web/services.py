@@ -21,12 +21,12 @@ from starlette.routing import Route
 from ...mesh import limits
 from ...mesh.errors import LeptonError, UsageError
 from ...mesh.tensors import DTYPES, Array, buffer_of
-from ..services import in_json
-from ..services.array_types import ANY_DTYPE
-from ..services.calling import Calling
-from ..services.client import Clients
-from ..services.directory import Known, NoService
+from ..services.calling.calling import Calling
+from ..services.calling.client import Clients
+from ..services.calling.directory import Known, NoService
 from ..services.spec import MethodSpec, ServiceSpec
+from ..services.writing import in_json
+from ..services.writing.array_types import ANY_DTYPE
 from .attendance import Attendance, Attended, Json, Out
 from .openapi import document, page
 from .replies import DONE, Unfit

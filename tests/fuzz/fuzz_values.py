@@ -4,11 +4,11 @@ import numpy as np
 
 from .fuzzing import Data, main, watched
 
-with watched("lepton.node.services.values", "lepton.node.services.in_json"):
+with watched("lepton.node.services.writing.values", "lepton.node.services.writing.in_json"):
     from lepton.mesh.errors import PeerError, UsageError
     from lepton.mesh.tensors import Array
-    from lepton.node.services import in_json, values
     from lepton.node.services.messages import Value
+    from lepton.node.services.writing import in_json, values
 
 SCHEMA = (
     '{"type":"object","properties":{"x":{"x-dtype":"float32","anyOf":[]},"b":{"contentEncoding":"base64"},'

@@ -13,11 +13,9 @@ from typing import Any
 
 from lepton.mesh.identity import PeerId
 from lepton.node.deployments import BlobRef
-from lepton.node.services.host import Host
-from lepton.node.services.outlook import Picture
-from lepton.node.services.records import HostedRecord, Offering, Release, ServiceRecord
-from lepton.node.services.spec import MethodBrief, Needs
-from lepton.node.services.steps import (
+from lepton.node.services.deciding.host import Host
+from lepton.node.services.deciding.outlook import Picture
+from lepton.node.services.deciding.steps import (
     Effect,
     Event,
     Fetch,
@@ -32,7 +30,9 @@ from lepton.node.services.steps import (
     Unsay,
     Woken,
 )
-from lepton.node.services.view import Deployed
+from lepton.node.services.deciding.view import Deployed
+from lepton.node.services.records import HostedRecord, Offering, Release, ServiceRecord
+from lepton.node.services.spec import MethodBrief, Needs
 
 MIB = 1024 * 1024
 ROOMY = Offering(memory_bytes=2048 * MIB, cores=16.0)

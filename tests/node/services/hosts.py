@@ -17,14 +17,14 @@ from lepton.mesh.messages import pack, unpack
 from lepton.mesh.rpc.methods import Answer, Incoming, Method, capability
 from lepton.mesh.tensors import Array
 from lepton.node.deployments import BlobRef
-from lepton.node.services.answering import Answering
-from lepton.node.services.calling import Calling
+from lepton.node.services.calling.answering import Answering
+from lepton.node.services.calling.calling import Calling
 from lepton.node.services.errors import InstanceLost, NotHere
 from lepton.node.services.hosting import Wanted
 from lepton.node.services.messages import Asked, Given, Load
 from lepton.node.services.records import HostedRecord, InstanceSaid, Release, ServiceRecord, State
 from lepton.node.services.spec import MethodBrief, MethodSpec, Needs, ServiceSpec
-from lepton.node.services.values import decode, encode
+from lepton.node.services.writing.values import decode, encode
 
 OBJECT = '{"type":"object","properties":{"x":{"type":"integer"},"y":{"type":"integer"}}}'
 METHODS = (

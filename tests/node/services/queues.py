@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from lepton.mesh.identity import PeerId
-from lepton.node.services.balancer import Attempt, Balancer, Replica
+from lepton.node.services.calling.balancer import Attempt, Balancer, Replica
 from lepton.node.services.messages import Load
 from lepton.node.services.spec import MethodBrief
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lepton.mesh.identity import PeerId
-from lepton.node.services.balancer import RAMP, Attempt, Balancer, Outcome, Replica
-from lepton.node.services.breaker import FAILURES, OPEN_S, OPEN_S_MAX
-from lepton.node.services.hedging import EXTRA_MAX, EXTRA_SHARE, KNOWN_MIN
+from lepton.node.services.calling.balancer import RAMP, Attempt, Balancer, Outcome, Replica
+from lepton.node.services.calling.breaker import FAILURES, OPEN_S, OPEN_S_MAX
+from lepton.node.services.calling.hedging import EXTRA_MAX, EXTRA_SHARE, KNOWN_MIN
 from lepton.node.services.messages import Load
 from lepton.node.services.spec import MethodBrief
 

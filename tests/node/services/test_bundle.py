@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lepton.mesh import limits
 from lepton.mesh.errors import LeptonError, PeerError, UsageError
-from lepton.node.services.bundle import File, Index, clear, pack_folder, read_bundle, spec_of, unpack_bundle
+from lepton.node.services.bundling.bundle import File, Index, clear, pack_folder, read_bundle, spec_of, unpack_bundle
 from lepton.node.services.spec import MethodSpec, ServiceSpec
 
 SPEC = ServiceSpec(

@@ -12,11 +12,11 @@ from lepton.mesh.errors import Busy, LeptonError, LinkError, PeerError, Refused,
 from lepton.mesh.identity import PeerId
 from lepton.mesh.rpc.methods import Answer
 from lepton.mesh.tensors import Array
-from lepton.node.services.calling import PER_HOST_MAX, WAITING_MAX
+from lepton.node.services.calling.calling import PER_HOST_MAX, WAITING_MAX
+from lepton.node.services.calling.hedging import KNOWN_MIN
 from lepton.node.services.errors import InstanceLost, NotHere, ServiceError, TooLate
-from lepton.node.services.hedging import KNOWN_MIN
 from lepton.node.services.messages import Asked, Given, Value
-from lepton.node.services.values import decode, encode
+from lepton.node.services.writing.values import decode, encode
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from .hosts import ME, FakeInstance, Host, Net, compute, lost, nonsense, release, unsent

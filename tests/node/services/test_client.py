@@ -14,12 +14,12 @@ from lepton.mesh.errors import UsageError
 from lepton.mesh.identity import PeerId
 from lepton.mesh.rpc.methods import Answer
 from lepton.mesh.tensors import Array
-from lepton.node.services.api import method, service
-from lepton.node.services.client import Clients
-from lepton.node.services.declaring import declared
+from lepton.node.services.calling.client import Clients
 from lepton.node.services.errors import ServiceError
 from lepton.node.services.messages import Asked, Given
-from lepton.node.services.values import decode, encode
+from lepton.node.services.writing.api import method, service
+from lepton.node.services.writing.declaring import declared
+from lepton.node.services.writing.values import decode, encode
 from trio.testing import MockClock
 
 from .hosts import FakeInstance, Host, Net, release

@@ -13,8 +13,8 @@ import pytest
 import torch
 from lepton.mesh.errors import UsageError
 from lepton.node.services import method, service
-from lepton.node.services.declaring import declared
 from lepton.node.services.spec import Needs
+from lepton.node.services.writing.declaring import declared
 
 
 @dataclass
@@ -216,7 +216,7 @@ def test_a_class_that_cannot_be_hosted_is_refused() -> None:
 
 def test_declaring_a_service_loads_neither_torch_nor_libp2p() -> None:
     program = (
-        "import sys; from lepton.node.services import service, method; import lepton.node.services.values\n"
+        "import sys; from lepton.node.services import service, method; import lepton.node.services.writing.values\n"
         "print(sorted(sys.modules.keys() & {'torch', 'libp2p', 'trio'}))"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

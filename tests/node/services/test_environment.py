@@ -6,7 +6,7 @@ from zipfile import ZipFile
 
 import pytest
 import trio
-from lepton.node.services.environment import make_environment
+from lepton.node.services.bundling.environment import make_environment
 from lepton.node.services.errors import DoesNotStart
 from lepton.node.services.trial import try_folder
 

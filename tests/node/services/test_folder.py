@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from lepton.mesh.errors import UsageError
-from lepton.node.services.folder import MANIFEST, make_folder, read_manifest
+from lepton.node.services.bundling.folder import MANIFEST, make_folder, read_manifest
 
 
 def test_a_new_folder_is_a_service_that_works(tmp_path: Path) -> None:

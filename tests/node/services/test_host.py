@@ -8,11 +8,23 @@ import pytest
 from lepton.mesh import limits
 from lepton.mesh.identity import PeerId
 from lepton.mesh.messages import encoded
-from lepton.node.services.host import TRY_AGAIN_S, Host
-from lepton.node.services.outlook import Picture
+from lepton.node.services.deciding.host import TRY_AGAIN_S, Host
+from lepton.node.services.deciding.outlook import Picture
+from lepton.node.services.deciding.steps import (
+    Effect,
+    Fetch,
+    Fetched,
+    Instances,
+    Ran,
+    Say,
+    Seen,
+    Start,
+    Stop,
+    Unfetched,
+    Unsay,
+)
+from lepton.node.services.deciding.view import Deployed
 from lepton.node.services.records import INSTANCES_MAX, HostedRecord, InstanceSaid, Offering, ServiceRecord
-from lepton.node.services.steps import Effect, Fetch, Fetched, Instances, Ran, Say, Seen, Start, Stop, Unfetched, Unsay
-from lepton.node.services.view import Deployed
 
 from .crowd import MIB, ROOMY, digest, release, update, wanted
 

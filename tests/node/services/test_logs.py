@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lepton.node.services import logs
-from lepton.node.services.logs import Log
+from lepton.node.services.instances import logs
+from lepton.node.services.instances.logs import Log
 
 
 def test_lines_are_put_together_cut_and_kept(tmp_path: Path) -> None:

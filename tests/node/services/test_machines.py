@@ -6,11 +6,11 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from lepton.mesh.errors import Busy
-from lepton.node.services import gate, restarts
-from lepton.node.services.batching import NEVER, Batching
 from lepton.node.services.errors import NotHere
-from lepton.node.services.gate import Gate, Queueing
-from lepton.node.services.restarts import Restarts
+from lepton.node.services.instances import gate, restarts
+from lepton.node.services.instances.batching import NEVER, Batching
+from lepton.node.services.instances.gate import Gate, Queueing
+from lepton.node.services.instances.restarts import Restarts
 
 steps = st.lists(st.tuples(st.sampled_from(["add", "done", "tick", "drop"]), st.floats(0, 3)), max_size=60)
 

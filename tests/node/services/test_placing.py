@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping
 
 import pytest
-from lepton.node.services.placing import Device, Job, Key, Placement, place
+from lepton.node.services.deciding.placing import Device, Job, Key, Placement, place
 
 
 def device(name: str, memory: int = 100, cores_m: int = 8000) -> Device:

@@ -18,12 +18,13 @@ from lepton.mesh.errors import LinkError, UsageError
 from lepton.mesh.identity import PeerId
 from lepton.mesh.rpc.methods import Answer
 from lepton.mesh.tensors import Array
-from lepton.node.services import process, values
 from lepton.node.services.errors import InstanceLost, NotHere, ServiceError
 from lepton.node.services.hosting import Wanted
+from lepton.node.services.instances import process
+from lepton.node.services.instances.pool import Pool, Running, open_pool
 from lepton.node.services.messages import Asked, Given
-from lepton.node.services.pool import Pool, Running, open_pool
 from lepton.node.services.spec import MethodSpec, Needs, ServiceSpec
+from lepton.node.services.writing import values
 
 CODE = '''
 """A service that does as it is told."""

@@ -3,8 +3,8 @@
 import random
 
 import pytest
+from lepton.node.services.deciding.rollout import goal, shares
 from lepton.node.services.records import Offering
-from lepton.node.services.rollout import goal, shares
 
 from .crowd import MIB, ROOMY, Crowd, digest, release, update, wanted
 

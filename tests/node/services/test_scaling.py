@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 from lepton.mesh.identity import PeerId
+from lepton.node.services.deciding.scaling import UP_S, Scaling, wanted_of
 from lepton.node.services.records import HostedRecord, InstanceSaid, ServiceRecord
-from lepton.node.services.scaling import UP_S, Scaling, wanted_of
 
 from .crowd import Crowd, digest, release, wanted
 

@@ -3,9 +3,9 @@
 import pytest
 from lepton.mesh.errors import Busy, LeptonError, LinkError, Refused, UsageError
 from lepton.mesh.messages import pack, unpack
+from lepton.node.services.calling.troubles import raised, trouble_of
 from lepton.node.services.errors import InstanceLost, NotHere, ServiceError
 from lepton.node.services.messages import Given
-from lepton.node.services.troubles import raised, trouble_of
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from lepton.mesh.grants import ROLES, Authority, allows
 from lepton.mesh.identity import Identity, PeerId
 from lepton.mesh.messages import pack, unpack
 from lepton.node.deployments import BlobRef
-from lepton.node.services.admitting import check_allow, may_deploy, refusal
+from lepton.node.services.bundling.admitting import check_allow, may_deploy, refusal
+from lepton.node.services.bundling.signing import sign_release, verify_release
+from lepton.node.services.deciding.view import SERVICES_PER_OWNER_MAX, ServiceView
 from lepton.node.services.records import Release, ServiceRecord
-from lepton.node.services.signing import sign_release, verify_release
 from lepton.node.services.spec import MethodBrief, Needs
-from lepton.node.services.view import SERVICES_PER_OWNER_MAX, ServiceView
 
 ADMIN, DEPLOYER, MEMBER, ROOT = (Identity(bytes([number]) * 32) for number in range(4))
 BUNDLE = BlobRef(digest="ab" * 32, size_bytes=100)

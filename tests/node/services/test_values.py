@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from lepton.mesh.errors import PeerError, UsageError
 from lepton.mesh.tensors import DTYPES, Array
-from lepton.node.services import in_json, values
-from lepton.node.services.array_types import array_schema
 from lepton.node.services.messages import Value
+from lepton.node.services.writing import in_json, values
+from lepton.node.services.writing.array_types import array_schema
 
 
 @dataclass

@@ -11,11 +11,11 @@ import trio
 from lepton.mesh.errors import Busy, UsageError
 from lepton.mesh.rpc.methods import Answer
 from lepton.mesh.tensors import Array
-from lepton.node.services.calling import Calling
+from lepton.node.services.calling.calling import Calling
 from lepton.node.services.errors import InstanceLost, NotHere, ServiceError, TooLate
-from lepton.node.services.in_json import packed
 from lepton.node.services.messages import Asked, Given
-from lepton.node.services.values import decode
+from lepton.node.services.writing.in_json import packed
+from lepton.node.services.writing.values import decode
 from lepton.node.web.endpoint import Endpoint
 from lepton.node.web.guard import Guard
 from lepton.node.web.listen import Listen
@@ -74,7 +74,7 @@ async def test_raw_bytes_in_and_out() -> None:
     async with served() as (port, one, _):
 
         async def give_back(asked: Asked, arrays: Sequence[Array]) -> Answer[Given]:
-            from lepton.node.services.values import encode
+            from lepton.node.services.writing.values import encode
 
             given, made = encode(decode(asked.value, arrays)["image"])
             return Answer(Given(value=given), made)

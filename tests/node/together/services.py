@@ -11,9 +11,9 @@ import trio
 from lepton.node import Node
 from lepton.node.blobs.naming import Naming
 from lepton.node.config import ServicesConfig
+from lepton.node.services.bundling.reflecting import describe
 from lepton.node.services.hosting import Instances, Wanted
 from lepton.node.services.messages import Load
-from lepton.node.services.reflecting import describe
 from lepton.node.services.services import Services
 
 CODE = """

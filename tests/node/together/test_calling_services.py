@@ -13,7 +13,7 @@ from lepton.mesh.errors import Refused, UsageError
 from lepton.node import Node
 from lepton.node.control import Control, serve_control
 from lepton.node.services.errors import InstanceLost, ServiceError
-from lepton.node.services.in_json import packed
+from lepton.node.services.writing.in_json import packed
 
 from .fakes import World, running, until
 

@@ -1,0 +1,109 @@
+"""The environment of a bundle with requirements of its own: a venv, made once for each list of them.
+
+It sees what the node has installed, Lepton among it, behind what the list asks for. It is made beside and renamed when
+it is whole, so that a node that is killed in between leaves nothing half made that anybody would use.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from ..errors import DoesNotStart
+from .folder import REQUIREMENTS
+
+ENVIRONMENTS: Final = "environments"  # where a node has them, in its folder for services
+TIMEOUT_S: Final = 900.0  # for pip to fetch and unpack some hundred megabytes on an edge device
+_LEFT_S: Final = 24 * 3600.0  # what is half made for so long nobody is making
+_MAKING: Final = ".making-"
+_LOG_BYTES_MAX: Final = 16 * 1024  # of what pip says: its last lines
+_WORDS_MAX: Final = 1500
+_READ_BYTES: Final = 4096
+# Behind the venv's own packages, and with the files through which packages are installed in place.
+_BEHIND: Final = "import site; site.addsitedir({folder!r})\n"
+
+
+async def python_for(folder: Path, cache: Path) -> Path | None:
+    """Return the Python of a folder's own environment; None: it has no requirements. Raises DoesNotStart."""
+    if not await trio.Path(folder / REQUIREMENTS).is_file():
+        return None
+    return await make_environment(folder, cache)
+
+
+async def make_environment(folder: Path, cache: Path, *, timeout_s: float = TIMEOUT_S) -> Path:
+    """Return the Python of the environment of a folder's ``requirements.lock``, made in ``cache`` if it is not there.
+
+    Where the list has hashes pip demands one for everything. Raises DoesNotStart with pip's last words.
+    """
+    wanted = await trio.to_thread.run_sync((folder / REQUIREMENTS).read_bytes)
+    key = hashlib.sha256(b"\0".join((wanted, sys.version.encode(), sys.prefix.encode()))).hexdigest()[:32]
+    python = cache / key / "bin" / "python"
+    if python.exists():
+        return python
+    making = cache / f"{_MAKING}{secrets.token_hex(8)}"
+    try:
+        with trio.move_on_after(timeout_s) as scope:
+            await trio.to_thread.run_sync(_prepare, cache)
+            await _run([sys.executable, "-m", "venv", "--without-pip", str(making)])
+            await trio.to_thread.run_sync(_let_see, making)
+            hashes = ["--require-hashes"] if b"--hash=" in wanted else []
+            pip = [sys.executable, "-m", "pip", "--python", str(making / "bin" / "python"), "install", *hashes]
+            quiet = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+            await _run([*pip, *quiet, "--requirement", str((folder / REQUIREMENTS).resolve())])
+        if scope.cancelled_caught:
+            raise DoesNotStart(f"Its requirements were not installed within {timeout_s:g} s.")
+        with suppress(OSError):  # another made the same meanwhile
+            making.rename(cache / key)
+        return python
+    except OSError as error:
+        raise DoesNotStart(f"{cache}: no environment can be made there: {error.strerror or error}.") from error
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(lambda: shutil.rmtree(making, ignore_errors=True))
+
+
+def _prepare(cache: Path) -> None:
+    """Make the folder, without what was left half made by a node that was killed."""
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in cache.glob(f"{_MAKING}*"):
+        if time.time() - left.stat().st_mtime > _LEFT_S:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _let_see(venv: Path) -> None:
+    """Let an environment see this interpreter's packages behind its own."""
+    (packages,) = (venv / "lib").glob("python3.*/site-packages")
+    folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (packages / "lepton-node.pth").write_text("".join(_BEHIND.format(folder=each) for each in folders), "utf-8")
+
+
+async def _run(command: list[str]) -> None:
+    """Run one step in a process group of its own. Raises DoesNotStart with its last lines."""
+    process = await trio.lowlevel.open_process(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    said: deque[bytes] = deque(maxlen=_LOG_BYTES_MAX // _READ_BYTES)
+    try:
+        assert process.stdout is not None
+        async with process.stdout as stream:
+            while data := await stream.receive_some(_READ_BYTES):
+                said.append(bytes(data))
+        status = await process.wait()
+    finally:
+        with trio.CancelScope(shield=True), suppress(ProcessLookupError):
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    if status:
+        words = b"".join(said).decode(errors="replace").strip()[-_WORDS_MAX:]
+        raise DoesNotStart(f"Its requirements could not be installed (status {status}):\n{words}")
