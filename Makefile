@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-net lint types format coverage demo example-medical example-surveillance example-traffic example-home bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average bench-simulate hunt bench-compress bench-distil fuzz lock clean bench-services
+.PHONY: help venv test test-net lint types format coverage demo example-medical example-surveillance example-traffic example-home bench-wire bench-mesh bench-kernel bench-robust bench-learn bench-place bench-shard bench-average bench-simulate hunt explore bench-compress bench-distil fuzz lock clean bench-services
 
 # The lock was made with 3.11; a newer Python is tried only where there is no 3.11.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
@@ -105,6 +105,9 @@ bench-distil: $(READY) ## what a teacher gives a small model on real data, 10 mi
 	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.distil $(ARGS)
 bench-services: $(READY) ## calls of services while they are updated, scaled and killed; JSON=FILE writes the figures, ARGS="cost" one part
 	$(if $(JSON),JSON=$(JSON)) $(BIN)/python -m tests.bench.services $(ARGS)
+
+explore: $(READY) ## property tests with examples that no run has tried, EXAMPLES each (1000); ARGS="tests/gossip" some of them
+	EXAMPLES=$(or $(EXAMPLES),1000) $(BIN)/pytest -n $(WORKERS) --hypothesis-profile=explore $(or $(ARGS),$$(grep -rl --include='test_*.py' 'from hypothesis' tests))
 
 FUZZ_S ?= 60
 fuzz: $(READY) ## feed every decoder what nobody would send, FUZZ_S seconds each (60)
