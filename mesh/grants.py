@@ -6,6 +6,7 @@ more, or for longer, than its issuer had. Times are Unix seconds handed in by th
 """
 
 import datetime as dt
+import re
 from typing import Annotated
 
 import msgspec
@@ -18,6 +19,9 @@ from .messages import Message, Natural, pack, unpack
 _PURPOSE = "grant"
 _SERIAL_BYTES = 16
 
+_KINDS = ("infer", "service", "train", "deploy", "host")  # of capabilities that name something
+_NAMED = rf"^({'|'.join(_KINDS)}):(\*|[a-z0-9][a-z0-9._-]{{0,63}})\Z"
+
 # exact ('mesh'), of a kind ('infer:digits') or all of a kind ('infer:*')
 Capability = Annotated[str, msgspec.Meta(pattern=r"^[a-z]+(:(\*|[a-z0-9][a-z0-9._-]{0,63}))?\Z")]
 
@@ -29,6 +33,8 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 
 DEPLOY = "deploy"  # 'deploy:NAME': to say what code others run as the service NAME
+HOST = "host"  # 'host:NAME': to run the service NAME, and so to see and answer what it is asked
+_HOSTING_ROLE = frozenset({"service:*", "train:*"})  # what the role member has and no lesser one
 
 GRANT_LIFETIME_S = 90 * 24 * 3600  # a season: short enough that a forgotten device drops out, see trust.md
 
@@ -84,10 +90,13 @@ def _ended(subject: PeerId, expires: int) -> str:
 def allows(capabilities: tuple[str, ...], needed: str) -> bool:
     """Whether a set of capabilities covers one, which may itself be a whole kind ('infer:*').
 
-    Who is an admin may deploy any service: so grants from before there were services say it too.
+    Who is an admin may deploy and host any service, and who has all that the role member has may host any: so grants
+    from before there were these capabilities say it too.
     """
     kind = needed.partition(":")[0]
-    if kind == DEPLOY and ":" in needed and "admin" in capabilities:
+    if kind in {DEPLOY, HOST} and ":" in needed and "admin" in capabilities:
+        return True
+    if kind == HOST and ":" in needed and _HOSTING_ROLE.issubset(capabilities):
         return True
     return needed in capabilities or (":" in needed and f"{kind}:*" in capabilities)
 
@@ -149,11 +158,23 @@ def _follow(authority: Authority, grant: Grant, now: float) -> Authority:
 
 
 def capabilities_of_role(role: str) -> tuple[str, ...]:
-    """Return a role's capabilities. Raises UsageError that lists the roles."""
-    if role not in ROLES:
-        msg = f"There is no role {role!r}; choose one of {', '.join(ROLES)}."
+    """Return the capabilities of a role, and of what is named behind it: "client,host:eyes". Raises UsageError.
+
+    What may be named so has a name of its own: to invite, or to be an admin, is a role's alone.
+    """
+    name, *more = (word.strip() for word in role.split(","))
+    if name not in ROLES:
+        msg = f"There is no role {name!r}; choose one of {', '.join(ROLES)}."
         raise UsageError(msg)
-    return ROLES[role]
+    for word in more:
+        if re.search(_NAMED, word) is None:
+            msg = f"{word!r} is no capability; write {', '.join(f'{kind}:NAME' for kind in _KINDS)}, or * for all names."
+            raise UsageError(msg)
+    given = tuple(dict.fromkeys((*ROLES[name], *more)))
+    if len(given) > limits.CAPABILITIES_MAX:
+        msg = f"A grant holds {limits.CAPABILITIES_MAX} capabilities; {role!r} are {len(given)}."
+        raise UsageError(msg)
+    return given
 
 
 def role_of(capabilities: tuple[str, ...]) -> str:

@@ -154,7 +154,10 @@ def _trouble(record: ServiceRecord, picture: Picture, name: str) -> str:
     """Say what stands in the way where it is none of the devices' own words."""
     hosts = picture.hosts(name)
     if not hosts:
-        return "No device that is here hosts services: set [services] host = true on one."
+        return (
+            f"No device that is here hosts {name!r}: set [services] host = true on one whose grant lets it, as the role "
+            "member does."
+        )
     labelled = [peer for peer in hosts if set(record.on) <= set(picture.offerings[peer].labels)]
     if not labelled:
         return f"No device that is here has the labels {', '.join(record.on)}."

@@ -150,3 +150,21 @@ def test_capabilities_have_a_name_for_people() -> None:
         assert role_of(tuple(reversed(capabilities))) == role
     assert role_of(("train:x", "mesh")) == "mesh, train:x"
     assert role_of(()) == "nothing"
+
+
+def test_a_role_may_have_named_capabilities_besides_and_none_that_make_an_admin() -> None:
+    assert capabilities_of_role("client, host:eyes,deploy:*") == (*ROLES["client"], "host:eyes", "deploy:*")
+    for word in ("admin", "invite", "mesh", "host", "host:", "host:Eyes", "admin:x", ""):
+        with pytest.raises(UsageError, match="is no capability; write infer:NAME"):
+            capabilities_of_role(f"client,{word}")
+    with pytest.raises(UsageError, match="holds 32 capabilities"):
+        capabilities_of_role(",".join(["client", *(f"host:eyes-{n}" for n in range(limits.CAPABILITIES_MAX))]))
+
+
+def test_members_host_services_also_by_grants_from_before_and_clients_and_trainers_do_not() -> None:
+    for role, hosts in {"client": False, "trainer": False, "member": True, "admin": True}.items():
+        assert allows(ROLES[role], "host:eyes") is hosts, role
+    assert allows((*ROLES["client"], "host:eyes"), "host:eyes")
+    assert not allows((*ROLES["client"], "host:eyes"), "host:ears")
+    assert not allows(("mesh", "service:*", "train:digits"), "host:eyes")
+    assert not allows(ROLES["member"], "host")

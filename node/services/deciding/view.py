@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
-from ....mesh.grants import Authority
+from ....mesh.grants import HOST, Authority
 from ....mesh.identity import PeerId, short
 from ....mesh.records import Record
 from ..bundling.admitting import may_deploy
@@ -78,7 +78,7 @@ class ServiceView:
         return {name: its.record for name, its in known if not its.record.removed and its.record.releases}
 
     def hosted(self) -> dict[str, dict[PeerId, HostedRecord]]:
-        """Return who says what of its instances, by service; only of those who may be asked for what it is asked."""
+        """Return who says what of its instances, by service; only of those who may run it: others' words are none."""
         found: dict[str, dict[PeerId, HostedRecord]] = {}
         for record, said in self._mesh.live(HOSTED, HostedRecord):
             if self.may_host(record.owner, record.name):
@@ -90,8 +90,9 @@ class ServiceView:
         return {record.owner: its for record, its in self._mesh.live(OFFERING, Offering)}
 
     def may_host(self, peer: PeerId, service: str) -> bool:
-        """Whether a member may see what a service is asked, and so run it."""
+        """Whether a member may run a service, and so see what it is asked, say how it goes, and get its bundle."""
         try:
-            return self._mesh.authority(peer).allows(f"service:{service}")
+            authority = self._mesh.authority(peer)
+            return authority.allows(f"{HOST}:{service}") and authority.allows(f"service:{service}")
         except KeyError:
             return False

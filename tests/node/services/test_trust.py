@@ -13,15 +13,18 @@ from lepton.node.deployments import BlobRef
 from lepton.node.services.bundling.admitting import check_allow, may_deploy, refusal
 from lepton.node.services.bundling.signing import sign_release, verify_release
 from lepton.node.services.deciding.view import SERVICES_PER_OWNER_MAX, ServiceView
-from lepton.node.services.records import Release, ServiceRecord
+from lepton.node.services.records import HostedRecord, Offering, Release, ServiceRecord
+from lepton.node.services.shell import picture_of
 from lepton.node.services.spec import MethodBrief, Needs
 
-ADMIN, DEPLOYER, MEMBER, ROOT = (Identity(bytes([number]) * 32) for number in range(4))
+ADMIN, DEPLOYER, MEMBER, ROOT, CALLER, TRAINER, STRANGER = (Identity(bytes([number]) * 32) for number in range(7))
 BUNDLE = BlobRef(digest="ab" * 32, size_bytes=100)
 GRANTS = {
     ADMIN.peer_id: ROLES["admin"],
     DEPLOYER.peer_id: (*ROLES["member"], "deploy:eyes"),
     MEMBER.peer_id: ROLES["member"],
+    CALLER.peer_id: ROLES["client"],
+    TRAINER.peer_id: (*ROLES["trainer"], "host:eyes"),  # may not call it, so it gets no bundle
 }
 
 
@@ -153,3 +156,15 @@ def test_of_those_who_may_the_highest_revision_counts_then_the_owner() -> None:
 def test_of_one_owner_only_so_many_services_count() -> None:
     found = view(*((ADMIN, f"eyes-{number:03}", wanted()) for number in range(SERVICES_PER_OWNER_MAX + 1)))
     assert len(found.services()) == SERVICES_PER_OWNER_MAX
+
+
+def test_who_may_not_host_is_not_heard_asked_or_counted_whatever_it_says() -> None:
+    said = HostedRecord(revision=1, failed={BUNDLE.digest: "it burns"}, wanted=64)
+    offer = Offering(memory_bytes=2**40, cores=1000.0)
+    found = view(
+        (ADMIN, "eyes", wanted()),
+        *((peer, "eyes", said) for peer in (MEMBER, CALLER, TRAINER, STRANGER)),
+        *((peer, "self", offer) for peer in (MEMBER, CALLER, TRAINER, STRANGER)),
+    )
+    assert found.hosted() == {"eyes": {MEMBER.peer_id: said}}
+    assert picture_of(found).hosts("eyes") == {MEMBER.peer_id}
