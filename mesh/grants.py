@@ -168,7 +168,9 @@ def capabilities_of_role(role: str) -> tuple[str, ...]:
         raise UsageError(msg)
     for word in more:
         if re.search(_NAMED, word) is None:
-            msg = f"{word!r} is no capability; write {', '.join(f'{kind}:NAME' for kind in _KINDS)}, or * for all names."
+            msg = (
+                f"{word!r} is no capability; write {', '.join(f'{kind}:NAME' for kind in _KINDS)}, or * for all names."
+            )
             raise UsageError(msg)
     given = tuple(dict.fromkeys((*ROLES[name], *more)))
     if len(given) > limits.CAPABILITIES_MAX:

@@ -30,7 +30,12 @@ def mesh_create(name: str, home: Path) -> None:
 
 
 @click.command()
-@click.option("--role", default="member", show_default=True, help="client, trainer, member or admin; more behind a comma: client,host:eyes.")
+@click.option(
+    "--role",
+    default="member",
+    show_default=True,
+    help="client, trainer, member or admin; more behind a comma: client,host:eyes.",
+)
 @click.option("--uses", default=1, show_default=True, type=click.IntRange(min=1), help="How many devices may use it.")
 @click.option("--expires", default="1h", show_default=True, help="Until when it is good: 30m, 1h, 2d.")
 @home_option

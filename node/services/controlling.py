@@ -155,8 +155,8 @@ def _trouble(record: ServiceRecord, picture: Picture, name: str) -> str:
     hosts = picture.hosts(name)
     if not hosts:
         return (
-            f"No device that is here hosts {name!r}: set [services] host = true on one whose grant lets it, as the role "
-            "member does."
+            f"No device that is here hosts {name!r}: set [services] host = true on one whose grant lets it, as the "
+            "role member does."
         )
     labelled = [peer for peer in hosts if set(record.on) <= set(picture.offerings[peer].labels)]
     if not labelled:

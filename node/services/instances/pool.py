@@ -5,6 +5,8 @@ that it was handed gets InstanceLost: nobody knows whether the work was done. So
 nothing is lost without a word.
 """
 
+import hashlib
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -21,7 +23,7 @@ from ..hosting import Outward, Wanted
 from ..messages import Asked, Given, Load
 from ..records import State
 from ..spec import Kind, MethodSpec
-from . import local
+from . import kin, local
 from .asker import Asker, Pending
 from .gate import Gate, Queueing
 from .local import Outcome
@@ -33,6 +35,7 @@ from .restarts import Restarts
 SETUP_S: Final = 120.0  # to import torch and read a model from a slow card
 _REASON_S: Final = 1.0  # for the reason of an end to be known when its socket ended
 _REASON_CHARACTERS_MAX: Final = 1000
+_MARK_CHARACTERS: Final = 16
 _WEIGHT: Final = 0.2  # of the newest call in how long calls take
 
 
@@ -246,7 +249,9 @@ class Running:
 
     async def _run(self) -> None:
         while not self._stop.is_set():
-            process = self._process = Process(self.wanted, self.log, self._pool.outward, setup_s=self._pool.setup_s)
+            process = self._process = Process(
+                self.wanted, self.log, self._pool.outward, setup_s=self._pool.setup_s, mark=self._pool.mark
+            )
             try:
                 await process.run(self._ready)
             finally:
@@ -310,6 +315,7 @@ class Pool:
         self.folder: Final = folder  # of their logs
         self.outward: Final = Outwards(outward).handlers
         self.setup_s: Final = setup_s
+        self.mark: Final = mark_of(folder)  # of all that runs here
         self.changed = trio.Event()
         self._nursery = nursery
         self._running: dict[str, Running] = {}
@@ -354,9 +360,18 @@ class Pool:
             self.tell()
 
 
+def mark_of(folder: Path) -> str:
+    """Return what the processes of a node with this folder are known by."""
+    return hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:_MARK_CHARACTERS]
+
+
 @asynccontextmanager
 async def open_pool(folder: Path, outward: Outward | None = None, *, setup_s: float = SETUP_S) -> AsyncIterator[Pool]:
-    """A pool that keeps logs in a folder; leaving the block kills what still runs."""
+    """A pool that keeps logs in a folder; leaving the block kills what still runs.
+
+    What runs of an earlier one with this folder, whose node was killed, is ended first.
+    """
+    await trio.to_thread.run_sync(kin.end_marked, f"{mark_of(folder)}-")
     async with trio.open_nursery() as nursery:
         try:
             yield Pool(nursery, folder, outward, setup_s)

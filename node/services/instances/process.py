@@ -1,13 +1,14 @@
 """One process of an instance, from its start to its end: what it is given, what is watched, why it ended.
 
-Whatever goes wrong inside costs this process and no more. It ends, with all that it started in its process group, when
-it leaves its socket or says on it what is not allowed, takes more memory than its service may, or works on a call for
-longer than a grace after the call's deadline.
+Whatever goes wrong inside costs this process and no more. It ends, with all that it started (`kin.py`), when it leaves
+its socket or says on it what is not allowed, takes more memory or processes than it may, or works on a call for longer
+than a grace after the call's deadline.
 """
 
 import heapq
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -21,15 +22,15 @@ import trio
 from ....mesh.errors import LeptonError, LinkError
 from ..hosting import Wanted
 from ..spec import ServiceSpec
-from . import local
+from . import kin, local
 from .answerer import Answerer, Handler
 from .asker import Asker
 from .local import ASKED_MAX, CALLS_MAX, Nothing, Ready, Start
 from .logs import Log
-from .memory import in_use_bytes
 
 GRACE_S: Final = 5.0  # after a call's deadline for plain code to return, and at the end for close()
 _LOOK_S: Final = 0.25  # at its memory: of 1 GB/s, the fastest that memory is filled, a quarter more than it may have
+_STRAYS_S: Final = 5.0  # between two looks for what left it: that takes reading a file of each process there is
 _LOG_READ_BYTES: Final = 65536
 _LOG_BYTES_S: Final = 1024 * 1024  # who prints more waits: reading it must not cost the node its time
 _END_S: Final = 5.0  # for a process that was killed to be gone
@@ -45,8 +46,12 @@ _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
 class Process:
     """Runs once. ``asker`` is of use between ``ready`` and ``over``."""
 
-    def __init__(self, wanted: Wanted, log: Log, outward: Mapping[str, Handler], *, setup_s: float) -> None:
+    def __init__(
+        self, wanted: Wanted, log: Log, outward: Mapping[str, Handler], *, setup_s: float, mark: str = ""
+    ) -> None:
+        """``mark`` begins what its processes are known by: that of all of one node."""
         self._wanted = wanted
+        self._mark: Final = f"{mark}-{wanted.id}-{secrets.token_hex(8)}"
         self._log = log
         self._setup_s = setup_s
         self._why = ""
@@ -123,7 +128,7 @@ class Process:
         self._popen = subprocess.Popen(
             [*command, *map(str, ends), str(wanted.spec.needs.memory_bytes)],
             cwd=wanted.folder,
-            env=kept | threads | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+            env=kept | threads | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", kin.MARK: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=prints,
             stderr=prints,
@@ -163,6 +168,8 @@ class Process:
             status = self._popen.wait(timeout=0)
             self.reason = _said_of(status) if ended_itself else self._why
         self.reason = self.reason or self._why
+        if left := await trio.to_thread.run_sync(kin.end_marked, self._mark):
+            log.info("ended %d processes that an instance of %s had left behind", left, self._wanted.spec.name)
 
     async def _set_up(self, ready: Callable[[], None]) -> None:
         wanted = self._wanted
@@ -190,8 +197,15 @@ class Process:
 
     async def _watch_memory(self) -> None:
         most = self._wanted.spec.needs.memory_bytes
+        strays, again = set[int](), 0.0
         while True:
-            used = in_use_bytes(self._popen.pid)
+            family = kin.family(self._popen.pid)
+            if trio.current_time() >= again:
+                strays = set(await trio.to_thread.run_sync(kin.marked, self._mark))
+                again = trio.current_time() + _STRAYS_S
+            used, count = kin.memory_bytes(family | strays), len(family | strays)
+            if count > kin.PROCESSES_MAX:
+                self.kill(f"it has more than the {kin.PROCESSES_MAX} processes that it may have")
             if used > most:
                 self.kill(f"it took {used / 1e6:.0f} MB of memory, and may take {most / 1e6:.0f} MB")
             await trio.sleep(_LOOK_S)

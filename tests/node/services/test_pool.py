@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from lepton.mesh.rpc.methods import Answer
 from lepton.mesh.tensors import Array
 from lepton.node.services.errors import InstanceLost, NotHere, ServiceError
 from lepton.node.services.hosting import Wanted
-from lepton.node.services.instances import process
-from lepton.node.services.instances.pool import Pool, Running, open_pool
+from lepton.node.services.instances import kin, process
+from lepton.node.services.instances.pool import Pool, Running, mark_of, open_pool
 from lepton.node.services.messages import Asked, Given
 from lepton.node.services.spec import MethodSpec, Needs, ServiceSpec
 from lepton.node.services.writing import values
@@ -122,6 +122,19 @@ def exec_(what, self):
             if os.fork() == 0:
                 while True: time.sleep(1)
             print("forked", flush=True); os._exit(0)
+        case "daemon" | "fat daemon":
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    kept = np.ones(60_000_000) if what == "fat daemon" else None
+                    while True: time.sleep(1)
+                os._exit(0)
+            if what == "daemon": os._exit(5)
+        case "bomb":
+            while True:
+                if os.fork() == 0:
+                    while True: time.sleep(1)
+                time.sleep(0.02)
         case "huge": raise ValueError("y" * 10_000_000)
         case _: raise ValueError(what)
 '''
@@ -342,6 +355,50 @@ async def test_what_it_does_costs_it_alone_and_it_is_started_again(what: str, re
         await it.ready()
         assert await it.call("pid") != first
         assert group_of(first) == []
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("daemon", "ended by itself with status 5"),
+        ("fat daemon", "MB of memory, and may take 300 MB"),
+        ("bomb", "more than the 12 processes"),
+    ],
+)
+async def test_what_left_its_parent_and_its_group_is_counted_and_ends_with_it(
+    what: str, reason: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kin, "PROCESSES_MAX", 12)
+    monkeypatch.setattr(process, "_STRAYS_S", 0.5)
+    async with here(folder, **({"spec": spec(4_000_000_000)} if what == "bomb" else {})) as it:
+        await it.ready()
+        with suppress(LinkError):
+            await it.call("do", what=what)
+        await it.until(lambda: it.instance.restarts == 1)
+        assert reason in it.instance.reason
+        await it.ready()
+        assert kin.marked(it.pool.mark) == [await it.call("pid")]
+
+
+def test_what_an_earlier_node_left_behind_is_ended_before_anything_runs(folder: Path) -> None:
+    program = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+    marks = (f"{mark_of(folder / 'logs')}-thing-0-0", "another-node")
+    left, other = (subprocess.Popen(program, env={kin.MARK: mark}, stdout=subprocess.PIPE) for mark in marks)
+
+    async def open_and_close() -> None:
+        async with open_pool(folder / "logs"):
+            assert left.wait(timeout=20) == -signal.SIGKILL
+            assert other.poll() is None
+
+    with left, other:
+        try:
+            for each in (left, other):  # until its environment is its own
+                assert each.stdout is not None
+                each.stdout.readline()
+            trio.run(open_and_close)
+        finally:
+            left.kill()
+            other.kill()
 
 
 def group_of(leader: int) -> list[str]:
