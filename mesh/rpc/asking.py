@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import trio
+from trio.lowlevel import ParkingLot
 
 from .. import limits, tensors
 from ..errors import LeptonError, LinkError, PeerError, UsageError
@@ -77,17 +78,17 @@ class Pending:
 
     id: int
     method: str
-    moved: trio.Event = field(default_factory=trio.Event)
+    moved: ParkingLot = field(default_factory=ParkingLot)  # where all wait who wait for news of it
     answer: Answered | None = None
     error: LeptonError | None = None
     items: deque[ItemCame] = field(default_factory=deque)
     work: trio.CancelScope | None = None  # what makes no sense any more once the call is over
 
     def wake(self) -> None:
-        self.moved.set()
+        self.moved.unpark_all()
 
     def over(self) -> None:
-        self.moved.set()
+        self.moved.unpark_all()
         if self.work is not None:
             self.work.cancel()
 
@@ -212,8 +213,7 @@ class Asking:
     async def answer(self, pending: Pending) -> Answered:
         """Wait for the last word. Raises what the callee raised."""
         while pending.answer is None and pending.error is None:
-            pending.moved = trio.Event()
-            await pending.moved.wait()
+            await pending.moved.park()
         if pending.error is not None:
             raise pending.error
         assert pending.answer is not None
@@ -266,8 +266,7 @@ class Asking:
             async for item in items:
                 body = body_of(item.message, item.arrays) if isinstance(item, Answer) else body_of(item)
                 while not self._machine.may_send(pending.id):
-                    pending.moved = trio.Event()
-                    await pending.moved.wait()
+                    await pending.moved.park()
                 await self.channel.room()
                 header = ItemHeader(
                     call=pending.id, payload_bytes=len(body.payload), tensors=body.specs, aside=body.aside
@@ -288,8 +287,7 @@ class Asking:
                 raise pending.error
             if pending.answer is not None:
                 return None
-            pending.moved = trio.Event()
-            await pending.moved.wait()
+            await pending.moved.park()
         return pending.items.popleft()
 
     def consumed(self, pending: Pending) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import trio
+from trio.lowlevel import ParkingLot
 
 from ..errors import LeptonError, LinkError, PeerError, UsageError
 from ..grants import Authority
@@ -101,12 +102,12 @@ class Serving:
         match event:
             case ItemCame():
                 job.waiting.append(event)
-                job.moved.set()
+                job.moved.unpark_all()
             case Ended():
                 job.ended = True
-                job.moved.set()
+                job.moved.unpark_all()
             case Widened():
-                job.moved.set()
+                job.moved.unpark_all()
             case Stop():
                 job.stop()
 
@@ -182,7 +183,7 @@ class Job:
         self.scope: trio.CancelScope | None = None
         self.stopped = False
         self.waiting: deque[ItemCame] = deque()
-        self.moved = trio.Event()
+        self.moved = ParkingLot()  # where it waits for items, or for room to send some
         self.ended = False
         self._inlet = Inlet(
             serving.attached, Key(asked.call, to_caller=False), serving.counts, serving.connection.account
@@ -298,8 +299,7 @@ class Job:
         while not self.waiting:
             if self.ended:
                 raise StopAsyncIteration
-            self.moved = trio.Event()
-            await self.moved.wait()
+            await self.moved.park()
         item, method, serving = self.waiting.popleft(), self._serving.methods[self._asked.header.method], self._serving
         message, arrays = await read_body(item.header, item.body, method.items, self._inlet, method.body_bytes_max)
         serving.machine.consumed(self.id)
@@ -310,8 +310,7 @@ class Job:
         serving, body = self._serving, body_of(message, arrays)
         await trio.lowlevel.checkpoint()
         while not serving.machine.may_send(self.id):
-            self.moved = trio.Event()
-            await self.moved.wait()
+            await self.moved.park()
         await serving.channel.room()
         header = ItemHeader(call=self.id, payload_bytes=len(body.payload), tensors=body.specs, aside=body.aside)
         serving.machine.item(header, body.payload, list(body.inline))

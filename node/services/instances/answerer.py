@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import trio
+from trio.lowlevel import ParkingLot
 
 from ....mesh.errors import LeptonError, LinkError, UsageError, single
 from ....mesh.messages import Message
@@ -70,7 +71,7 @@ class Answerer:
                 job.scope.cancel()
             case Widened():
                 pass
-        job.moved.set()
+        job.moved.unpark_all()
 
     async def _run(self, job: "Job") -> None:
         error: LeptonError = LinkError("The work on it was stopped.")
@@ -126,7 +127,7 @@ class Job:
         self.deadline: Final = trio.current_time() + asked.header.timeout_s
         self.scope: Final = trio.CancelScope()
         self.waiting: deque[ItemCame] = deque()
-        self.moved = trio.Event()
+        self.moved = ParkingLot()
         self.ended = False
 
     def read(self, kind: type[M]) -> Said[M]:
@@ -139,7 +140,7 @@ class Job:
         payload, content, buffers = take_apart(message, arrays)
         await trio.lowlevel.checkpoint()
         while not machine.may_send(self.id):
-            await self._move()
+            await self.moved.park()
         await wire.room()
         machine.item(ItemHeader(call=self.id, **content), payload, buffers)
         wire.flush()
@@ -155,13 +156,8 @@ class Job:
         while not self.waiting:
             if self.ended:
                 return None
-            await self._move()
+            await self.moved.park()
         item = self.waiting.popleft()
         self._answerer.machine.consumed(self.id)
         self._answerer.wire.flush()
         return put_together(item.header, item.body, kind)
-
-    async def _move(self) -> None:
-        if self.moved.is_set():
-            self.moved = trio.Event()
-        await self.moved.wait()

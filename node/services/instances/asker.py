@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 import trio
+from trio.lowlevel import ParkingLot
 
 from ....mesh import limits, tensors
 from ....mesh.errors import LeptonError, LinkError, PeerError, UsageError
@@ -54,12 +55,7 @@ class Pending:
     answer: Answered | None = None
     error: LeptonError | None = None
     items: deque[ItemCame] = field(default_factory=deque)
-    moved: trio.Event = field(default_factory=trio.Event)
-
-    async def move(self) -> None:
-        if self.moved.is_set():  # else somebody waits for the same: who feeds, beside who waits for the answer
-            self.moved = trio.Event()
-        await self.moved.wait()
+    moved: ParkingLot = field(default_factory=ParkingLot)  # who feeds waits there, beside who waits for the answer
 
 
 class Asker:
@@ -147,7 +143,7 @@ class Asker:
 
     async def answer(self, pending: Pending, kind: type[R]) -> Said[R]:
         while pending.answer is None and pending.error is None:
-            await pending.move()
+            await pending.moved.park()
         if pending.error is not None:
             raise pending.error
         assert pending.answer is not None
@@ -159,7 +155,7 @@ class Asker:
             payload, content, buffers = take_apart(message, arrays)
             await self.wire.room()
             while not self._machine.may_send(pending.id) and pending.answer is None and pending.error is None:
-                await pending.move()
+                await pending.moved.park()
             if pending.answer is not None or pending.error is not None:
                 return
             self._machine.item(ItemHeader(call=pending.id, **content), payload, buffers)
@@ -175,7 +171,7 @@ class Asker:
                 raise pending.error
             if pending.answer is not None:
                 return None
-            await pending.move()
+            await pending.moved.park()
         came = pending.items.popleft()
         self._machine.consumed(pending.id)
         self.wire.flush()
@@ -199,14 +195,14 @@ class Asker:
                 pending.items.append(event)
             case Failed():
                 pending.error = event.error
-        pending.moved.set()
+        pending.moved.unpark_all()
 
     def _end(self, error: LeptonError) -> None:
         self.ended = error
         for pending in self._pending.values():
             if pending.answer is None and pending.error is None:
                 pending.error = error
-            pending.moved.set()
+            pending.moved.unpark_all()
 
     async def _ring(self) -> None:
         """Give calls up at their deadlines. Most end long before, so the clock is set forward only when it rings."""

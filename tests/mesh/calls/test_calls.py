@@ -10,8 +10,9 @@ import trio
 from lepton.mesh import limits
 from lepton.mesh.calls import PROTOCOL, Answer, Empty, FilePart, Incoming, Method
 from lepton.mesh.errors import Busy, LinkError, PeerError, Refused, UsageError
-from lepton.mesh.messages import Message, pack
+from lepton.mesh.messages import Message, pack, unpack
 from lepton.mesh.rpc import headers
+from lepton.mesh.rpc.asking import body_of
 from trio.testing import wait_all_tasks_blocked
 
 pytestmark = pytest.mark.trio
@@ -469,6 +470,22 @@ async def test_a_handler_that_does_not_read_holds_the_caller_back_and_may_end_ea
         await until(lambda: got)
         assert got[0].message.text == "enough"
         assert not a.offences + b.offences
+
+
+async def test_who_feeds_a_call_and_who_waits_for_its_answer_are_both_woken(pair: Pair) -> None:
+    async def count(call: Incoming[Note]) -> Answer[Note]:
+        return Answer(Note(text=str(len([item async for item in call.items]))))
+
+    async with pair() as (a, b):
+        b.calls.serve(method(count, kind="client_stream", items=Note))
+        asking = await a.calls._asking(b.peer_id, "m", 5.0)
+        pending = asking.begin("m", body_of(Note()), scope="", deadline=trio.current_time() + 5.0, kind="client_stream")
+        n = 3 * limits.STREAM_ITEMS_MAX  # so that who feeds has to wait for room
+        async with asking.outlet(pending) as outlet, trio.open_nursery() as nursery:
+            nursery.start_soon(asking.feed, pending, items(n), outlet)
+            last = await asking.answer(pending)
+        asking.leave(pending)
+        assert unpack(last.body, Note).text == str(n)
 
 
 # -- transfers --------------------------------------------------------------------------------------------------------

@@ -497,7 +497,7 @@ async def test_it_drains_and_closes_when_it_is_stopped(folder: Path) -> None:
 async def test_what_does_not_start_is_given_up_with_its_reason(
     change: tuple[str, str], reason: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lepton.node.services.restarts.STARTS_MAX", 1)
+    monkeypatch.setattr("lepton.node.services.instances.restarts.STARTS_MAX", 1)
     code = folder / "bundle" / "thing.py"
     code.write_text(code.read_text("utf-8").replace(*change), "utf-8")
     async with here(folder) as it:
