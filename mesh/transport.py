@@ -395,7 +395,9 @@ class Transport:
             if place.scope.cancelled_caught:
                 log.warning("%s made room for who came later: more than %d were here.", socket.remote, HANDSHAKES_MAX)
         except (LeptonError, trio.TooSlowError) as error:
-            log.info("%s did not get in: %s", socket.remote, _why(error))
+            # Who hangs up, or was helped to join, is no news: doctors and port scans knock, and neighbours try codes.
+            level = logging.DEBUG if isinstance(error, LinkError) else logging.INFO
+            log.log(level, "%s did not get in: %s", socket.remote, _why(error))
         except Exception:
             log.exception("%s did not get in for a reason of ours; it is closed.", socket.remote)
         finally:

@@ -219,10 +219,19 @@ class Home:
         write_whole(self._file("revocations.msgpack"), msgspec.msgpack.encode(list(revocations)))
 
     def members(self) -> list[KnownMember]:
-        """Return the members that this node knew when it last ran; a damaged file costs only what they are called."""
-        return self._read_or_set_aside("members.msgpack", list[KnownMember])
+        """Return the members that this node knew when it last ran; a damaged file costs only what they are called.
+
+        It stays where it is: commands that only look read it too.
+        """
+        data = self._read("members.msgpack")
+        try:
+            return [] if data is None else msgspec.msgpack.decode(data, type=list[KnownMember])
+        except msgspec.MsgspecError as error:
+            log.warning("%s is damaged (%s): the peers tell it again", self._file("members.msgpack"), error)
+            return []
 
     def save_members(self, members: list[KnownMember]) -> None:
+        self._read_or_set_aside("members.msgpack", list[KnownMember])  # never overwrite what nobody could read
         write_whole(self._file("members.msgpack"), msgspec.msgpack.encode(members))
 
     # -- state across restarts ----------------------------------------------------------------------------------------
@@ -300,19 +309,25 @@ class Home:
         self, name: str, kind: type[list[_T]], check: Callable[[list[_T]], None] = lambda _kept: None
     ) -> list[_T]:
         """Return a list that peers tell again should it be damaged; then it is moved aside."""
-        path = self._file(name)
-        if not path.exists():
-            return []
+        data = self._read(name)
         try:
-            kept = msgspec.msgpack.decode(path.read_bytes(), type=kind)
+            kept = [] if data is None else msgspec.msgpack.decode(data, type=kind)
             check(kept)
         except (msgspec.MsgspecError, LeptonError) as error:
+            path = self._file(name)
             log.warning("%s is damaged (%s): moved aside; the peers tell it again", path, error)
             path.rename(path.with_suffix(".damaged"))
             return []
+        return kept
+
+    def _read(self, name: str) -> bytes | None:
+        """Return what is in a file, None where there is none. Raises UsageError when it cannot be read."""
+        try:
+            return self._file(name).read_bytes()
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise self._damaged(name, error) from error
-        return kept
 
     def _damaged(self, name: str, error: Exception) -> UsageError:
         return UsageError(

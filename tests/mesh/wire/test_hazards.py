@@ -21,7 +21,7 @@ import trio.lowlevel
 import trio.testing
 from lepton.mesh.errors import LinkError, UsageError
 from lepton.mesh.multistream import HEADER, REFUSED, encode
-from lepton.mesh.tcp import Address, Listener
+from lepton.mesh.tcp import Address, Listener, parse_address
 from lepton.mesh.transport import Connection, Stream, Transport
 from lepton.mesh.yamux import INITIAL_WINDOW, YamuxConfig
 
@@ -87,6 +87,20 @@ async def test_a_handler_that_raises_costs_its_stream_only(pair: Pair, caplog: p
             await stream.receive_some()
         await echoed(ours)
     assert "a bug" in caplog.text
+
+
+async def test_who_knocks_and_hangs_up_is_no_news(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    """A doctor's dial back, or a port scan, fills the log of every node that it looks at."""
+    caplog.set_level("DEBUG", "lepton.mesh.transport")
+    async with pair() as (_, _, _, b):
+        place, _ = parse_address(b.addresses[0])
+        stream = await trio.open_tcp_stream(place.host, place.port)
+        await stream.aclose()
+        with trio.fail_after(5):
+            while "did not get in" not in caplog.text:
+                await trio.sleep(0.01)
+    said = [record for record in caplog.records if "did not get in" in record.message]
+    assert [record.levelname for record in said] == ["DEBUG"]
 
 
 async def test_a_handler_that_returns_ends_its_stream(pair: Pair) -> None:

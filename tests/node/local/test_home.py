@@ -119,6 +119,16 @@ def test_damaged_records_are_set_aside(home: Home) -> None:
     assert home.records() == []
 
 
+def test_damaged_members_stay_until_others_take_their_place(home: Home) -> None:
+    path = home.path / "members.msgpack"
+    path.write_bytes(b"\x00")
+    assert home.members() == []
+    assert path.read_bytes() == b"\x00"  # a command that only looks moves nothing
+    home.save_members([])
+    assert (home.path / "members.damaged").read_bytes() == b"\x00"
+    assert home.members() == []
+
+
 def revocations(home: Home) -> list[Revocation]:
     root = home.root()
     assert root is not None
