@@ -88,6 +88,21 @@ def scale(name: str, replicas: int, replicas_max: int | None, home: Path) -> Non
 
 @click.command()
 @click.argument("name")
+@click.argument("version")
+@click.argument("percent", type=click.IntRange(0, 100))
+@home_option
+@friendly
+def share(name: str, version: str, percent: int, home: Path) -> None:
+    """Give VERSION of the service NAME so many PERCENT of its calls, and the version beside it the rest.
+
+    With 100 the other version goes, with 0 this one: each instance once another is ready.
+    """
+    ask(home, "service", {"do": "share", "name": name, "version": version, "share": percent})
+    click.echo(f"{name} {version} is to take {percent} % of the calls.")
+
+
+@click.command()
+@click.argument("name")
 @click.option("--lines", "-n", default=50, show_default=True, type=click.IntRange(1, 1000), help="Of each host.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C.")
 @home_option
@@ -128,7 +143,7 @@ def list_services(as_json: bool, home: Path) -> None:  # noqa: FBT001
         click.echo("\n".join(described(service)))
 
 
-COMMANDS: Final = (deploy, update, scale, logs, rm, list_services)
+COMMANDS: Final = (deploy, update, scale, share, logs, rm, list_services)
 
 
 def described(service: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _FOLLOW_S: Final = 1.0  # between two looks at a log that is followed
 _FOLLOWED_LINES: Final = 200  # that are asked of each host then
 
-_CHANGES: Final = frozenset({"deploy", "update", "scale", "rm"})
+_CHANGES: Final = frozenset({"deploy", "update", "scale", "share", "rm"})
 
 Tell = Callable[[object], Awaitable[None]]
 Arguments = dict[str, Any]
@@ -37,6 +37,9 @@ async def perform(node: "Node", arguments: Arguments, tell: Tell) -> object:
             return await _deploy(node, arguments, tell, update=do == "update")
         case "scale":
             node.services.scale(**arguments)
+            return None
+        case "share":
+            node.services.share(**arguments)
             return None
         case "rm":
             node.services.remove(**arguments)

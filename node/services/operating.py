@@ -105,6 +105,27 @@ class Operating:
         changed = msgspec.structs.replace(record, releases=releases, replaces=replaces)
         self._state(name, changed, replicas=replicas, replicas_max=replicas_max)
 
+    def share(self, name: str, version: str, share: int) -> None:
+        """Give one of two versions that run side by side so many per cent of calls and replicas, the other the rest.
+
+        With 100 the other goes, by the same steps as in an update; with 0 this one does. Raises UsageError, Refused.
+        """
+        record = self._service(name)
+        self._require(name)
+        if not 0 <= share <= _WHOLE:
+            raise UsageError(f"A share is 0 to {_WHOLE} per cent of the calls, not {share}.")
+        releases = settled(record, self._view.hosted().get(name, {}))
+        versions = [its.version for its in releases]
+        if version not in versions or len(versions) == 1:
+            raise UsageError(
+                f"{name!r} {version} has no other version beside it: {', '.join(versions)} runs. Deploy another with "
+                "`lepton-node service deploy FOLDER --share P`."
+            )
+        at = versions.index(version)
+        if not share:
+            at, share = 1 - at, _WHOLE
+        self._state(name, self._with(name, record, releases[at], share))
+
     def remove(self, name: str) -> None:
         """End a service everywhere. Raises UsageError when there is none, Refused."""
         record = self._service(name)

@@ -122,6 +122,10 @@ class Services:
         """Have so many replicas of a service. Raises UsageError, Refused."""
         self.operating.scale(name, replicas, replicas_max=replicas_max)
 
+    def share(self, name: str, version: str, share: int) -> None:
+        """Give one of two versions that run side by side so many per cent of the calls. Raises UsageError, Refused."""
+        self.operating.share(name, version, share)
+
     def remove(self, name: str) -> None:
         """End a service everywhere. Raises UsageError when there is none of that name, Refused."""
         self.operating.remove(name)

@@ -68,6 +68,12 @@ class Scale(_Asked, frozen=True):
     replicas_max: Annotated[int, msgspec.Meta(ge=1, le=REPLICAS_MAX)] | None = None
 
 
+class Share(_Asked, frozen=True):
+    name: Annotated[str, msgspec.Meta(max_length=64)]
+    version: Annotated[str, msgspec.Meta(max_length=64)]
+    share: Annotated[int, msgspec.Meta(ge=0, le=100)]
+
+
 class Deploy(_Asked, frozen=True):
     """A folder on this device; what is None stays as it was."""
 
@@ -139,6 +145,13 @@ async def service_scale(node: "Node", asked: Scale) -> object:
     return {}
 
 
+async def service_share(node: "Node", asked: Share) -> object:
+    detail = f"{asked.name} {asked.version} {asked.share} %"
+    node.seeing.audit.note("command", name="service share", detail=detail)
+    node.services.share(asked.name, asked.version, asked.share)
+    return {}
+
+
 async def service_rm(node: "Node", asked: Named) -> object:
     node.seeing.audit.note("command", name="service rm", detail=asked.name)
     node.services.remove(asked.name)
@@ -162,6 +175,7 @@ ACTIONS: Final[dict[str, tuple[type[_Asked], Action]]] = {
     "train": (Train, train),
     "service_deploy": (Deploy, service_deploy),
     "service_scale": (Scale, service_scale),
+    "service_share": (Share, service_share),
     "service_rm": (Named, service_rm),
     "service_logs": (Named, service_logs),
 }

@@ -140,6 +140,7 @@ async def test_the_owner_does_what_the_command_line_can(tmp_path: Path) -> None:
             "No language model": {"action": "unserve", "name": "tales"},
             "task": {"action": "train", "task": {"name": "x", "nonsense": 1}},
             "No service": {"action": "service_scale", "name": "detector", "replicas": 2},
+            "beside": {"action": "service_share", "name": "detector", "version": "1.0", "share": 50},
             "no service": {"action": "service_rm", "name": "detector"},
             "folder": {"action": "service_deploy", "folder": str(tmp_path / "nothing-here")},
             "share": {"action": "service_deploy", "folder": str(tmp_path), "share": 101},

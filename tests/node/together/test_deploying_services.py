@@ -70,6 +70,29 @@ async def test_a_folder_becomes_a_service_of_the_mesh_and_goes_through_its_life(
             a.scale("eyes", 1)
 
 
+async def test_shares_of_versions_change_without_deploying_again(tmp_path: Path) -> None:
+    async with running(tmp_path, "a", "b") as world, hosting(world.nodes, tmp_path) as (services, pools):
+        a, b = services["a"], services["b"]
+        await a.deploy(write(tmp_path / "v1", "1.0"), replicas=4)
+        await deployed(a)
+        with pytest.raises(UsageError, match=r"'eyes' 1\.0 has no other version beside it: 1\.0 runs"):
+            b.share("eyes", "1.0", 50)
+        await a.deploy(write(tmp_path / "v2", "2.0"), share=25)
+        await deployed(a)
+        assert versions(pools) == ["1.0", "1.0", "1.0", "2.0"]
+        with pytest.raises(UsageError, match="0 to 100 per cent"):
+            b.share("eyes", "2.0", 101)
+        for asked, left in (("2.0", 50), {"1.0": 50.0, "2.0": 50.0}), (("1.0", 25), {"1.0": 25.0, "2.0": 75.0}):
+            b.share("eyes", *asked)  # by another, who has no folder of it
+            await deployed(b)
+            assert b.shares("eyes") == left
+        assert versions(pools) == ["1.0", "2.0", "2.0", "2.0"]
+        b.share("eyes", "1.0", 0)
+        told = await deployed(b)
+        assert versions(pools) == ["2.0"] * 4
+        assert min(sum(progress.ready.values()) for progress in told) >= 4
+
+
 async def test_nobody_without_the_grant_changes_or_reads_what_runs(tmp_path: Path) -> None:
     async with running(tmp_path, "a", "b", roles={"b": "member"}) as world, hosting(world.nodes, tmp_path) as both:
         (a, b), pools = both[0].values(), both[1]
@@ -80,6 +103,8 @@ async def test_nobody_without_the_grant_changes_or_reads_what_runs(tmp_path: Pat
             await b.deploy(write(tmp_path / "v2", "2.0"))
         with pytest.raises(Refused, match="deploy:eyes"):
             b.scale("eyes", 7)
+        with pytest.raises(Refused, match="deploy:eyes"):
+            b.share("eyes", "1.0", 7)
         with pytest.raises(Refused, match="deploy:eyes"):
             b.remove("eyes")
         record = b.view.services()["eyes"]

@@ -33,6 +33,7 @@ function card(service, names, ui) {
       h("a", { class: "button", href: `#playground/service/${encodeURIComponent(service.name)}` }, "Try it"),
       ui.owner && h("button", { class: "plain", onclick: () => scale(service) }, "Scale …"),
       ui.owner && h("button", { class: "plain", onclick: () => deploy(service) }, "Update …"),
+      ui.owner && service.releases.length > 1 && h("button", { class: "plain", onclick: () => share(service) }, "Share …"),
       ui.owner && h("button", { class: "plain", onclick: () => logs(service, names) }, "Log"),
       ui.owner && h("button", { class: "danger quiet", onclick: () => remove(service) }, "Remove …")));
 }
@@ -77,6 +78,24 @@ function scale(service) {
     act: async (form) => {
       await act("service_scale", { name: service.name, replicas: Number(form.get("replicas")), replicas_max: form.get("most") ? Number(form.get("most")) : null });
       say(`${service.name} is scaled.`);
+    },
+  });
+}
+
+function share(service) {
+  const [old, fresh] = [service.releases[0], service.releases.at(-1)];
+  const rest = h("p", { class: "hint", role: "status" });
+  const part = h("input", { name: "share", type: "number", min: 0, max: 100, value: fresh.share, required: true, oninput: told });
+  function told() {
+    const other = 100 - Number(part.value);
+    rest.textContent = other <= 0 ? `${old.version} goes, one instance after the other.` : other >= 100 ? `${fresh.version} goes, and ${old.version} has all calls.` : `${old.version} has the other ${other} %, and as many of the replicas.`;
+  }
+  told();
+  ask(`Share the calls of ${service.name}`, [field(`Per cent of the calls for ${fresh.version}`, part), rest], {
+    go: "Share",
+    act: async () => {
+      await act("service_share", { name: service.name, version: fresh.version, share: Number(part.value) });
+      say(`${service.name} ${fresh.version} has ${part.value} % of the calls.`);
     },
   });
 }
