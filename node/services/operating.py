@@ -272,5 +272,5 @@ def progress_of(name: str, known: Deployed, picture: Picture) -> Progress:
             for peer, its in sorted(hosted.items())
             if current(record, its) and newest in its.refused
         },
-        done=is_done(record, hosted, view.goals[name].total),
+        done=is_done(view.goals[name], hosted),
     )

@@ -17,6 +17,7 @@ So while nothing crashes and the number of replicas stays, never fewer are ready
 takes, and what is missing then is started. Under a partition each side knows only its own and does this for itself.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -97,11 +98,11 @@ def is_under_way(record: ServiceRecord, hosted: Hosted) -> bool:
     return ready != {True}
 
 
-def is_done(record: ServiceRecord, hosted: Hosted, total: int) -> bool:
-    """Whether only what ought to run runs, and all of it is ready."""
+def is_done(wanted: Goal, hosted: Hosted) -> bool:
+    """Whether only what ought to run runs, of each version as many as ought to, and all of it is ready."""
     instances = [instance for its in hosted.values() for instance in its.instances]
-    bundles = {release.bundle.digest for release in record.releases if release.share}
-    return len(instances) == total and all(its.state == "ready" and its.bundle in bundles for its in instances)
+    counts = {digest: count for digest, count in wanted.counts.items() if count}
+    return Counter(its.bundle for its in instances) == counts and all(its.state == "ready" for its in instances)
 
 
 def settled(record: ServiceRecord, hosted: Hosted) -> tuple[Release, ...]:
