@@ -9,7 +9,6 @@ import msgspec
 import trio
 
 from ..mesh.errors import LeptonError
-from .diagnosis.asking import examine, introduced
 from .learning.task import task_from
 from .seeing.seen import seen
 
@@ -119,6 +118,8 @@ class _Told:
 
 async def doctor(node: "Node", arguments: Arguments, _tell: Tell) -> object:
     """Ask and try peers, for as long as that takes."""
+    from .diagnosis.asking import examine, introduced
+
     return introduced(node) if arguments.pop("brief", False) else await examine(node, **arguments)
 
 

@@ -183,6 +183,10 @@ def test_a_node_that_neither_trains_nor_serves_does_not_load_torch() -> None:
     assert load(["lepton.node.node"], {"torch", "transformers"}) == ""
 
 
+def test_a_command_that_asks_the_running_node_loads_neither_libp2p_nor_torch() -> None:
+    assert load(["lepton.node.__main__", "lepton.node.control"], SLOW) == ""
+
+
 def test_help_is_quick() -> None:
     if "lepton.node.__main__" not in MODULES:
         pytest.skip("the command line is not written yet")
