@@ -30,12 +30,12 @@ def call(
     packed: bool,  # noqa: FBT001 - click passes flags by name
     home: Path,
 ) -> None:
-    r"""Call a method of a service, and print what it gives as JSON; what it streams comes as one line an item.
+    """Call a method of a service, and print what it gives as JSON; what it streams comes as one line an item.
 
     \b
     lepton-node call greeter.greet --json '{"name": "Ada"}'
     lepton-node call detector.detect --array frame=frame.npy
-    """
+    """  # noqa: D301 - click reads the character, and shows a raw string's two as they are
     named, arrays = _arrays(files)
     arguments = {
         "target": target,

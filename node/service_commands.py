@@ -13,6 +13,8 @@ from .service_fleet import COMMANDS
 if TYPE_CHECKING:
     from .services.trial import Trial
 
+_PRINTED_S = 0.05  # for what a service printed to come, by another way than its answer
+
 folder_argument = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 
 
@@ -90,23 +92,37 @@ def service_run(folder: Path, packed: bool, home: Path) -> None:  # noqa: FBT001
 
 
 async def _try(folder: Path, home: Path, calls: list[tuple[str, str]] | None, packed: bool) -> None:  # noqa: FBT001
+    import trio
+
     from ..mesh.errors import LeptonError
     from .services.bundling.environment import ENVIRONMENTS
     from .services.trial import try_folder
 
-    async with try_folder(folder, home / "services" / ENVIRONMENTS) as trial:
-        if calls is not None:
-            for method, text in calls:
-                await _print(trial, method, text, packed=packed)
-            return
-        click.echo(f"{trial.spec.name} {trial.spec.version} runs: METHOD OBJECT calls it.", err=True)
-        async for line in _lines():
-            method, _, text = line.strip().partition(" ")
-            try:
-                if method:
+    trial: Trial | None = None
+    try:
+        async with try_folder(folder, home / "services" / ENVIRONMENTS) as trial:
+            if calls is not None:
+                for method, text in calls:
                     await _print(trial, method, text, packed=packed)
-            except LeptonError as error:
-                click.echo(str(error), err=True)
+                return
+            click.echo(f"{trial.spec.name} {trial.spec.version} runs: METHOD OBJECT calls it.", err=True)
+            async for line in _lines():
+                method, _, text = line.strip().partition(" ")
+                try:
+                    if method:
+                        await _print(trial, method, text, packed=packed)
+                except LeptonError as error:
+                    click.echo(str(error), err=True)
+                await trio.sleep(_PRINTED_S)
+                _tell(trial)
+    finally:
+        _tell(trial)
+
+
+def _tell(trial: "Trial | None") -> None:
+    """Show what the service printed: a trace of its code is there and nowhere else."""
+    for line in [] if trial is None else trial.printed():
+        click.echo(f"| {line}", err=True)
 
 
 async def _print(trial: "Trial", method: str, text: str, *, packed: bool) -> None:

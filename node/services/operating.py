@@ -164,7 +164,7 @@ class Operating:
                     self.settle(name)
                 raise RolledBack(
                     f"{name!r} {of.record.releases[-1].version} was taken back, and the version before runs on: "
-                    f"{found.failed}"
+                    f"{found.failed} (what it printed: `lepton-node service logs {name}`)"
                 )
             if found.refused and found.missing >= found.wanted > 0:
                 raise DoesNotStart(f"{name!r} runs on no device. {'; '.join(found.refused.values())}")

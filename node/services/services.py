@@ -131,13 +131,14 @@ class Services:
         self.operating.remove(name)
 
     async def logs(self, name: str, *, lines: int = 100) -> dict[PeerId, list[str]]:
-        """Return the last lines that a service's instances printed, from all its hosts.
+        """Return the last lines that a service's instances printed, from all its hosts; also those that ended lately.
 
         A host that does not answer gives one line that says so. Raises UsageError when there is no such service.
         """
         hosts = self.view.hosted().get(name, {})
         if not hosts and name not in self.view.services():
             raise UsageError(f"No service {name!r} is deployed in this mesh.")
+        others = self.operating.picture().hosts(name)  # what is gone from them again may have left its last words
         found: dict[PeerId, list[str]] = {}
 
         async def ask(peer: PeerId) -> None:
@@ -146,12 +147,12 @@ class Services:
                 answer = await self._mesh.calls.call(peer, LOGS, wanted, Empty, scope=name, timeout_s=_LOGS_TIMEOUT_S)
                 found[peer] = [line for array in answer.arrays[:1] for line in unpacked(array)]
             except LeptonError as error:
-                found[peer] = [f"(its log cannot be had: {error})"]
+                found[peer] = [f"(its log cannot be had: {error})"] if peer in hosts else []
 
         async with trio.open_nursery() as nursery:
-            for peer in hosts:
+            for peer in {*hosts, *others}:
                 nursery.start_soon(ask, peer)
-        return dict(sorted(found.items()))
+        return {peer: lines for peer, lines in sorted(found.items()) if lines or peer in hosts}
 
     # -- for callers --------------------------------------------------------------------------------------------------
 

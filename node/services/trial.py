@@ -17,6 +17,7 @@ from .bundling.environment import python_for
 from .bundling.reflecting import describe
 from .errors import DoesNotStart
 from .hosting import Wanted
+from .instances.logs import NOTED
 from .instances.pool import Pool, open_pool
 from .messages import Asked, Given
 from .spec import MethodSpec, ServiceSpec
@@ -33,6 +34,8 @@ class Trial:
     def __init__(self, spec: ServiceSpec, pool: Pool) -> None:
         self.spec: Final = spec
         self._pool = pool
+        self._log: Final = pool.running[_ID].log  # stays when the instance is gone
+        self._told = 0
 
     async def call(self, method: str, text: str, *, arrays: Arrays = "lists") -> AsyncGenerator[bytes]:
         """Call a method with an object of JSON, and yield what it gives as JSON: one line, or one for each item.
@@ -53,7 +56,10 @@ class Trial:
     async def _ask(
         self, method: MethodSpec, asked: Asked, arrays: list[Array], items: list[Any]
     ) -> AsyncGenerator[Answer[Given]]:
-        instance, deadline = self._pool.running[_ID], trio.current_time() + method.timeout_s
+        instance = self._pool.running[_ID]
+        while instance.state == "starting":  # again: nothing else could take the call
+            await self._pool.changed.wait()
+        deadline = trio.current_time() + method.timeout_s
         match method.kind:
             case "unary":
                 yield await instance.call(_ME, asked, arrays, deadline=deadline)
@@ -71,8 +77,10 @@ class Trial:
             raise UsageError(f"{self.spec.name} has no method {name!r}; it has {known}.")
         return method
 
-    def logs(self, lines: int) -> list[str]:
-        return self._pool.logs(self.spec.name, lines=lines)
+    def printed(self) -> list[str]:
+        """Return what the service printed since this was last asked."""
+        news, self._told = self._log.count - self._told, self._log.count
+        return [line.text for line in self._log.tail(news) if not line.text.startswith(NOTED)]
 
 
 async def _given(items: list[Any]) -> AsyncIterator[Answer[Given]]:

@@ -45,7 +45,7 @@ async def make_environment(folder: Path, cache: Path, *, timeout_s: float = TIME
 
     Where the list has hashes pip demands one for everything. Raises DoesNotStart with pip's last words.
     """
-    cache = cache.absolute()  # the service's process begins in another folder
+    cache = await trio.to_thread.run_sync(cache.absolute)  # the service's process begins in another folder
     wanted = await trio.to_thread.run_sync((folder / REQUIREMENTS).read_bytes)
     key = hashlib.sha256(b"\0".join((wanted, sys.version.encode(), sys.prefix.encode()))).hexdigest()[:32]
     python = cache / key / "bin" / "python"

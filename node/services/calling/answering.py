@@ -236,7 +236,7 @@ def _late(service: str, asked: Asked, error: LinkError, until: float) -> LinkErr
     """Return the error itself, or that the time was over."""
     if trio.current_time() < until or isinstance(error, TooLate):
         return error
-    return TooLate(f"{service}.{asked.method} was not done in the time that there was: {error}")
+    return TooLate(f"{service}.{asked.method} was not done in the time that there was; it may have run.")
 
 
 def _nowhere(service: str, version: str = "") -> NotHere:

@@ -80,10 +80,11 @@ class Sending:
         With ``once`` the call has a key: when the connection breaks under it, it is sent again to the same host as long
         as that is here, and runs there at most once; ``suspect`` is called meanwhile.
         """
-        asked = _of_release(asked, replica)
+        asked, what = _of_release(asked, replica), f"{service}.{asked.method}"
         if replica.peer == self._mesh.me:
             own, _ = self._own(service), _left_s(deadline)
-            return await _in_time(own.call(self._mesh.me, service, asked, arrays, deadline=deadline), deadline)
+            own_call = own.call(self._mesh.me, service, asked, arrays, deadline=deadline)
+            return await _in_time(own_call, what, deadline)
         key = IdempotencyKey(brief=True) if once and sum(each.nbytes for each in arrays) <= KEYED_BYTES_MAX else None
         lost_at: float | None = None  # since when it is not known whether it runs there
         while True:
@@ -98,7 +99,7 @@ class Sending:
                 idempotency_key=key,
             )
             try:
-                return await _from_peer(call, replica, deadline)
+                return await _from_peer(call, what, replica, deadline)
             except (LinkError, Busy) as error:
                 now, not_run = trio.current_time(), error.unsent or isinstance(error, Busy | NotHere)
                 if isinstance(error, TooLate) or (lost_at is None and (not_run or error.told or key is None)):
@@ -106,8 +107,7 @@ class Sending:
                 lost_at = now if lost_at is None else lost_at
                 gone = replica.peer not in self._mesh.present and now >= lost_at + GONE_S
                 if (error.told and not not_run) or gone or now + limits.REPEAT_S >= deadline:
-                    what = f"{service}.{asked.method} ran on {short(replica.peer)}"
-                    raise Uncertain(f"It is not known whether {what}: {error}") from error
+                    raise Uncertain(f"It is not known whether {what} ran on {short(replica.peer)}: {error}") from error
             suspect()
             await trio.sleep(limits.REPEAT_S)
 
@@ -115,24 +115,27 @@ class Sending:
         self, service: str, asked: Asked, arrays: Sequence[Array], items: Once, replica: Replica, deadline: float
     ) -> Answer[Given]:
         left_s, asked = _left_s(deadline), _of_release(asked, replica)
+        what = f"{service}.{asked.method}"
         if replica.peer == self._mesh.me:
             own = self._own(service)
-            return await _in_time(own.feed(self._mesh.me, service, asked, arrays, items, deadline=deadline), deadline)
+            own_call = own.feed(self._mesh.me, service, asked, arrays, items, deadline=deadline)
+            return await _in_time(own_call, what, deadline)
         call = self._mesh.calls.feed(
             replica.peer, FEED, asked, items, Given, scope=service, arrays=arrays, timeout_s=left_s
         )
-        return await _from_peer(call, replica, deadline)
+        return await _from_peer(call, what, replica, deadline)
 
     async def items(
         self, service: str, asked: Asked, arrays: Sequence[Array], replica: Replica, deadline: float
     ) -> AsyncGenerator[Answer[Given], None]:
         left_s, asked = _left_s(deadline), _of_release(asked, replica)
+        what = f"{service}.{asked.method}"
         if replica.peer == self._mesh.me:
             own = self._own(service).stream(self._mesh.me, service, asked, arrays, deadline=deadline)
             async with aclosing(own):
                 while True:
                     try:
-                        item = await _in_time(anext(own), deadline)
+                        item = await _in_time(anext(own), what, deadline)
                     except StopAsyncIteration:
                         return
                     yield item
@@ -143,7 +146,7 @@ class Sending:
                 async for item in found:
                     yield item
         except LeptonError as error:
-            raise _understood(error, replica, deadline) from error
+            raise _understood(error, what, replica, deadline) from error
 
     async def describe(self, service: str, described: Described, replica: Replica, deadline: float) -> ServiceSpec:
         """Fetch all about a service."""
@@ -158,7 +161,7 @@ class Sending:
             timeout_s=_left_s(deadline),
             answer_bytes_max=SPEC_BYTES_MAX,
         )
-        answer = await _from_peer(call, replica, deadline)
+        answer = await _from_peer(call, f"The description of {service!r}", replica, deadline)
         try:
             return msgspec.json.decode(b"".join(map(bytes, answer.arrays)), type=ServiceSpec)
         except (msgspec.DecodeError, RecursionError) as error:
@@ -172,25 +175,25 @@ class Sending:
         return answering
 
 
-async def _in_time(call: Awaitable[T], deadline: float) -> T:
+async def _in_time(call: Awaitable[T], what: str, deadline: float) -> T:
     with trio.CancelScope(deadline=deadline):
         return await call
-    raise TooLate("This node's own instance did not answer in the time that there was.")
+    raise TooLate(f"{what} was not done here in the time that there was; it may have run.")
 
 
-async def _from_peer(call: Awaitable[T], replica: Replica, deadline: float) -> T:
+async def _from_peer(call: Awaitable[T], what: str, replica: Replica, deadline: float) -> T:
     try:
         return await call
     except LeptonError as error:
-        raise _understood(error, replica, deadline) from error
+        raise _understood(error, what, replica, deadline) from error
 
 
-def _understood(error: LeptonError, replica: Replica, deadline: float) -> LeptonError:
+def _understood(error: LeptonError, what: str, replica: Replica, deadline: float) -> LeptonError:
     """Return what an error of the mesh's calls means for a service."""
     if isinstance(error, UsageError) and error.told:  # what it says of a call itself comes as an answer
         return NotHere(f"{short(replica.peer)} does not answer for services: {error}")
     if isinstance(error, LinkError) and not error.unsent and trio.current_time() >= deadline:
-        return TooLate(str(error))
+        return TooLate(f"{what} was not done by {short(replica.peer)} in the time that there was; it may have run.")
     return error
 
 

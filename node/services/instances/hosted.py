@@ -19,7 +19,7 @@ from ..writing.declaring import Declared, declared
 from . import local
 from .answerer import Job, Reply
 from .inside import Current, MeshInside
-from .lane import Failed, Lane, told
+from .lane import Failed, Lane, authors, told
 from .local import Nothing, Outcome, Ready, Start
 
 _END: Final = object()
@@ -52,7 +52,7 @@ class Hosted:
         except LeptonError:
             raise
         except (Exception, SystemExit) as error:
-            traceback.print_exc()
+            traceback.print_exception(type(error), error, authors(error.__traceback__))
             raise UsageError(f"{type(error).__name__}: {error}") from error
         return Ready(spec=found.spec), ()
 

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from types import TracebackType
 from typing import Any, Final
 
 import trio
@@ -14,6 +15,9 @@ from .inside import Current, current
 
 _TRACE_CHARACTERS_MAX: Final = 16 * 1024  # in the log: a deep one, and none with an array of a million numbers
 _TEXT_CHARACTERS_MAX: Final = 500  # of an error, for its caller
+_ON_THE_WAY: Final = frozenset(
+    {"lepton", "trio", "outcome", "importlib"}
+)  # packages whose frames stand above the author's
 
 
 class Failed(LeptonError):
@@ -23,12 +27,21 @@ class Failed(LeptonError):
 def told(error: BaseException, request: str) -> Failed:
     """Print the traceback where the log is, and return what the caller hears of it."""
     try:
-        trace, text = "".join(traceback.format_exception(error)), str(error)
+        trace = "".join(traceback.format_exception(type(error), error, authors(error.__traceback__)))
+        text = str(error)
     except Exception as worse:  # noqa: BLE001 - it cannot even be put into words
         trace, text = "", f"it cannot be shown: {type(worse).__name__}"
     print(f"request {request}:", trace[-_TRACE_CHARACTERS_MAX:], sep="\n", flush=True)  # noqa: T201
     kind, text = type(error).__name__, text[:_TEXT_CHARACTERS_MAX]
     return Failed(f"{kind}{': ' if text else ''}{text} (request {request})")
+
+
+def authors(trace: TracebackType | None) -> TracebackType | None:
+    """Leave out what of a trace is ours and trio's on the way to the author's code; all of it is ours if all is."""
+    left = trace
+    while left is not None and left.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _ON_THE_WAY:
+        left = left.tb_next
+    return left or trace
 
 
 class _Turn:

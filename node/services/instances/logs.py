@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 LINES_MAX: Final = 1000  # in memory: what `logs` shows
+NOTED: Final = "-- "  # before what we say about an instance
 LINE_BYTES_MAX: Final = 4096  # longer lines are cut into as many
 FILE_BYTES_MAX: Final = 1024 * 1024  # of the file that is written to, and of the one before it
 
@@ -24,6 +25,7 @@ class Log:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lines = deque[Line](maxlen=LINES_MAX)
+        self.count = 0  # of all lines there ever were
         self._rest = b""
         self._file: BinaryIO | None = None
         self._bytes = 0
@@ -43,7 +45,7 @@ class Log:
         if self._rest:
             self._add(self._rest)
             self._rest = b""
-        self._add(f"-- {text}".encode(errors="replace"))
+        self._add(f"{NOTED}{text}".encode(errors="replace"))
         self._flush()
 
     def tail(self, lines: int) -> list[Line]:
@@ -58,6 +60,7 @@ class Log:
         now = time.time()
         for start in range(0, max(len(line), 1), LINE_BYTES_MAX):
             part = line[start : start + LINE_BYTES_MAX]
+            self.count += 1
             self._lines.append(Line(now, part.decode(errors="replace")))
             self._write(part + b"\n")
 

@@ -7,10 +7,11 @@ nothing is lost without a word.
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -37,6 +38,9 @@ _REASON_S: Final = 1.0  # for the reason of an end to be known when its socket e
 _REASON_CHARACTERS_MAX: Final = 1000
 _MARK_CHARACTERS: Final = 16
 _WEIGHT: Final = 0.2  # of the newest call in how long calls take
+_ENDED_MAX: Final = 4  # instances of one service that are gone and whose last lines are kept: one crashes and is moved
+_ENDED_SERVICES_MAX: Final = 32  # services of which they are: with lines of the longest kind 100 MB, usually 1
+_ENDED_LINES: Final = 200  # a trace and what came before it
 
 
 class Running:
@@ -217,7 +221,7 @@ class Running:
         if isinstance(error, ServiceError | InstanceLost | UsageError):
             return error
         if asker.ended is None:
-            return LinkError(f"{self.wanted.spec.name}.{asked.method} was not done at {self.wanted.id}: {error}")
+            return LinkError(f"{self.wanted.spec.name}.{asked.method} was not done in its time; it may have run.")
         process = self._process
         if process is not None and process.asker is asker:
             with trio.move_on_after(_REASON_S):
@@ -296,6 +300,19 @@ class Running:
             await self._process.close()
 
 
+class _Said(NamedTuple):
+    """A line as it is shown; these sort in the order in which they were printed."""
+
+    at: float
+    number: int
+    text: str
+
+
+def _said(instance: Running, lines: int) -> list[_Said]:
+    who = f"{instance.wanted.id} {instance.wanted.spec.version}"
+    return [_Said(line.at, at, f"{who}: {line.text}") for at, line in enumerate(instance.log.tail(lines))]
+
+
 async def _apart(items: AsyncIterator[Answer[Given]]) -> AsyncGenerator[tuple[Given, Sequence[Array]]]:
     async for item in items:
         yield item.message, item.arrays
@@ -319,6 +336,7 @@ class Pool:
         self.changed = trio.Event()
         self._nursery = nursery
         self._running: dict[str, Running] = {}
+        self._ended: dict[str, deque[list[_Said]]] = {}  # by service: what is gone printed, for who asks why
 
     @property
     def running(self) -> Mapping[str, Running]:
@@ -338,14 +356,11 @@ class Pool:
             known.stop(drain_s)
 
     def logs(self, service: str, *, lines: int) -> list[str]:
-        """The last lines of all instances of a service that are here, oldest first."""
-        found = [
-            (line.at, number, f"{running.wanted.id}: {line.text}")
-            for running in self._running.values()
-            if running.wanted.spec.name == service
-            for number, line in enumerate(running.log.tail(lines))
-        ]
-        return [text for _, _, text in sorted(found)][-lines:] if lines > 0 else []
+        """The last lines of all instances of a service that are or lately were here, oldest first."""
+        running = [its for its in self._running.values() if its.wanted.spec.name == service]
+        found = [said for its in running for said in _said(its, lines)]
+        found += [said for kept in self._ended.get(service, ()) for said in kept]
+        return [said.text for said in sorted(found)][-lines:] if lines > 0 else []
 
     def tell(self) -> None:
         """Something changed."""
@@ -357,7 +372,17 @@ class Pool:
             await instance.live()
         finally:
             del self._running[instance.wanted.id]
+            self._keep_log(instance)
             self.tell()
+
+    def _keep_log(self, instance: Running) -> None:
+        """Keep what it printed: of a version that was taken back it is the only word on why."""
+        name = instance.wanted.spec.name
+        kept = self._ended.pop(name, None) or deque[list[_Said]](maxlen=_ENDED_MAX)
+        kept.append(_said(instance, _ENDED_LINES))
+        self._ended[name] = kept  # behind those that ended before it
+        if len(self._ended) > _ENDED_SERVICES_MAX:
+            del self._ended[next(iter(self._ended))]
 
 
 def mark_of(folder: Path) -> str:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import trio
@@ -242,7 +243,9 @@ async def test_an_instance_answers(folder: Path) -> None:
         await batched(it)
         await streams(it)
         assert any("KeyError: 'why'" in line for line in it.pool.logs("thing", lines=1000))
-        assert it.pool.logs("thing", lines=1000)[0].startswith("thing-1: set up in")
+        assert it.pool.logs("thing", lines=1000)[0].startswith("thing-1 1: set up in")
+        trace = [line for line in it.pool.logs("thing", lines=1000) if "File " in line]
+        assert Path(trace[0].split('"')[1]).name == "thing.py"  # nothing of ours stands above it
         assert "Traceback" in (folder / "logs" / "thing" / "thing-1.log").read_text("utf-8")
         assert it.instance.restarts == 0
         assert it.instance.load.running == 0
@@ -481,6 +484,7 @@ async def test_it_drains_and_closes_when_it_is_stopped(folder: Path) -> None:
                 await it.call("pid")
         await it.until(lambda: not it.pool.running)
         assert "closed" in (folder / "logs" / "thing" / "thing-1.log").read_text("utf-8")
+        assert "thing-1 1: closed" in it.pool.logs("thing", lines=100)  # who asks why it is gone still hears it
         assert group_of(pid) == []
 
 
@@ -505,6 +509,26 @@ async def test_what_does_not_start_is_given_up_with_its_reason(
         assert reason in it.instance.reason
         it.pool.stop("thing-1", drain_s=0)
         await it.until(lambda: not it.pool.running)
+        assert any(reason.removeprefix("its setup failed: ") in line for line in it.pool.logs("thing", lines=100))
+
+
+async def test_what_is_gone_is_remembered_for_so_many_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lepton.node.services.instances.pool._ENDED_SERVICES_MAX", 2)
+    async with open_pool(folder / "logs", None) as pool:
+        for number in range(6):
+            pool.start(wanted(folder, id=f"thing-{number}", folder=folder / "nowhere"))
+            pool.stop(f"thing-{number}", drain_s=0)
+            while pool.running:
+                await pool.changed.wait()
+        assert {line.split()[0] for line in pool.logs("thing", lines=100)} == {f"thing-{n}" for n in range(2, 6)}
+        for name in ("other", "third"):
+            spec = msgspec.structs.replace(wanted(folder).spec, name=name)
+            pool.start(wanted(folder, id=name, spec=spec, folder=folder / "nowhere"))
+            pool.stop(name, drain_s=0)
+            while pool.running:
+                await pool.changed.wait()
+        assert pool.logs("thing", lines=100) == []
+        assert pool.logs("third", lines=100) != []
 
 
 def test_no_instance_outlives_a_node_that_is_killed(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import msgspec
+import pytest
 from click.testing import CliRunner, Result
 from lepton.node.service_commands import service
 
@@ -61,6 +62,27 @@ def test_a_service_is_made_looked_at_and_tried(tmp_path: Path) -> None:
     assert "Sums.total needs its parameter 'x'" in ran.stderr
     tried = run("try", folder, "total", "--json", "-", "--home", tmp_path / "home", text='{"x": [1], "least": 2}')
     assert tried.stdout == "3.0\n"
+    assert "| imported" in tried.stderr
+
+
+def test_who_tries_a_service_sees_where_it_failed_and_may_go_on(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    (folder / "sums.py").write_text(f"{CODE}    @method\n    def end(self) -> None: os._exit(1 // 0)\n", "utf-8")
+    tried = run("try", folder, "end", "--home", tmp_path / "home")
+    assert "NameError: name 'os' is not defined" in tried.stderr
+    assert f'|   File "{folder}/sums.py", line ' in tried.stderr
+    (folder / "sums.py").write_text(f"import os\n{CODE}    @method\n    def end(self) -> None: os._exit(3)\n", "utf-8")
+    ran = run("run", folder, "--home", tmp_path / "home", text='end\ntotal {"x": [1]}\n')
+    assert "ended by itself with status 3" in ran.stderr
+    assert ran.stdout == "1.0\n"  # it was started again meanwhile
+
+
+def test_an_environment_is_found_under_a_home_that_is_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made(tmp_path)
+    (folder / "requirements.lock").write_text("# nothing beyond Lepton's own\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert run("check", folder, "--home", "home").exit_code == 0
+    assert run("try", "sums", "total", "--json", '{"x": [1]}', "--home", "home").stdout == "1.0\n"
 
 
 def test_what_is_wrong_is_one_sentence(tmp_path: Path) -> None:

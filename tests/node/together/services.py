@@ -60,6 +60,7 @@ class Pool:
 
     running: dict[str, Fake] = field(default_factory=dict)
     changed: trio.Event = field(default_factory=trio.Event)
+    ended: list[str] = field(default_factory=list)  # the logs of those that are gone
 
     def start(self, wanted: Wanted) -> None:
         fails = (wanted.folder / "broken").exists()
@@ -68,11 +69,13 @@ class Pool:
 
     def stop(self, instance: str, *, drain_s: float) -> None:
         del drain_s
-        self.running.pop(instance, None)
+        if (its := self.running.pop(instance, None)) is not None:
+            self.ended.append(f"{its.wanted.id} {its.wanted.spec.version}: it ended")
         self.tell()
 
     def logs(self, service: str, *, lines: int) -> list[str]:
-        return [f"{its.wanted.id}: {service} line {line}" for its in self.running.values() for line in range(lines)]
+        of = [f"{its.wanted.id}: {service} line {line}" for its in self.running.values() for line in range(lines)]
+        return self.ended + of
 
     def tell(self) -> None:
         self.changed.set()

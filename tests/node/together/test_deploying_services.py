@@ -50,6 +50,7 @@ async def test_a_folder_becomes_a_service_of_the_mesh_and_goes_through_its_life(
         with pytest.raises(RolledBack, match=r"'eyes' 3.0 was taken back.*No module named 'x'"):
             await deployed(a)
         assert versions(pools) == ["2.0"] * 3
+        assert "3.0: it ended" in str((await b.logs("eyes")).values())  # why it was taken back is to be seen
         await until(lambda: len(b.view.services()["eyes"].releases) == 1)  # nobody tries it again
 
         b.scale("eyes", 5)
@@ -59,9 +60,15 @@ async def test_a_folder_becomes_a_service_of_the_mesh_and_goes_through_its_life(
             await b.update(write(tmp_path / "v2b", "2.0", **{"more.py": ""}))
 
         logs = await b.logs("eyes", lines=2)
-        assert {len(lines) for lines in logs.values()} == {2, 4}
+        assert {len([line for line in lines if "ended" not in line]) for lines in logs.values()} == {2, 4}
         (said,) = listing(world.nodes["b"])
         assert (said["ready"], said["wanted"], said["missing"], said["stated_by"]) == ({"2.0": 5}, 5, 0, "b")
+
+        b.scale("eyes", 1)
+        await deployed(b)
+        assert len(b.view.hosted()["eyes"]) == 1
+        assert {"2.0: it ended" in str(lines) for lines in (await b.logs("eyes")).values()} == {True}
+        assert len(await b.logs("eyes")) == 3  # those that have none any more as well
 
         services["c"].remove("eyes")
         await until(lambda: versions(pools) == [])
