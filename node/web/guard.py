@@ -2,7 +2,8 @@
 
 A page from anywhere can make a browser send requests to 127.0.0.1, and by DNS rebinding under a name of its own. So
 on loopback the Host header has to name this device, an Origin has to be this endpoint's own, and a body has to be
-declared as JSON or raw bytes, for which a browser asks first and is not answered (no CORS).
+declared as JSON or raw bytes, for which a browser asks first and is not answered (no CORS). Pictures, scripts and
+frames are asked for without an Origin: browsers say of these that another site's page wants them (Fetch Metadata, W3C).
 """
 
 import hmac
@@ -46,11 +47,19 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host:
             raise Refused(f"Pages of {origin[:80]!r} may not use this endpoint.")
+        if headers.get("sec-fetch-site", "none") not in {"none", "same-origin"} and not _is_link(method, headers):
+            raise Refused("Other sites' pages may not use this endpoint.")
         if self.token and not is_open and not hmac.compare_digest(_bearer(headers).encode(), self.token.encode()):
             raise NoToken("This endpoint wants its token as the API key (`Authorization: Bearer TOKEN`).")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if method == "POST" and kind not in _KINDS:
             raise UsageError("Send the body as JSON, with the header `Content-Type: application/json`.")
+
+
+def _is_link(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether somebody has followed a link to a page of ours, which then stands by itself."""
+    about = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
+    return method == "GET" and about == ("navigate", "document")
 
 
 def _name(host: str) -> str:

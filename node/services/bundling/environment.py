@@ -6,6 +6,7 @@ it is whole, so that a node that is killed in between leaves nothing half made t
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -19,6 +20,7 @@ from typing import Final
 
 import trio
 
+from .. import surroundings
 from ..errors import DoesNotStart
 from .folder import REQUIREMENTS
 
@@ -29,6 +31,11 @@ _MAKING: Final = ".making-"
 _LOG_BYTES_MAX: Final = 16 * 1024  # of what pip says: its last lines
 _WORDS_MAX: Final = 1500
 _READ_BYTES: Final = 4096
+# A line that means the same for every bundle: a name with a version or an address, a hash, or where to look for all.
+_PLAIN: Final = re.compile(
+    rb"\s*(#|\\?$|--hash=|--(extra-)?index-url[ =]https?:|--(only|no|prefer)-binary\b|--require-hashes|--pre"
+    rb"|[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[^]]*\]\s*)?([=<>~!]=|[<>;]|@\s*(https?|git\+https?|file)://))"
+)
 # Behind the venv's own packages, and with the files through which packages are installed in place.
 _BEHIND: Final = "import site; site.addsitedir({folder!r})\n"
 
@@ -47,7 +54,7 @@ async def make_environment(folder: Path, cache: Path, *, timeout_s: float = TIME
     """
     cache = await trio.to_thread.run_sync(cache.absolute)  # the service's process begins in another folder
     wanted = await trio.to_thread.run_sync((folder / REQUIREMENTS).read_bytes)
-    key = hashlib.sha256(b"\0".join((wanted, sys.version.encode(), sys.prefix.encode()))).hexdigest()[:32]
+    key = _key(wanted, folder)
     python = cache / key / "bin" / "python"
     if python.exists():
         return python
@@ -55,12 +62,12 @@ async def make_environment(folder: Path, cache: Path, *, timeout_s: float = TIME
     try:
         with trio.move_on_after(timeout_s) as scope:
             await trio.to_thread.run_sync(_prepare, cache)
-            await _run([sys.executable, "-m", "venv", "--without-pip", str(making)])
+            await _run([sys.executable, "-P", "-m", "venv", "--without-pip", str(making)], folder)
             await trio.to_thread.run_sync(_let_see, making)
             hashes = ["--require-hashes"] if b"--hash=" in wanted else []
-            pip = [sys.executable, "-m", "pip", "--python", str(making / "bin" / "python"), "install", *hashes]
+            pip = [sys.executable, "-P", "-m", "pip", "--python", str(making / "bin" / "python"), "install", *hashes]
             quiet = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-            await _run([*pip, *quiet, "--requirement", str((folder / REQUIREMENTS).resolve())])
+            await _run([*pip, *quiet, "--requirement", str((folder / REQUIREMENTS).resolve())], folder)
         if scope.cancelled_caught:
             raise DoesNotStart(f"Its requirements were not installed within {timeout_s:g} s.")
         with suppress(OSError):  # another made the same meanwhile
@@ -71,6 +78,13 @@ async def make_environment(folder: Path, cache: Path, *, timeout_s: float = TIME
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(lambda: shutil.rmtree(making, ignore_errors=True))
+
+
+def _key(wanted: bytes, folder: Path) -> str:
+    """Return what an environment is called: what lies in a folder is another thing under the same name in another."""
+    plain = all(map(_PLAIN.match, wanted.splitlines()))
+    about = (wanted, sys.version.encode(), sys.prefix.encode(), b"" if plain else os.fsencode(folder.absolute()))
+    return hashlib.sha256(b"\0".join(about)).hexdigest()[:32]
 
 
 def _prepare(cache: Path) -> None:
@@ -88,10 +102,19 @@ def _let_see(venv: Path) -> None:
     (packages / "lepton-node.pth").write_text("".join(_BEHIND.format(folder=each) for each in folders), "utf-8")
 
 
-async def _run(command: list[str]) -> None:
-    """Run one step in a process group of its own. Raises DoesNotStart with its last lines."""
+async def _run(command: list[str], folder: Path) -> None:
+    """Run one step in a process group of its own, and in the bundle's folder: the node's own may be anybody's.
+
+    Raises DoesNotStart with its last lines.
+    """
     process = await trio.lowlevel.open_process(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd=folder,
+        env=surroundings.for_pip(),
     )
     said: deque[bytes] = deque(maxlen=_LOG_BYTES_MAX // _READ_BYTES)
     try:

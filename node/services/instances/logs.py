@@ -1,8 +1,11 @@
 """What an instance printed: its last lines in memory, more of them in files that are replaced when they are full."""
 
 import logging
+import os
 import time
 from collections import deque
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -10,8 +13,33 @@ LINES_MAX: Final = 1000  # in memory: what `logs` shows
 NOTED: Final = "-- "  # before what we say about an instance
 LINE_BYTES_MAX: Final = 4096  # longer lines are cut into as many
 FILE_BYTES_MAX: Final = 1024 * 1024  # of the file that is written to, and of the one before it
+FILES_MAX: Final = 64  # of instances that are gone, to look into: each start has a name of its own
 
 log = logging.getLogger(__name__)
+
+
+def prune(folder: Path, running: Collection[str]) -> None:
+    """Remove all but the newest logs of instances that are gone, and folders of services that have none."""
+    try:
+        gone = [path for path in folder.glob("*/*.log") if path.name.partition(".")[0] not in running]
+        for path in sorted(gone, key=_written, reverse=True)[FILES_MAX:]:
+            path.unlink(missing_ok=True)
+        for path in folder.iterdir():
+            with suppress(OSError):  # there is something in it
+                path.rmdir()
+    except OSError as error:
+        log.warning("old logs in %s stay: %s", folder, error)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # what a service was asked may be in it
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 class Line(NamedTuple):
@@ -79,7 +107,7 @@ class Log:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._path.exists():
             self._path.replace(self._path.with_suffix(".old.log"))
-        self._file, self._bytes = self._path.open("wb"), 0
+        self._file, self._bytes = open(self._path, "wb", opener=_private), 0  # noqa: PTH123, SIM115 - closed by `close`
 
     def _flush(self) -> None:
         try:

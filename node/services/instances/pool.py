@@ -28,7 +28,7 @@ from . import kin, local
 from .asker import Asker, Pending
 from .gate import Gate, Queueing
 from .local import Outcome
-from .logs import Log
+from .logs import Log, prune
 from .outwards import Outwards
 from .process import Process
 from .restarts import Restarts
@@ -374,6 +374,7 @@ class Pool:
             del self._running[instance.wanted.id]
             self._keep_log(instance)
             self.tell()
+            prune(self.folder, self._running)
 
     def _keep_log(self, instance: Running) -> None:
         """Keep what it printed: of a version that was taken back it is the only word on why."""

@@ -20,6 +20,7 @@ from typing import Final
 import trio
 
 from ....mesh.errors import LeptonError, LinkError
+from .. import surroundings
 from ..hosting import Wanted
 from ..spec import ServiceSpec
 from . import kin, local
@@ -34,11 +35,6 @@ _STRAYS_S: Final = 5.0  # between two looks for what left it: that takes reading
 _LOG_READ_BYTES: Final = 65536
 _LOG_BYTES_S: Final = 1024 * 1024  # who prints more waits: reading it must not cost the node its time
 _END_S: Final = 5.0  # for a process that was killed to be gone
-# What an instance sees of the node's environment: what finds and runs programs, nothing that might be a secret.
-_KEPT: Final = (
-    *("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
-    *("SSL_CERT_FILE", "XDG_CACHE_HOME", "HF_HOME", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
-)
 log = logging.getLogger(__name__)
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -123,12 +119,13 @@ class Process:
         wanted = self._wanted
         ends = (self._work.fileno(), self._mesh.fileno(), life)
         command = [str(wanted.python or sys.executable), "-P", "-m", f"{__package__}.instance"]
-        kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("LC_")}
         threads = dict.fromkeys(_THREADS, str(max(1, round(wanted.spec.needs.cores))))
         self._popen = subprocess.Popen(
             [*command, *map(str, ends), str(wanted.spec.needs.memory_bytes)],
             cwd=wanted.folder,
-            env=kept | threads | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", kin.MARK: self._mark},
+            env=surroundings.for_instances()
+            | threads
+            | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", kin.MARK: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=prints,
             stderr=prints,

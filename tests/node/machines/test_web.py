@@ -193,6 +193,25 @@ def test_the_guard_lets_in_programs_of_this_device_or_with_the_token(
                 guard.check(method, headers | more)
 
 
+@pytest.mark.parametrize("path_is_open", [False, True])
+@pytest.mark.parametrize("token", ["", "t" * 16])
+def test_another_sites_page_gets_no_picture_script_or_frame_but_a_link_may_be_followed(
+    token: str, path_is_open: bool
+) -> None:
+    guard = Guard(Listen("127.0.0.1", 1), token)
+    ours = {"host": "127.0.0.1:1", "authorization": f"Bearer {token}"}
+    link = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    for site in ("cross-site", "same-site", "new-word"):
+        for more in ({}, link | {"sec-fetch-dest": "iframe"}, {"sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}):
+            with pytest.raises(Refused, match="Other sites"):
+                guard.check("GET", ours | {"sec-fetch-site": site} | more, is_open=path_is_open)
+        with pytest.raises(Refused, match="Other sites"):
+            guard.check("POST", ours | JSON | link | {"sec-fetch-site": site}, is_open=path_is_open)
+        guard.check("GET", ours | link | {"sec-fetch-site": site}, is_open=path_is_open)
+    for site in ("none", "same-origin"):
+        guard.check("GET", ours | {"sec-fetch-site": site}, is_open=path_is_open)
+
+
 def test_a_body_is_declared_as_json() -> None:
     guard = Guard(Listen("127.0.0.1", 1), "")
     guard.check("POST", {"host": "localhost", "content-type": "Application/JSON; charset=utf-8"})

@@ -11,12 +11,13 @@ from lepton.node.services.errors import DoesNotStart
 from lepton.node.services.trial import try_folder
 
 DIST = "tiny_thing-1.0.dist-info"
+WHEEL = "tiny_thing-1.0-py3-none-any.whl"
 PROGRAM = "import tiny_thing, lepton, numpy, sys; print(tiny_thing.SAYS, sys.prefix)"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    wheel = tmp_path / "tiny_thing-1.0-py3-none-any.whl"
+    wheel = tmp_path / WHEEL
     with ZipFile(wheel, "w") as archive:
         archive.writestr("tiny_thing.py", "SAYS = 'hello'\n")
         archive.writestr(f"{DIST}/METADATA", "Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0\n")
@@ -82,3 +83,41 @@ async def test_an_installation_that_never_ends_is_ended(folder: Path) -> None:
     with pytest.raises(DoesNotStart, match="not installed within"):
         await make_environment(folder / "bundle", folder / "cache", timeout_s=0.01)
     assert list((folder / "cache").iterdir()) == []
+
+
+async def test_what_lies_in_the_folder_is_each_folders_own_and_what_does_not_is_shared(folder: Path) -> None:
+    wheel = folder / WHEEL
+    for name in ("first", "second"):
+        (folder / name).mkdir()
+        (folder / name / wheel.name).write_bytes(wheel.read_bytes())
+        (folder / name / "requirements.lock").write_text(f"# ours\n./{wheel.name}\n", "utf-8")
+    pythons = {await make_environment(folder / name, folder / "cache") for name in ("first", "second")}
+    assert len(pythons) == 2
+    (folder / "first" / "requirements.lock").write_bytes((folder / "bundle" / "requirements.lock").read_bytes())
+    assert len({await make_environment(folder / name, folder / "cache") for name in ("first", "bundle")}) == 1
+
+
+async def test_neither_the_folder_where_the_node_was_started_nor_its_secrets_come_into_an_installation(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = folder / "anybodys"
+    planted.mkdir()
+    told = folder / "told"
+    for name in ("pip", "venv"):
+        (planted / f"{name}.py").write_text(f"open({str(told)!r}, 'w').write('x')\n", "utf-8")
+    monkeypatch.chdir(planted)
+    monkeypatch.setenv("LEPTON_SECRET", "x")
+    (folder / "built").mkdir()
+    (folder / "built" / "setup.py").write_text(
+        f"import os\nopen({str(folder / 'seen')!r}, 'w').write(' '.join(os.environ))\n"
+        "from setuptools import setup\nsetup(name='built', version='1', py_modules=[])\n",
+        "utf-8",
+    )
+    lock = folder / "bundle" / "requirements.lock"
+    lock.write_text((folder / "built").as_uri() + "\n", "utf-8")
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip's way to say that it does not isolate
+    await make_environment(folder / "bundle", folder / "cache")
+    assert not told.exists()
+    seen = (folder / "seen").read_text().split()
+    assert "PATH" in seen
+    assert "LEPTON_SECRET" not in seen

@@ -1,5 +1,6 @@
 """Logs of instances: lines however they are cut, in bounded memory and files."""
 
+import os
 from pathlib import Path
 
 from lepton.node.services.instances import logs
@@ -29,6 +30,22 @@ def test_neither_memory_nor_disk_grows_without_end(tmp_path: Path) -> None:
     files = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert set(files) == {"b.log", "b.old.log"}
     assert all(size <= logs.FILE_BYTES_MAX for size in files.values())
+
+
+def test_of_instances_that_are_gone_only_the_newest_logs_stay_and_nobody_else_reads_them(tmp_path: Path) -> None:
+    ids = [f"{number:012x}" for number in range(logs.FILES_MAX + 9)]
+    for number, name in enumerate(ids):
+        log = Log(tmp_path / ("old" if number < 3 else "eyes") / f"{name}.log")
+        log.note("was here")
+        log.close()
+        path = next(tmp_path.glob(f"*/{name}.log"))
+        assert path.stat().st_mode & 0o077 == 0
+        os.utime(path, (number, number))
+    logs.prune(tmp_path, running=ids[5:7])
+    left = {path.stem for path in tmp_path.glob("*/*.log")}
+    assert left == {*ids[5:7], *ids[9:]}
+    assert [path.name for path in tmp_path.iterdir()] == ["eyes"]
+    logs.prune(tmp_path / "nowhere", running=())
 
 
 def test_a_disk_that_cannot_be_written_costs_the_file_alone(tmp_path: Path) -> None:
