@@ -205,13 +205,14 @@ def status(as_json: bool, home: Path) -> None:  # noqa: FBT001 - click passes fl
 
     from ..mesh.admission import JOIN_ANEW
 
-    console = Console()
-    console.print(f"Mesh [bold]{said['mesh']}[/bold], this node {said['me'][-8:]}")
+    console = Console(markup=False)  # what devices are called is theirs to say, and no markup of ours
+    console.print(f"Mesh [bold]{escape(said['mesh'])}[/bold], this node {said['me'][-8:]}", markup=True)
     if said["web"]:
         console.print(f"OpenAI's interface: {said['web']['url']}{said['web']['remark']}", soft_wrap=True)
     if (out := said["thrown_out"]) is not None:
         when = f" on {time.strftime('%Y-%m-%d %H:%M', time.localtime(out['when']))}" if out["when"] else ""
-        console.print(f"[bold red]This device was thrown out of the mesh{when}:[/] {escape(out['why'])} {JOIN_ANEW}")
+        why = f"{escape(out['why'])} {JOIN_ANEW}"
+        console.print(f"[bold red]This device was thrown out of the mesh{when}:[/] {why}", markup=True)
     for table in _status_tables(said):
         console.print(table)
 

@@ -13,6 +13,7 @@ from ..mesh.errors import LeptonError, Refused, UsageError
 from ..mesh.identity import short
 from .command import ask, friendly, home_option, loading
 from .mesh_commands import mesh
+from .terminal import all_harmless
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,8 +31,9 @@ def mesh_show(as_json: bool, home: Path) -> None:  # noqa: FBT001 - click passes
         return
     with loading():
         from rich.console import Console
-    console = Console()
-    console.print(f"Mesh [bold]{shown['mesh']}[/bold], id {shown['id']}", soft_wrap=True)
+        from rich.markup import escape
+    console = Console(markup=False)  # what devices are called is theirs to say, and no markup of ours
+    console.print(f"Mesh [bold]{escape(shown['mesh'])}[/bold], id {shown['id']}", soft_wrap=True, markup=True)
     key = "; its root key is here" if shown["root_key_here"] else ""
     console.print(f"This device: {short(shown['me'])}, {shown['role']} until {_day(shown['expires'])}{key}.")
     for table in _tables(shown, running=running):
@@ -191,7 +193,7 @@ def _shown(home: Path) -> tuple[dict[str, Any], bool]:
     try:
         shown, _ = ask(home, "mesh")
     except _no_node_runs():
-        return show_stopped(Home(home)), False
+        return all_harmless(show_stopped(Home(home))), False
     return shown, True
 
 

@@ -8,6 +8,7 @@ import click
 
 from ..mesh.errors import UsageError
 from .command import ask, duration_s, friendly, home_option, loading
+from .terminal import harmless_json
 
 
 @click.command()
@@ -45,13 +46,13 @@ def call(
         "version": version,
         "timeout_s": None if timeout is None else duration_s(timeout),
     }
-    said, _ = ask(home, "call", arguments, arrays, on_progress=lambda told: _say(told["item"]))
+    said, _ = ask(home, "call", arguments, arrays, on_progress=lambda told: _say(told["item"]), as_it_is=True)
     if "result" in said:
         _say(said["result"])
 
 
 def _say(value: object) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(harmless_json(json.dumps(value, ensure_ascii=False)))
 
 
 def _arrays(files: tuple[str, ...]) -> tuple[list[str], list[Any]]:

@@ -13,6 +13,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import click
 
 from ..mesh.errors import LeptonError, UsageError
+from .terminal import all_harmless, harmless
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -54,7 +55,7 @@ def friendly(command: Callable[_P, _R]) -> Callable[_P, _R]:
                 sys.exit(_INTERRUPTED)
             if not isinstance(cause, LeptonError):
                 raise
-            click.echo(f"lepton-node: {cause}", err=True)
+            click.echo(f"lepton-node: {harmless(str(cause))}", err=True)
             sys.exit(EXIT_USAGE if isinstance(cause, UsageError) else EXIT_FAILED)
 
     return run
@@ -104,15 +105,25 @@ def ask(
     arguments: Mapping[str, Any] | None = None,
     arrays: Any = (),  # noqa: ANN401 - numpy arrays, whose type would import numpy
     on_progress: Callable[[Any], None] | None = None,
+    *,
+    as_it_is: bool = False,
 ) -> tuple[Any, Any]:
+    """Have the running node do something. Texts come fit for a terminal; ``as_it_is`` for whoever sees to that."""
     with loading():
         import trio
 
         from .control import Control
 
-    return trio.run(
-        functools.partial(Control(home.expanduser()).ask, command, arguments, arrays, on_progress=on_progress)
-    )
+    def fit(value: Any) -> Any:  # noqa: ANN401 - plain data
+        return value if as_it_is else all_harmless(value)
+
+    def told(value: Any) -> None:  # noqa: ANN401
+        if on_progress is not None:
+            on_progress(fit(value))
+
+    ask_node = functools.partial(Control(home.expanduser()).ask, command, arguments, arrays)
+    result, given = trio.run(functools.partial(ask_node, on_progress=None if on_progress is None else told))
+    return fit(result), given
 
 
 def duration_s(text: str) -> float:

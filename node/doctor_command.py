@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from .command import EXIT_FAILED, friendly, home_option, loading
+from .terminal import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +85,7 @@ def _show_peers(console: "Console", facts: "Facts") -> None:
         heard = sorted({voice.interface for voice in facts.hearing.voices if voice.peer == peer.id})
         cells = [peer.device, _state(peer), ", ".join(heard) or "-", _round_trip(peer), _clock(peer)]
         cells += [_line(peer)] * is_measured
-        table.add_row(*map(escape, cells))
+        table.add_row(*(escape(harmless(cell)) for cell in cells))
     console.print(table)
 
 
@@ -117,11 +118,11 @@ def _line(peer: "Peer") -> str:
 def _show_one(console: "Console", finding: "Finding") -> None:
     from rich.markup import escape
 
-    lines = _wrapped(finding.what, console.width)
+    lines = _wrapped(harmless(finding.what), console.width)
     console.print(f"{_MARKS[finding.severity]} {escape(lines[0])}")
     if finding.severity != "ok":
         lines += [line for word, text in (("why: ", finding.why), ("do:  ", finding.do)) if text
-                  for line in _wrapped(word + text, console.width, later=5)]  # fmt: skip
+                  for line in _wrapped(word + harmless(text), console.width, later=5)]  # fmt: skip
     for line in lines[1:]:
         console.print(" " * _INDENT + line, markup=False)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .command import ask, friendly, home_option
+from .terminal import all_harmless
 
 if TYPE_CHECKING:
     from .top_screen import Screen
@@ -52,7 +53,7 @@ def _watch(screen: "Screen", said: Any, home: Path, every_s: float) -> None:  # 
             live.update(screen.drawn(said, lines=screen.lines), refresh=True)
             if _is_left(descriptor, every_s):
                 return
-            said, _ = trio.run(control.ask, "top")
+            said = all_harmless(trio.run(control.ask, "top")[0])
 
 
 @contextmanager

@@ -26,9 +26,9 @@ class Watch:
         self._plain = plain or not sys.stdout.isatty()
         self._as_json = as_json
         self._curves = curves
-        self._console = Console()
+        self._console = Console(markup=False)  # others' reasons are no markup
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("rounds"),

@@ -107,7 +107,7 @@ class Log:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._path.exists():
             self._path.replace(self._path.with_suffix(".old.log"))
-        self._file, self._bytes = open(self._path, "wb", opener=_private), 0  # noqa: PTH123, SIM115 - closed by `close`
+        self._file, self._bytes = open(self._path, "wb", opener=_private), 0  # noqa: SIM115 - closed by `close`
 
     def _flush(self) -> None:
         try:
