@@ -31,9 +31,9 @@ _MAKING: Final = ".making-"
 _LOG_BYTES_MAX: Final = 16 * 1024  # of what pip says: its last lines
 _WORDS_MAX: Final = 1500
 _READ_BYTES: Final = 4096
-# A line that means the same for every bundle: a name with a version or an address, a hash, or where to look for all.
+# A line that means the same for every bundle: a name with a version or an address, or a hash.
 _PLAIN: Final = re.compile(
-    rb"\s*(#|\\?$|--hash=|--(extra-)?index-url[ =]https?:|--(only|no|prefer)-binary\b|--require-hashes|--pre"
+    rb"\s*(#|\\?$|--hash=|--(only|no|prefer)-binary\b|--require-hashes|--pre"
     rb"|[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[^]]*\]\s*)?([=<>~!]=|[<>;]|@\s*(https?|git\+https?|file)://))"
 )
 # Behind the venv's own packages, and with the files through which packages are installed in place.
