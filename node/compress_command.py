@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .compression.search.picking import Tried
 
 _WIDE: Final = 120  # columns of a table of candidates: a narrower terminal breaks its lines, and a file does not mind
+_TIME: Final = click.FloatRange(min=0)
+_COUNT: Final = click.IntRange(min=1)
+_STEPS: Final = click.IntRange(min=0)
 
 
 @click.command()
@@ -37,11 +40,11 @@ _WIDE: Final = 120  # columns of a table of candidates: a narrower terminal brea
 )
 @click.option("--out", default=None, type=click.Path(path_type=Path), help="A new folder.  [default: beside MODEL]")
 @click.option("--plot", default=None, type=click.Path(path_type=Path), help="Draw the front into this .png or .svg.")
-@click.option("--budget-s", default=900.0, type=float, show_default=True, help="Begin no candidate after so long.")
-@click.option("--candidates", default=32, type=int, show_default=True, help="Measure no more than these.")
+@click.option("--budget-s", default=900.0, type=_TIME, show_default=True, help="Begin no candidate after so long.")
+@click.option("--candidates", default=32, type=_COUNT, show_default=True, help="Measure no more than these.")
 @click.option("--keep-best", is_flag=True, help="Write the nearest one where none keeps the targets.")
-@click.option("--steps", default=None, type=int, help="Of training, for each candidate that is trained.")
-@click.option("--threads", default=None, type=int, help="To work with.  [default: 1, and all for language models]")
+@click.option("--steps", default=None, type=_STEPS, help="Of training, for each candidate that is trained.")
+@click.option("--threads", default=None, type=_COUNT, help="To work with.  [default: 1, for language models all]")
 @click.option("--seed", default=0, type=int, show_default=True, help="Of what is drawn, and of training.")
 @friendly
 def compress(
@@ -70,8 +73,10 @@ def compress(
 def _rounded(folder: Path, out: Path, precision: str, data: str | None, steps: int | None, seed: int) -> None:
     with loading():
         from .compression.comparing import compared
-        from .compression.folder import require_free
+        from .compression.folder import require_floats
         from .compression.search.compressing import text_of
+        from .compression.whole import require_free
+    require_floats(folder)
     require_free(out)
     text = None if data is None else text_of(data)
     click.echo("Calibrating ...")

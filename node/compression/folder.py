@@ -18,17 +18,19 @@ from ...mesh.errors import UsageError
 from ..blobs.publishing import FILES, WEIGHTS
 from ..kernels import Rounded
 from ..kernels.grouping import GROUP
-from ..language.config import METHOD
+from ..language.config import METHOD, LanguageConfig
 from ..language.engine import load_engine
 from ..language.folder import read_config, read_layers
 from ..language.layout import EMBEDDING, HEAD, SCALE, layers
 from ..language.tokenizer import LanguageTokenizer, read_files
+from ..programs.program import PROGRAM_FILE
 from .calibration import round_parameters
 from .decoder import Decoder, read_decoder
 from .errors import NotSmaller
 from .manifest import Bits, Manifest, Quantised, said_of, write_manifest
 from .texts import cut_up, written_by
 from .tuning import STEPS, tuned
+from .whole import new_folder
 
 _CONFIG: Final = "config.json"
 
@@ -43,45 +45,45 @@ def quantise_folder(
     is not understood or was rounded before, or an ``out`` that is in use; NotSmaller, and writes nothing, where the
     files would not become smaller.
     """
-    read_config(folder)
+    require_floats(folder)
     fields: dict[str, Any] = json.loads((folder / _CONFIG).read_bytes())
-    if "quantization_config" in fields:
-        raise UsageError(f"{folder} was rounded before; round the float weights that it was made of.")
-    require_free(out)
-    data = _data(folder, text, seed)
-    decoder = read_decoder(folder)
-    rounded = round_parameters(decoder, (data,), lambda name: 8 if name in {EMBEDDING, HEAD} else bits)
-    steps = (STEPS if bits == 4 else 0) if steps is None else steps
-    if steps:
-        rounded = tuned(decoder, read_decoder(folder), rounded, data, steps=steps, seed=seed)
-    tensors = _stored(decoder, rounded)
-    out.mkdir(parents=True, exist_ok=True)
-    _save_smaller(tensors, out / WEIGHTS, size_bytes(folder), f"{bits} bits")
-    for name in FILES:
-        if (folder / name).exists() and name != _CONFIG:
-            shutil.copyfile(folder / name, out / name)
-    said = {"quant_method": METHOD, "bits": bits, "vocabulary_bits": 8, "group_size": GROUP}
-    (out / _CONFIG).write_text(json.dumps({**fields, "quantization_config": said}, indent=1) + "\n")
-    step = Quantised(
-        bits=bits,
-        rounding="compensated",
-        calibration=f"texts that the model wrote, seed {seed}" if text is None else "a given text",
-        rows=len(data),
-        tuned_steps=steps,
-        tensors=said_of(rounded),
-    )
-    manifest = Manifest(steps=(step,), size_bytes_before=size_bytes(folder), size_bytes=size_bytes(out))
-    write_manifest(out, manifest)
+    with new_folder(out) as work:
+        data = _data(folder, text, seed)
+        decoder = read_decoder(folder)
+        rounded = round_parameters(decoder, (data,), lambda name: 8 if name in {EMBEDDING, HEAD} else bits)
+        steps = (STEPS if bits == 4 else 0) if steps is None else steps
+        if steps:
+            rounded = tuned(decoder, read_decoder(folder), rounded, data, steps=steps, seed=seed)
+        save_file(_stored(decoder, rounded), work / WEIGHTS)
+        before, after = size_bytes(folder), size_bytes(work)
+        if after >= before:
+            raise NotSmaller(before, after, f"{bits} bits")
+        for name in FILES:
+            if (folder / name).exists() and name != _CONFIG:
+                shutil.copyfile(folder / name, work / name)
+        said = {"quant_method": METHOD, "bits": bits, "vocabulary_bits": 8, "group_size": GROUP}
+        (work / _CONFIG).write_text(json.dumps({**fields, "quantization_config": said}, indent=1) + "\n")
+        step = Quantised(
+            bits=bits,
+            rounding="compensated",
+            calibration=f"texts that the model wrote, seed {seed}" if text is None else "a given text",
+            rows=len(data),
+            tuned_steps=steps,
+            tensors=said_of(rounded),
+        )
+        manifest = Manifest(steps=(step,), size_bytes_before=before, size_bytes=after)
+        write_manifest(work, manifest)
     return manifest
 
 
-def require_free(out: Path) -> None:
-    """Raise UsageError unless a folder can be made, or is there and empty."""
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"{out} is in use; name a folder that is not there yet.")
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error.strerror or error}; name another folder.") from error
+def require_floats(folder: Path) -> LanguageConfig:
+    """Return the config of a language model's folder. Raises UsageError for what is none, or was rounded before."""
+    if (folder / PROGRAM_FILE).exists():
+        raise UsageError(f"{folder} holds a traced program, which stays as it is; compress the model that it is of.")
+    config = read_config(folder)
+    if "quantization_config" in json.loads((folder / _CONFIG).read_bytes()):
+        raise UsageError(f"{folder} was rounded before; round the float weights that it was made of.")
+    return config
 
 
 def _data(folder: Path, text: str | None, seed: int) -> Tensor:
@@ -104,14 +106,6 @@ def _stored(decoder: Decoder, rounded: dict[str, Rounded]) -> dict[str, Tensor]:
         else:
             tensors |= {name: matrix.integers[:], name + SCALE: matrix.scales[:]}
     return tensors
-
-
-def _save_smaller(tensors: dict[str, Tensor], path: Path, before: int, how: str) -> None:
-    save_file(tensors, path)
-    if (after := path.stat().st_size) >= before:
-        path.unlink()
-        path.parent.rmdir()
-        raise NotSmaller(before, after, how)
 
 
 def size_bytes(folder: Path) -> int:

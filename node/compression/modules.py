@@ -16,6 +16,7 @@ from ...mesh.errors import UsageError
 from ..kernels import Rounded
 from .calibration import BitsOf, matrices, round_parameters
 from .choosing import ERROR_MAX, Tried, choose, least_s, try_forms
+from .contents import plain_bytes, stored_bytes
 from .errors import NotFaster, NotSmaller
 from .folding import fold_norms
 from .forms import Form, error_of
@@ -54,8 +55,9 @@ def quantise(
     are searched. ``form`` says how products are worked out; `auto` measures on ``samples`` rows of the data which is
     the quickest here whose outputs are within ``error_max`` of the float layer's (relative; 0.02 with 8 bits, 0.2 with
     4). A layer that is not smaller, or misses that bound, stays float. ``bits_of`` names other bits for single
-    parameters, 0 to leave one alone. Raises NotSmaller, NotFaster where the whole is not what it ``must`` be, with the
-    figures; UsageError for `faster` without data, and for a form that is not here.
+    parameters, 0 to leave one alone. Sizes are those of the files, before and after. Raises NotSmaller, NotFaster where
+    the whole is not what it ``must`` be, with the figures; UsageError for `faster` without data, and for a form that is
+    not here.
     """
     if "faster" in must and data is None:
         raise UsageError("Whether a module becomes faster can only be said with data; give some.")
@@ -75,7 +77,7 @@ def quantise(
         tensors=said_of({name: each for name, each in rounded.items() if name not in left}),
         left=left,
     )
-    manifest = Manifest(steps=(step,), size_bytes_before=size_bytes(module), size_bytes=size_bytes(result))
+    manifest = Manifest(steps=(step,), size_bytes_before=plain_bytes(module), size_bytes=stored_bytes(result))
     if "smaller" in must and manifest.size_bytes >= manifest.size_bytes_before:
         raise NotSmaller(manifest.size_bytes_before, manifest.size_bytes, f"{bits} bits")
     if few is None:
@@ -120,12 +122,6 @@ def install(module: nn.Module, name: str, weight: PackedWeight) -> None:
             if each is parameter:
                 delattr(layer, own)
                 setattr(layer, own, weight)
-
-
-def size_bytes(module: nn.Module) -> int:
-    """Return what a module's parameters and buffers take where they are stored, shared ones once."""
-    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _chosen(

@@ -17,15 +17,15 @@ from ..language.layout import CODED
 from ..models import Chain, answered
 from ..objective import Objective
 from ..programs.description import Description
-from ..programs.folder import ProgramFolder
+from ..programs.folder import ProgramFolder, open_folder
 from ..programs.folder import save as save_program
 from ..programs.program import Weight
 from ..programs.trace import Traced, trace
-from .folder import require_free
+from .contents import tensors_of
 from .manifest import write_manifest
 from .modules import Compressed
-from .stored import tensors_of
 from .weight import PackedWeight
+from .whole import new_folder
 
 
 class Answering(nn.Module):
@@ -49,12 +49,19 @@ def save_served(
     A chain gives its answers there, another module what it gives. Raises UsageError for a folder that is in use, and
     for a module that cannot be traced.
     """
-    require_free(folder)
+    with new_folder(folder) as work:
+        write_served(compressed, example, work, objective=objective)
+    return open_folder(folder)
+
+
+def write_served(
+    compressed: Compressed, example: Tensor | Sequence[Tensor], folder: Path, *, objective: Objective
+) -> None:
+    """Write the files of `save_served` into a folder that is there."""
     module = compressed.module
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
-    found = save_program(traced(module, example), folder, Description(source=kind, objective=objective))
+    save_program(traced(module, example), folder, Description(source=kind, objective=objective))
     write_manifest(folder, compressed.manifest)
-    return found
 
 
 def traced(module: nn.Module, example: Tensor | Sequence[Tensor]) -> Traced:

@@ -12,7 +12,6 @@ from typing import Final, Literal, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from ...mesh.errors import UsageError
@@ -20,7 +19,8 @@ from ..kernels import Rounded
 from ..kernels.grouping import GROUP
 from ..language.layout import CODED, SCALE
 from .choosing import choose, try_forms
-from .coded import decoded, encoded
+from .coded import decoded
+from .contents import tensors_of
 from .folding import fold_norms
 from .forms import Form
 from .manifest import Manifest, Pruned, Tensors, read_manifest, write_manifest
@@ -45,34 +45,6 @@ def save(compressed: Compressed, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors_of(compressed.module), folder / _WEIGHTS)
     write_manifest(folder, compressed.manifest)
-
-
-def stored_bytes(module: nn.Module) -> int:
-    """Return how large the file of a module would be."""
-    return len(serialised(tensors_of(module)))
-
-
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return what the file of a module holds, each tensor under its first name."""
-    tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, layer in module.named_modules(remove_duplicate=False):
-        if isinstance(layer, PackedWeight):
-            if id(layer) not in seen:
-                halves = layer.integers.dtype == torch.uint8
-                tensors |= _coded(name, layer.integers, halves=halves) | _coded(name + SCALE, layer.scales)
-            seen.add(id(layer))
-            continue
-        for own, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
-            if id(tensor) not in seen and own not in layer._non_persistent_buffers_set:  # noqa: SLF001
-                tensors |= _coded(f"{name}.{own}" if name else own, tensor.detach().contiguous())
-            seen.add(id(tensor))
-    return tensors
-
-
-def _coded(name: str, tensor: Tensor, *, halves: bool = False) -> dict[str, Tensor]:
-    smaller = encoded(tensor, halves=halves)
-    return {name: tensor} if smaller is None else {name + CODED: smaller}
 
 
 def load(module: nn.Module, folder: Path, *, form: Form | Literal["auto"] = "auto") -> Compressed:

@@ -20,7 +20,7 @@ import trio
 from ...mesh.errors import LeptonError
 from ..blobs.layers import read_layer_blob
 from ..compression import Compressed, quantise, save
-from ..compression.stored import stored_bytes
+from ..compression.contents import stored_bytes
 from ..learning.data import Dataset
 from ..learning.settings import TrainSettings
 from ..learning.trainer import train_alone

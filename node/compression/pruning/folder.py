@@ -31,6 +31,7 @@ from ..errors import NotSmaller
 from ..fitting import Fit
 from ..manifest import Manifest, Pruned, write_manifest
 from ..texts import cut_up, written_by
+from ..whole import new_folder
 from .channels import drop_channels, drop_from
 from .tracing import Group, Member
 
@@ -60,35 +61,33 @@ def prune_folder(
     fields: dict[str, Any] = json.loads((folder / _CONFIG).read_bytes())
     if "quantization_config" in fields:
         raise UsageError(f"{folder} was rounded before: prune first, and round what comes of it.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is in use; name a folder that is not there yet.")
     if not 0 <= heads < config.key_value_heads:
         raise UsageError(f"{heads} of {config.key_value_heads} key/value heads cannot go.")
-    data = _data(folder, text, seed)
-    decoder = read_decoder(folder)
-    step = narrowed(decoder, data, share=share, heads=heads)
-    if fit is not None and fit.steps:
-        fitting.fit(decoder, (data,), like(read_decoder(folder)), fit)
-        step = msgspec.structs.replace(step, fitted_steps=fit.steps)
-    tensors = _stored(decoder, folder)
-    before, after = _size_bytes(folder), sum(tensor.nbytes for tensor in tensors.values())
-    if after >= before:
-        raise NotSmaller(before, after, f"{100 * share:.0f} % of its inner channels gone")
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out / WEIGHTS)
-    for name in FILES:
-        if (folder / name).exists() and name != _CONFIG:
-            shutil.copyfile(folder / name, out / name)
-    new = decoder.config
-    said = {
-        "intermediate_size": new.inner,
-        "num_attention_heads": new.heads,
-        "num_key_value_heads": new.key_value_heads,
-        "head_dim": new.head_width,
-    }
-    (out / _CONFIG).write_text(json.dumps({**fields, **said}, indent=1) + "\n")
-    manifest = Manifest(steps=(step,), size_bytes_before=before, size_bytes=_size_bytes(out))
-    write_manifest(out, manifest)
+    with new_folder(out) as work:
+        data = _data(folder, text, seed)
+        decoder = read_decoder(folder)
+        step = narrowed(decoder, data, share=share, heads=heads)
+        if fit is not None and fit.steps:
+            fitting.fit(decoder, (data,), like(read_decoder(folder)), fit)
+            step = msgspec.structs.replace(step, fitted_steps=fit.steps)
+        tensors = _stored(decoder, folder)
+        before, after = _size_bytes(folder), sum(tensor.nbytes for tensor in tensors.values())
+        if after >= before:
+            raise NotSmaller(before, after, f"{100 * share:.0f} % of its inner channels gone")
+        save_file(tensors, work / WEIGHTS)
+        for name in FILES:
+            if (folder / name).exists() and name != _CONFIG:
+                shutil.copyfile(folder / name, work / name)
+        new = decoder.config
+        said = {
+            "intermediate_size": new.inner,
+            "num_attention_heads": new.heads,
+            "num_key_value_heads": new.key_value_heads,
+            "head_dim": new.head_width,
+        }
+        (work / _CONFIG).write_text(json.dumps({**fields, **said}, indent=1) + "\n")
+        manifest = Manifest(steps=(step,), size_bytes_before=before, size_bytes=_size_bytes(work))
+        write_manifest(work, manifest)
     return manifest
 
 

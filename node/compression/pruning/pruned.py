@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from ....mesh.errors import UsageError
 from .. import fitting
 from ..choosing import least_s
+from ..contents import plain_bytes, stored_bytes
 from ..errors import NotFaster, NotSmaller
 from ..fitting import Fit, Loss
 from ..manifest import Manifest, Pruned
-from ..modules import Compressed, Must, size_bytes
-from ..stored import stored_bytes
+from ..modules import Compressed, Must
 from .channels import drop_channels
 from .masks import Kind
 from .numbers import make_zeros
@@ -103,7 +103,7 @@ def _judged(
     must: tuple[Must, ...],
 ) -> Compressed:
     how = f"{100 * step.share:.0f} % {ZEROS if step.kind != 'channels' else 'of the channels gone'}"
-    manifest = Manifest(steps=(step,), size_bytes_before=size_bytes(module), size_bytes=stored_bytes(work))
+    manifest = Manifest(steps=(step,), size_bytes_before=plain_bytes(module), size_bytes=stored_bytes(work))
     if "smaller" in must and manifest.size_bytes >= manifest.size_bytes_before:
         raise NotSmaller(manifest.size_bytes_before, manifest.size_bytes, how)
     if few is None:

@@ -1,9 +1,8 @@
 """`compress`: a model and what is asked of it in, the model that keeps it out, saved so that `serve` takes it."""
 
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,16 +18,17 @@ from ...learning.data import TEST_SEED, TEST_SHARE, Dataset, data_source, hold_o
 from ...learning.formats.checks import Wanted, require_same_length, samples_of
 from ...models import Chain
 from ...objective import Objective, is_of_values
-from ..folder import require_free
+from ..folder import require_floats
 from ..manifest import Manifest, read_manifest, write_manifest
 from ..modules import Compressed
-from ..served import save_served, traced
+from ..served import traced, write_served
+from ..whole import new_folder
 from .languages import Language
 from .networks import FIT, Network
 from .picking import Figures, Tried
-from .recipes import Recipe, said
+from .recipes import Recipe, least_share, said
 from .searching import BUDGET_S, CANDIDATES_MAX, OnTried, Outcome, search, why_not
-from .targets import Targets, parse_targets
+from .targets import Limits, Targets, parse_targets
 
 Data = Dataset | tuple[Any, Any] | Path | str
 _TEXT_BYTES_MAX: Final = 64 * 1024 * 1024  # 16 million tokens; a few thousand are used
@@ -120,40 +120,49 @@ def compress(
         on_tried=on_tried,
     )
     folder = None if out is None else Path(out).expanduser()
-    if folder is not None:
-        require_free(folder)
-    if isinstance(model, nn.Module):
-        return _network(model, None, data, objective, folder, wanted)
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return _language(path, data, folder, wanted)
-    return _network(load_model(path), path.stat().st_size, data, objective, folder, wanted)
+    with nullcontext() if folder is None else new_folder(folder) as work:
+        if isinstance(model, nn.Module):
+            found = _network(model, None, data, objective, work, wanted)
+        elif (path := Path(model).expanduser()).is_dir():
+            found = _language(path, data, work, wanted)
+        else:
+            found = _network(load_model(path), path.stat().st_size, data, objective, work, wanted)
+    return replace(found, out=folder)
 
 
-def _language(path: Path, data: Data | None, out: Path | None, wanted: Search) -> Found:
+def _language(path: Path, data: Data | None, work: Path | None, wanted: Search) -> Found:
+    """Search, and leave the files of what is taken in ``work``."""
+    require_floats(path)
     _require_quality(wanted.targets, "perplexity")
-    if out is None:
+    if work is None:
         raise UsageError("A language model is saved as a folder: name one that is not there yet.")
     text = None if data is None else text_of(data)
-    with tempfile.TemporaryDirectory(dir=_made(out.parent), prefix=".compressing-") as work:
-        subject = Language(path, Path(work), text=text, seed=wanted.seed, recipes=wanted.recipes, steps=wanted.steps)
-        with _threads(wanted.threads or torch.get_num_threads()):
-            outcome = wanted.run(subject)
-        found = Found(outcome=outcome, quality="perplexity", measured_on=subject.measured_on)
-        taken = _taken(found, keep_best=wanted.keep_best)
-        made = outcome.made
-        assert isinstance(made, Path)
-        manifest = _with_figures(read_manifest(made), taken, found)
-        write_manifest(made, manifest)
-        if out.exists():
-            out.rmdir()
-        shutil.move(made, out)
-    return replace(found, manifest=manifest, out=out)
+    tries = work / "tries"
+    tries.mkdir()
+    subject = Language(path, tries, text=text, seed=wanted.seed, recipes=wanted.recipes, steps=wanted.steps)
+    with _threads(wanted.threads or torch.get_num_threads()):
+        outcome = wanted.run(subject)
+    found = Found(outcome=outcome, quality="perplexity", measured_on=subject.measured_on)
+    taken = _taken(found, keep_best=wanted.keep_best)
+    made = outcome.made
+    assert isinstance(made, Path)
+    manifest = _with_figures(read_manifest(made), taken, found)
+    write_manifest(made, manifest)
+    for file in made.iterdir():
+        file.rename(work / file.name)
+    shutil.rmtree(tries)
+    return replace(found, manifest=manifest)
 
 
 def _network(
-    module: nn.Module, size_bytes: int | None, data: Data | None, objective: Objective, out: Path | None, wanted: Search
+    module: nn.Module,
+    size_bytes: int | None,
+    data: Data | None,
+    objective: Objective,
+    work: Path | None,
+    wanted: Search,
 ) -> Found:
+    """Search, and write what is taken into ``work``."""
     _require_quality(wanted.targets, "accuracy")
     objective = module.spec.objective if isinstance(module, Chain) else objective
     samples = dataset_of(data, objective)
@@ -162,18 +171,20 @@ def _network(
         network = Network(
             module, samples, objective=objective, recipes=wanted.recipes, training=fit, size_bytes=size_bytes
         )
-        if out is not None:
+        if work is not None:
             traced(module, network.data.x_test[:2])  # better now than after the search
         outcome = wanted.run(network)
     quality = "R2 in hundredths" if is_of_values(objective) else "accuracy in %"
-    measured_on = f"the {len(network.data.x_test):,} samples of the data's test part"
+    count = len(network.data.x_test)
+    each = "" if is_of_values(objective) else f", each of which is {100 / count:.2f} points"
+    measured_on = f"{count:,} samples of the data's test part{each}"
     found = Found(outcome=outcome, quality=quality, measured_on=measured_on)
     taken = _taken(found, keep_best=wanted.keep_best)
     assert isinstance(outcome.made, Compressed)
     made = replace(outcome.made, manifest=_with_figures(outcome.made.manifest, taken, found))
-    if out is not None:
-        save_served(made, network.data.x_test[:2], out, objective=objective)
-    return replace(found, manifest=made.manifest, module=made.module, out=out)
+    if work is not None:
+        write_served(made, network.data.x_test[:2], work, objective=objective)
+    return replace(found, manifest=made.manifest, module=made.module)
 
 
 def text_of(data: Data) -> str:
@@ -236,16 +247,30 @@ def _require_quality(targets: Targets, kind: str) -> None:
 
 
 def _missed(found: Found) -> str:
+    """Say what was asked for, in figures, and how near the nearest candidates came."""
     outcome = found.outcome
+    asked = _asked(outcome.limits, found.quality)
     if not outcome.nearest:
-        reasons = [f"{said(each.recipe)}: {why_not(each, outcome.before, outcome.limits)}" for each in outcome.tried]
-        return f"No candidate could be measured and is smaller ({'; '.join(reasons)}). Nothing was written."
+        small = sorted(outcome.tried, key=lambda each: least_share(each.recipe))[:_NAMED]
+        reasons = [f"{said(each.recipe)}: {why_not(each, outcome.before, outcome.limits)}" for each in small]
+        return f"No candidate is smaller and keeps the targets{asked}: {'; '.join(reasons)}. Nothing was written."
     named = []
     for each in outcome.nearest[:_NAMED]:
         assert each.figures is not None
         why = why_not(each, outcome.before, outcome.limits)
         named.append(f"{said(each.recipe)} ({_figures(each.figures, found.quality)}; misses {why})")
-    return f"No candidate keeps the targets. The nearest: {'; '.join(named)}. Nothing was written."
+    return f"No candidate keeps the targets{asked}. The nearest: {'; '.join(named)}. Nothing was written."
+
+
+def _asked(limits: Limits, quality: str) -> str:
+    said = []
+    if limits.size_bytes is not None:
+        said.append(f"{limits.size_bytes:,.0f} bytes")
+    if limits.latency_s is not None:
+        said.append(f"{limits.latency_s * 1000:.3f} ms")
+    if limits.lost is not None:
+        said.append(f"{limits.lost:.2f}{' %' if quality == 'perplexity' else ''} lost")
+    return f" (at most {', '.join(said)})" if said else ""
 
 
 def _figures(figures: Figures, quality: str) -> str:
@@ -263,8 +288,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -14,7 +14,6 @@ from typing import Final
 import msgspec
 import numpy as np
 import torch
-from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from ....mesh.errors import UsageError
@@ -23,6 +22,7 @@ from ...learning.losses import loss_of, measured, taught_loss
 from ...models import Chain
 from ...objective import Objective, is_of_classes
 from ...shapes import parameter_count
+from ..contents import plain_bytes, stored_bytes
 from ..distilling import distil
 from ..fitting import After, Fit, fit
 from ..manifest import Manifest, Pruned
@@ -31,7 +31,6 @@ from ..measured import medians_s
 from ..modules import Compressed, quantise
 from ..pruning import prune
 from ..served import dense
-from ..stored import stored_bytes
 from ..straight import quantise_aware
 from .picking import Figures
 from .recipes import Distil, Prune, Recipe, Round, is_ordered
@@ -126,7 +125,7 @@ class Network:
         if wrong := [each for each in self._recipes if not is_ordered(each)]:
             raise UsageError(f"Steps come in the order distil, prune, round, each once; not as in {wrong[0]}.")
         self._fit = training
-        self._size_bytes = _plain_bytes(self.module) if size_bytes is None else size_bytes
+        self._size_bytes = plain_bytes(self.module) if size_bytes is None else size_bytes
         self._said = torch.cat([_outputs(self.module, part) for part in self.data.x.split(_AT_ONCE)])
         self._floats: dict[Recipe, tuple[nn.Module, tuple[Done, ...]]] = {(): (self.module, ())}
         self._before: Figures | None = None
@@ -216,14 +215,6 @@ class Network:
     def _quality(self, module: nn.Module) -> float:
         parts = zip(self.data.x_test.split(_AT_ONCE), self.data.y_test.split(_AT_ONCE), strict=True)
         return 100 * measured(self._objective, ((_outputs(module, x), y) for x, y in parts)).score
-
-
-def _plain_bytes(module: nn.Module) -> int:
-    """Return how large a module's file is as everybody writes it; what is tied is there once."""
-    seen = {
-        id(tensor): (name, tensor.detach().contiguous()) for name, tensor in module.state_dict(keep_vars=True).items()
-    }
-    return len(serialised(dict(seen.values())))
 
 
 def _zeros_held(module: nn.Module) -> After:

@@ -13,13 +13,13 @@ from lepton.mesh.errors import UsageError
 from lepton.node.__main__ import main
 from lepton.node.blobs.layers import layer_blob
 from lepton.node.compression import compress, quantise
+from lepton.node.compression.contents import tensors_of
 from lepton.node.compression.fitting import Fit, fit
 from lepton.node.compression.manifest import Trained, read_manifest
 from lepton.node.compression.search.compressing import TargetMissed
 from lepton.node.compression.search.networks import Network
 from lepton.node.compression.search.recipes import Distil, Prune, Recipe, Round
 from lepton.node.compression.served import packed, save_served
-from lepton.node.compression.stored import tensors_of
 from lepton.node.export import save_model
 from lepton.node.learning.data import Dataset, digits
 from lepton.node.models import Chain, build, layer_tensors
@@ -231,19 +231,20 @@ def test_the_command_prints_all_candidates_takes_one_and_says_how_to_serve_it(tm
     result = run(*words, "--target", "size=0.5x", "--target", "accuracy=-5")
     assert result.exit_code == 0, result.output
     assert " > " in result.output
-    assert "359 samples" in result.output
+    assert "359 samples of the data's test part, each of which is 0.28 points" in result.output.replace("\n", " ")
     assert f"serve {tmp_path / 'digits-small'}" in result.output.replace("\n", "")
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     assert read_manifest(tmp_path / "digits-small").quantised[0].bits == 4
     result = run(*words, "--target", "size=1kB", "--out", tmp_path / "other")
     assert result.exit_code == 1, result.output
-    assert "No candidate keeps the targets" in result.output
+    assert "No candidate keeps the targets (at most 1,000 bytes)" in result.output.replace("\n", " ")
     assert not (tmp_path / "other").exists()
     for more, said in (
         (("--target", "size=0.5x", "--to", "int8"), "one of them"),
         (("--target", "speed=2x"), "is no target"),
         (("--target", "size=0.5x", "--plot", tmp_path / "front.gif"), "name a .png"),
         (("--target", "size=0.5x", "--out", tmp_path), "is in use"),
+        (("--target", "size=0.5x", "--steps", "-1"), "not in the range"),
     ):
         result = run(model, "--data", tmp_path / "digits.npz", *more)
         assert (result.exit_code, said in result.output) == (2, True), result.output
