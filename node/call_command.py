@@ -1,25 +1,28 @@
 """`lepton-node call`: ask a service of the mesh from a shell."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..mesh.errors import UsageError
-from .command import ask, duration_s, friendly, home_option, loading
+from .command import Time, ask, friendly, home_option, loading
 from .terminal import harmless_json
 
 
 @click.command()
 @click.argument("target", metavar="SERVICE.METHOD")
-@click.option("--json", "given", default="{}", metavar="OBJECT", help="The parameters, as a JSON object.")
+@click.option("--json", "given", default="{}", metavar="OBJECT", help="Its parameters; - reads them from the input.")
 @click.option(
     "--array", "files", multiple=True, metavar="NAME=FILE.npy", help="A parameter that is an array (repeatable)."
 )
 @click.option("--version", default="", help="Insist on a release.")
-@click.option("--timeout", default=None, metavar="TIME", help="As in 30s.  [default: what the method's author said]")
-@click.option("--base64", "packed", is_flag=True, help="Print arrays with their elements in base64, not as lists.")
+@click.option(
+    "--timeout", "timeout_s", type=Time(), help="For the answer to come.  [default: what the method's author said]"
+)
+@click.option("--base64", "packed", is_flag=True, help="Arrays as base64 and not as lists.")
 @home_option
 @friendly
 def call(
@@ -27,7 +30,7 @@ def call(
     given: str,
     files: tuple[str, ...],
     version: str,
-    timeout: str | None,
+    timeout_s: float | None,
     packed: bool,  # noqa: FBT001 - click passes flags by name
     home: Path,
 ) -> None:
@@ -40,11 +43,11 @@ def call(
     named, arrays = _arrays(files)
     arguments = {
         "target": target,
-        "given": given,
+        "given": sys.stdin.read() if given == "-" else given,
         "named": named,
         "as_lists": not packed,
         "version": version,
-        "timeout_s": None if timeout is None else duration_s(timeout),
+        "timeout_s": timeout_s,
     }
     said, _ = ask(home, "call", arguments, arrays, on_progress=lambda told: _say(told["item"]), as_it_is=True)
     if "result" in said:

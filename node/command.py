@@ -1,6 +1,7 @@
 """What every command of the command line shares: its options, errors as sentences, late imports, asking the node."""
 
 import functools
+import math
 import os
 import re
 import signal
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import IO, Any, Final, ParamSpec, TypeVar
 
 import click
 
@@ -18,8 +19,8 @@ from .terminal import all_harmless, harmless
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _INTERRUPTED: Final = 130  # the shell's convention for Ctrl-C
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]+)?)([smhd])")
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]+)?)([smhd]?)")
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -126,9 +127,40 @@ def ask(
     return fit(result), given
 
 
-def duration_s(text: str) -> float:
-    match = _DURATION.fullmatch(text)
-    if match is None or float(match[1]) <= 0:
-        msg = f"{text!r} is not a time; write a number and s, m, h or d, as in 30m."
-        raise UsageError(msg)
-    return float(match[1]) * _UNITS[match[2]]
+class Mistake(click.ClickException):
+    """What a user wrote cannot be read; said in one sentence, as `friendly` says our own errors."""
+
+    exit_code = EXIT_USAGE
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"lepton-node: {self.message}", file=file, err=file is None)
+
+
+class Time(click.ParamType[float]):
+    """A length of time, as in 30s, 5m, 1h or 2d; a number alone is seconds. Commands are given seconds."""
+
+    name = "time"
+
+    def __init__(self, *, least_s: float = 0.0, most_s: float = math.inf) -> None:
+        self._least_s = least_s
+        self._most_s = most_s
+
+    def convert(self, value: str | float, parameter: click.Parameter | None, _: click.Context | None) -> float:
+        """Return seconds. Raises Mistake."""
+        if isinstance(value, float):  # converted already
+            return value
+        option = f"{parameter.opts[0]}: " if parameter is not None else ""
+        match = _DURATION.fullmatch(value)
+        if match is None:
+            raise Mistake(f"{option}{value!r} is not a time; write a number and s, m, h or d, as in 30m.")
+        seconds = float(match[1]) * _UNITS[match[2]]
+        if not self._least_s <= seconds <= self._most_s:
+            most = "" if self._most_s == math.inf else f" and {self._most_s:g} at most"
+            raise Mistake(f"{option}{value!r} is {seconds:g} s; {self._least_s:g} s at least{most}.")
+        return seconds
+
+
+def time_text(seconds: float) -> str:
+    """Say a length of time as it is written for `Time`, in the largest unit that leaves no fraction."""
+    unit, size = next(((unit, size) for unit, size in reversed(_UNITS.items()) if seconds % size == 0), ("s", 1))
+    return f"{seconds / size:g}{unit}"

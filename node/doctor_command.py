@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from .command import EXIT_FAILED, friendly, home_option, loading
+from .command import EXIT_FAILED, Time, friendly, home_option, loading
 from .terminal import harmless
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ _NARROWEST: Final = 40
 @click.option("--json", "as_json", is_flag=True, help="Print the facts and the findings as JSON.")
 @click.option("--peer", default="", metavar="NAME", help="Measure the line to this peer too: a few MB each way.")
 @click.option("--at", default="", metavar="ADDRESS", help="Try this address of a node: host:port or a multiaddr.")
-@click.option(
-    "--listen", "listen_s", default=3.0, show_default=True, type=click.FloatRange(0, 60), help="Seconds to listen."
-)
+@click.option("--listen", "listen_s", default="3s", show_default=True, type=Time(most_s=60), help="How long to listen.")
 @home_option
 @friendly
 def doctor(as_json: bool, peer: str, at: str, listen_s: float, home: Path) -> None:  # noqa: FBT001 - click passes flags by name

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..mesh.errors import LeptonError
-from .command import ask, duration_s, friendly, home_option, interface_option, loading
+from .command import Time, ask, friendly, home_option, interface_option, loading, time_text
 
 
 @click.group()
@@ -37,12 +37,13 @@ def mesh_create(name: str, home: Path) -> None:
     help="client, trainer, member or admin; more behind a comma: client,host:eyes.",
 )
 @click.option("--uses", default=1, show_default=True, type=click.IntRange(min=1), help="How many devices may use it.")
-@click.option("--expires", default="1h", show_default=True, help="Until when it is good: 30m, 1h, 2d.")
+@click.option(
+    "--expires", "lifetime_s", default="1h", show_default=True, type=Time(least_s=1), help="How long it is good."
+)
 @home_option
 @friendly
-def invite(role: str, uses: int, expires: str, home: Path) -> None:
+def invite(role: str, uses: int, lifetime_s: float, home: Path) -> None:
     """Print a short code with which another device can join, once and for a while."""
-    lifetime_s = duration_s(expires)
     try:
         code, _ = ask(home, "invite", {"role": role, "uses": uses, "lifetime_s": lifetime_s})
     except _no_node_runs():
@@ -50,7 +51,7 @@ def invite(role: str, uses: int, expires: str, home: Path) -> None:
         click.echo("No node runs here: start it with `lepton-node up` before the code is used.", err=True)
     click.echo(code)
     if sys.stdout.isatty():
-        _show_to_people(code, expires)
+        _show_to_people(code, time_text(lifetime_s))
 
 
 def _show_to_people(code: str, expires: str) -> None:
@@ -63,7 +64,7 @@ def _show_to_people(code: str, expires: str) -> None:
 @click.command()
 @click.argument("code")
 @click.option("--at", metavar="ADDRESS", help="The inviting node: host:port or a multiaddr. Default: found by mDNS.")
-@click.option("--timeout", "timeout_s", default=20.0, show_default=True, help="Seconds to look for the mesh.")
+@click.option("--timeout", "timeout_s", default="20s", show_default=True, type=Time(), help="How long to look for it.")
 @home_option
 @interface_option
 @friendly

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from .command import friendly, home_option, loading
-from .service_fleet import COMMANDS
+from .service_fleet import COMMANDS, folder_argument
 
 if TYPE_CHECKING:
     from .services.trial import Trial
 
 _PRINTED_S = 0.05  # for what a service printed to come, by another way than its answer
-
-folder_argument = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 
 
 @click.group()
@@ -65,8 +63,8 @@ def service_check(folder: Path, as_json: bool, home: Path) -> None:  # noqa: FBT
 @service.command("try")
 @folder_argument
 @click.argument("method")
-@click.option("--json", "text", default="{}", metavar="OBJECT", help="Its parameters; - reads them from here.")
-@click.option("--base64", "packed", is_flag=True, help="Arrays in the answer as base64 and not as lists.")
+@click.option("--json", "text", default="{}", metavar="OBJECT", help="Its parameters; - reads them from the input.")
+@click.option("--base64", "packed", is_flag=True, help="Arrays as base64 and not as lists.")
 @home_option
 @friendly
 def service_try(folder: Path, method: str, text: str, packed: bool, home: Path) -> None:  # noqa: FBT001
@@ -78,7 +76,7 @@ def service_try(folder: Path, method: str, text: str, packed: bool, home: Path) 
 
 @service.command("run")
 @folder_argument
-@click.option("--base64", "packed", is_flag=True, help="Arrays in answers as base64 and not as lists.")
+@click.option("--base64", "packed", is_flag=True, help="Arrays as base64 and not as lists.")
 @home_option
 @friendly
 def service_run(folder: Path, packed: bool, home: Path) -> None:  # noqa: FBT001

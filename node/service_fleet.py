@@ -8,14 +8,12 @@ from typing import Any, Final
 import click
 
 from ..mesh.errors import UsageError
-from .command import ask, friendly, home_option
-
-_TIMEOUT_S: Final = 600.0
+from .command import Time, ask, friendly, home_option
 
 folder_argument = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 wait_options = (
     click.option("--no-wait", is_flag=True, help="Return as soon as it is stated."),
-    click.option("--timeout", "timeout_s", default=_TIMEOUT_S, type=float, show_default=True, help="Seconds to wait."),
+    click.option("--timeout", "timeout_s", default="10m", type=Time(), show_default=True, help="How long to wait."),
     click.option("--json", "as_json", is_flag=True, help="One JSON object per step, the result last."),
 )
 
@@ -33,7 +31,7 @@ def _waiting(command: Any) -> Any:  # noqa: ANN401 - click's decorators
 @click.option("--on", multiple=True, metavar="LABEL", help="Only on devices with this label (repeatable).")
 @click.option("--share", default=100, type=click.IntRange(1, 100), help="Per cent of calls; the rest stays as it is.")
 @click.option("--queue-ms", default=None, type=float, help="Scale up when calls wait for longer.  [default: 50]")
-@click.option("--idle", "idle_s", default=None, type=float, help="Scale down after so many seconds.  [default: 300]")
+@click.option("--idle", "idle_s", type=Time(), help="Scale down after so long with little to do.  [default: 5m]")
 @_waiting
 @home_option
 @friendly

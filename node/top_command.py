@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .command import ask, friendly, home_option
+from .command import Time, ask, friendly, home_option
 from .terminal import all_harmless
 
 if TYPE_CHECKING:
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 @click.option("--once", is_flag=True, help="Show it once and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is shown as JSON, once.")
 @click.option(
-    "--every", "every_s", default=1.0, show_default=True, type=click.FloatRange(0.2, 60), help="Seconds between looks."
+    "--every",
+    "every_s",
+    default="1s",
+    show_default=True,
+    type=Time(least_s=0.2, most_s=60),
+    help="Between two looks.",
 )
 @home_option
 @friendly

@@ -56,7 +56,12 @@ _PLACES: Final = {
     "--members", default=None, type=int, help="Begin when this many are ready. Default: all that have the data."
 )
 @click.option(
-    "--copies", default=None, type=int, help="On how many devices each layer is served afterwards.  [default: 2]"
+    "--replicas",
+    "--copies",
+    "copies",
+    default=None,
+    type=int,
+    help="On how many devices each layer is served afterwards.  [default: 2]",
 )
 @click.option("--baseline", is_flag=True, default=None, help="Also train each device's model alone, to compare.")
 @click.option("--seed", default=None, type=int, help="[default: 0]")
