@@ -28,9 +28,10 @@ $(READY): requirements.lock pyproject.toml $(wildcard node/kernels/*.[ch])
 	@touch $@
 
 # Two at once, a file at a time: half of the suite waits for processes, clocks and links. WORKERS=0 runs one by one.
+# In the order of tests/conftest.py: xdist would begin with the files of most tests, and end with the longest ones.
 WORKERS ?= 2
 test: $(READY) lint types ## the whole suite: lint, types, tests
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-net: $(READY) ## real nodes in network namespaces: loss, partitions, moves (Linux, root; SEED=N for other luck)
 	$(if $(SEED),SEED=$(SEED)) $(BIN)/pytest -m net -rs tests/net $(ARGS)

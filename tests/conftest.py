@@ -20,6 +20,8 @@ os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".pytest_cache
 # A suite in the background of a script was told to ignore interrupts, and all that it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+SLOW = ("node/processes", "net", "node/together", "house/test_readme.py", "simulations", "gossip/test_round.py")
+
 # `make explore`: what no run has tried yet.
 settings.register_profile(
     "explore", max_examples=int(os.environ.get("EXAMPLES", "1000")), derandomize=False, deadline=None, database=None
@@ -34,3 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.getoption("--hypothesis-profile") == "ci":
         providers._get_local_constants = Constants
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what waits for processes and takes longest, so that no worker is alone with it at the end."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: not item.path.relative_to(here).as_posix().startswith(SLOW))

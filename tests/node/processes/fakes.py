@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import trio
+from lepton.node.control import Control
 
 COMMAND = (sys.executable, "-m", "lepton.node")
 HERE = ("--interface", "127.0.0.1")
@@ -102,6 +104,20 @@ class Up(Process):
     def ready(self) -> "Up":
         self.until_said("Ctrl-C stops it.")
         return self
+
+
+def eventually(condition: Callable[[], object], *nodes: Process) -> None:
+    """Wait until something is so; fails with what the nodes said."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "".join(node.err for node in nodes)
+        time.sleep(0.1)
+
+
+def here(home: Path) -> set[str]:
+    """Whom a node sees: asked as `status --json` does, without a process for each look."""
+    status, _ = trio.run(Control(home).ask, "status", {})
+    return {peer["device"] for peer in status["peers"]}
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -1,23 +1,9 @@
 """A process that is stopped keeps its connections; it is dropped all the same, and is here again when it goes on."""
 
-import json
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from .fakes import HERE, PATIENCE_S, Process, Up, said
-
-
-def eventually(condition: Callable[[], object], *nodes: Process) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "".join(node.err for node in nodes)
-        time.sleep(0.1)
-
-
-def here(home: Path) -> set[str]:
-    return {peer["device"] for peer in json.loads(said("status", "--json", home=home))["peers"]}
+from .fakes import HERE, Up, eventually, here, said
 
 
 def test_a_frozen_process_leaves_the_mesh_and_is_back_when_it_goes_on(tmp_path: Path) -> None:

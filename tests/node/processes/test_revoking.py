@@ -2,27 +2,14 @@
 
 import json
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from .fakes import HERE, PATIENCE_S, Process, Up, run, said, write_example
-
-
-def eventually(condition: Callable[[], object], *nodes: Process) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "".join(node.err for node in nodes)
-        time.sleep(0.1)
+from .fakes import HERE, Process, Up, eventually, here, run, said, write_example
 
 
 def shown(home: Path) -> dict[str, dict[str, dict[str, object]]]:
     data = json.loads(said("mesh", "show", "--json", home=home))
     return {key: {row["device"]: row for row in data[key]} for key in ("members", "revoked")}
-
-
-def here(home: Path) -> set[str]:
-    return {peer["device"] for peer in json.loads(said("status", "--json", home=home))["peers"]}
 
 
 def test_a_revoked_device_is_cut_off_everywhere_told_why_and_refused_by_who_was_down(tmp_path: Path) -> None:

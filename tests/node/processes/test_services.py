@@ -2,15 +2,13 @@
 
 import json
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import trio
 from lepton.node.control import Control
 
-from .fakes import HERE, PATIENCE_S, Process, Up, assert_refused, processes_of, run, said
+from .fakes import HERE, Up, assert_refused, eventually, processes_of, run, said
 
 CODE = """
 from lepton.node.services import method, service
@@ -44,13 +42,6 @@ def listed(home: Path) -> dict[str, Any]:
 def ready(home: Path) -> dict[str, str]:
     """Which device has an instance ready, and of what version."""
     return {its["device"]: its["version"] for its in listed(home).get("instances", ()) if its["state"] == "ready"}
-
-
-def eventually(condition: Callable[[], object], *nodes: Process) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "".join(node.err for node in nodes)
-        time.sleep(0.2)
 
 
 def test_a_service_is_deployed_called_taken_back_replaced_and_removed(tmp_path: Path) -> None:
