@@ -54,6 +54,7 @@ from .objective import Objective
 from .picture import CIRCLE, PROFILE, TASK, CircleRecord, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 from .placement import Plan
 from .planning import SPEED
+from .seeing.audit import invited
 from .seeing.recent import RecentLog, kept
 from .seeing.request import entering
 from .seeing.seeing import Seeing
@@ -349,7 +350,7 @@ class Node:
         """Open an invite and return its code. Raises Refused when this node may not, UsageError for bad values."""
         code = self.mesh.invite(role=role, uses=uses, lifetime_s=lifetime_s)
         self.home.save_invites(self.mesh.door.invites)
-        self.seeing.audit.note("invited", detail=f"as {role}, {uses} uses, for {lifetime_s:g} s")
+        self.seeing.audit.note("invited", detail=invited(role, uses, lifetime_s))
         return str(code)
 
     # -- learning -------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from ..mesh.grants import authority_of
 from ..mesh.identity import PeerId
 from .config import load_config
 from .home import Home
-from .seeing.audit import Audit
+from .seeing.audit import Audit, invited
 
 
 def create_mesh(home: str | Path, name: str) -> PeerId:
@@ -37,7 +37,7 @@ def open_invite(home: str | Path, *, role: str, uses: int, lifetime_s: float) ->
             entropy=secrets.token_bytes(ENTROPY_BYTES),
         )
         folder.save_invites(book)
-    Audit(folder.path).note("invited", detail=f"as {role}, {uses} uses, for {lifetime_s:g} s")
+    Audit(folder.path).note("invited", detail=invited(role, uses, lifetime_s))
     return str(code)
 
 

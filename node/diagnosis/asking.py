@@ -9,7 +9,7 @@ import numpy as np
 import trio
 
 from ...mesh.calls import Empty
-from ...mesh.errors import LeptonError, UsageError
+from ...mesh.errors import LeptonError, LinkError, UsageError
 from ...mesh.grants import read_grant
 from ...mesh.identity import PeerId, short
 from ...mesh.tcp import parse_place
@@ -169,6 +169,20 @@ async def _asked(node: "Node", peer: Peer) -> Peer:
     )
 
 
+async def measure_line(node: "Node", peer: str) -> tuple[float, float]:
+    """Return what the line to a peer carries from there and to there, in bytes per second, and keep it for the page.
+
+    Raises UsageError for nobody who is known, LinkError for one who is not connected or does not take part.
+    """
+    known = next((one for one in _known(node) if one.id == peer), None)
+    if known is None:
+        raise UsageError("No peer that is here has this id.")
+    found = await _measured(node, known)
+    if found.down_bytes_s is None or found.up_bytes_s is None:
+        raise LinkError(found.measure_trouble)
+    return found.down_bytes_s, found.up_bytes_s
+
+
 async def _measured(node: "Node", peer: Peer) -> Peer:
     """Measure the line to a peer both ways."""
     if not peer.connected:
@@ -179,6 +193,7 @@ async def _measured(node: "Node", peer: Peer) -> Peer:
         up = await _rate(lambda size: _push(node, peer.id, size), rtt_s)
     except LeptonError as error:
         return msgspec.structs.replace(peer, measure_trouble=str(error))
+    node.seeing.lines[PeerId(peer.id)] = round(down), round(up)
     return msgspec.structs.replace(peer, down_bytes_s=round(down), up_bytes_s=round(up))
 
 

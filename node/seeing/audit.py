@@ -31,6 +31,7 @@ _REPEAT_S: Final = 60.0  # the same refusal is written once in this time
 _REFUSALS_S: Final = 1.0  # between any two refusals that are written, once the first ones of a rush are
 _RUSH: Final = 32
 _SEEN_MAX: Final = 256
+_SPANS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"))
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +112,16 @@ class _Bounded:
 def older(path: Path) -> Path:
     """Return where the older half of a file is."""
     return path.with_suffix(".old.jsonl")
+
+
+def invited(role: str, uses: int, lifetime_s: float) -> str:
+    """Say what an invite is good for."""
+    size, word = next((its for its in _SPANS if lifetime_s >= its[0]), (1, "second"))
+    return f"as {role}, for {_many(uses, 'device')} and {_many(round(lifetime_s / size, 1), word)}"
+
+
+def _many(count: float, word: str) -> str:
+    return f"{count:g} {word}{'' if count == 1 else 's'}"
 
 
 def read(folder: Path, *, last: int | None = None) -> list[Entry]:

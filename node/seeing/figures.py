@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...mesh.mesh import Mesh
 from ..picture import TRAINER, TrainerRecord
-from ..web.metrics import Family, counted, counter, counters, gauge, gauges, release, timed
+from ..web.metrics import Family, bounded, counted, counter, counters, gauge, gauges, release, timed
 from .health import Health
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def figures(node: "Node", health: Health) -> Iterator[Family]:
     yield from _answering(node)
     yield from _generation(node)
     yield from _learning(node.mesh)
+    yield from _services(node)
     measures = node.seeing.measures
     yield counted("web_requests", "Requests over HTTP, by route and status.", measures.web)
     yield timed("web_request_seconds", "How long they took.", measures.web_seconds)
@@ -65,6 +66,21 @@ def _generation(node: "Node") -> Iterator[Family]:
     waiting = sum(one.stage.waiting for one in loaded)
     yield gauge("stage_sessions_waiting", "Sessions that wait for memory on stages here.", waiting)
     yield gauge("stage_layer_runs", "Runs of layers that are loaded here.", len(loaded))
+
+
+def _services(node: "Node") -> Iterator[Family]:
+    """Return what this device runs of services."""
+    view, me = node.services.view, node.mesh.me
+    here = {name: hosts[me].instances for name, hosts in view.hosted().items() if me in hosts}
+    states = Counter[tuple[str, ...]]((name, one.state) for name, instances in here.items() for one in instances)
+    says = "Instances of services on this device, by their state."
+    yield Family(name="service_instances", kind="gauge", says=says, labels=("service", "state"), values=bounded(states))
+    running = {name: sum(one.running for one in instances) for name, instances in here.items()}
+    yield gauges("service_calls_open", "Calls that instances here work on; coarse.", "service", running)
+    queues = {name: max((one.queue_ms for one in instances), default=0.0) / 1000 for name, instances in here.items()}
+    yield gauges("service_queue_seconds", "How long calls lately waited at the busiest instance.", "service", queues)
+    restarts = {name: sum(one.restarts for one in instances) for name, instances in here.items()}
+    yield gauges("service_instance_restarts", "Restarts of the instances that are here now.", "service", restarts)
 
 
 def _learning(mesh: Mesh) -> Iterator[Family]:

@@ -1,7 +1,7 @@
 """What one node notes of itself and the mesh for its owner: figures, health, its load for all to see, the audit log."""
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +37,7 @@ class Seeing:
         self.measures = Measures()
         self.audit = Audit(home.path)
         self.stopping = False
+        self.lines: dict[PeerId, tuple[float, float]] = {}  # bytes a second from and to peers, where somebody measured
         self._home = home
         self._deployed: dict[Deployed, str] | None = None
 
@@ -134,14 +135,28 @@ def noted(entries: Iterable[Entry]) -> dict[Deployed, str]:
 
 def deployed(mesh: Mesh) -> dict[Deployed, str]:
     """Return what ought to run: what it is, who said so, and in which version."""
-    kinds: tuple[tuple[str, str, type[Any], str], ...] = (
-        ("model", DEPLOYMENT, DeploymentRecord, "version"),
-        ("task", TASK, TaskRecord, "version"),
-        ("service", SERVICE, ServiceRecord, "revision"),
+    kinds: tuple[tuple[str, str, type[Any], Callable[[Any], str]], ...] = (
+        ("model", DEPLOYMENT, DeploymentRecord, _model),
+        ("task", TASK, TaskRecord, lambda task: f"version {task.version}"),
+        ("service", SERVICE, ServiceRecord, _service),
     )
     return {
-        (f"{word} {record.name}", record.owner): f"{counts} {getattr(value, counts)}"
-        for word, kind, type_, counts in kinds
+        (f"{word} {record.name}", record.owner): said(value)
+        for word, kind, type_, said in kinds
         for record, value in mesh.live(kind, type_)
         if not getattr(value, "removed", False)
     }
+
+
+def _model(record: DeploymentRecord) -> str:
+    copies = "" if record.replicas == 1 else f", {record.replicas} copies"
+    return f"{record.precision}{copies}, made of {record.manifest.digest[:8]}"
+
+
+def _service(record: ServiceRecord) -> str:
+    """Say what of a service ought to run. That an update is over is no news, so its revision does not count."""
+    sharing = [its for its in record.releases if its.share]
+    shares = [f"{its.version} {its.share} %" if len(sharing) > 1 else its.version for its in sharing]
+    bound = f" to {record.replicas_max}" if record.replicas_max else ""
+    only = f", on {', '.join(record.on)}" if record.on else ""
+    return f"{', '.join(shares)}; {record.replicas}{bound} of it{only}"

@@ -36,6 +36,11 @@ def gauge(name: str, says: str, value: float) -> Family:
     return Family(name=name, kind="gauge", says=says, values={(): value})
 
 
+def bounded(values: Mapping[tuple[str, ...], float]) -> dict[tuple[str, ...], float]:
+    """Return so many of a family's samples as it may have."""
+    return dict(sorted(values.items())[:_SERIES_MAX])
+
+
 def gauges(name: str, says: str, label: str, values: Mapping[str, float]) -> Family:
     found = dict(sorted(values.items())[:_SERIES_MAX])
     return Family(name=name, kind="gauge", says=says, labels=(label,), values={(k,): v for k, v in found.items()})

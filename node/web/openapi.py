@@ -1,7 +1,9 @@
 """Services as an OpenAPI 3.1 document, and as a plain page for people. Pure."""
 
 import html
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
@@ -22,9 +24,18 @@ _ERRORS: Final = {
     "504": "No answer came in the time that there was; it is not known whether the call ran.",
 }
 _STYLE: Final = (
+    ":root{color-scheme:light dark}"
     "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
     "pre{background:#8881;padding:.75rem;overflow:auto;font-size:13px}h2{border-top:1px solid #8884;padding-top:1rem}"
     "code{font-size:14px}small{color:#777}"
+)
+
+
+_DEPTH_MAX: Final = 3  # of an example
+# The page has one style, of ours, and nothing else; what services say of themselves is a stranger's text.
+PAGE_POLICY: Final = (
+    f"default-src 'none'; style-src 'sha256-{b64encode(sha256(_STYLE.encode()).digest()).decode()}'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -95,7 +106,8 @@ def _reference(key: str, node: Any, prefix: str) -> Any:  # noqa: ANN401
 def page(specs: Iterable[ServiceSpec], *, mesh: str, url: str) -> str:
     """Return the same as a page: each method, what it takes and gives, and how to call it from a shell."""
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Services of {html.escape(mesh)}</title>",
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>Services of {html.escape(mesh)}</title>",
         f"<style>{_STYLE}</style><h1>Services of {html.escape(mesh)}</h1><p>{html.escape(_ARRAYS)} The same for",
         " programs: <a href=/v1/services/openapi.json>openapi.json</a>.</p>",
     ]
@@ -103,14 +115,16 @@ def page(specs: Iterable[ServiceSpec], *, mesh: str, url: str) -> str:
         parts.append(f"<h2>{html.escape(spec.name)} <small>{html.escape(spec.version)}</small></h2>")
         parts.append(f"<p>{html.escape(spec.doc)}</p>")
         parts += [_method(spec, method, url) for method in spec.methods]
-    if len(parts) == 3:
+    if len(parts) == 4:
         parts.append("<p>No service is ready. <code>lepton-node service new</code> begins one.</p>")
     return "".join(parts)
 
 
 def _method(spec: ServiceSpec, method: MethodSpec, url: str) -> str:
     takes = msgspec.json.decode(method.takes, type=dict[str, Any])
-    example = msgspec.json.encode({name: _example(each) for name, each in takes.get("properties", {}).items()}).decode()
+    definitions = takes.get("$defs", {})
+    values = {name: _example(each, definitions) for name, each in takes.get("properties", {}).items()}
+    example = msgspec.json.encode(values).decode()
     curl = f"curl {url}/services/{spec.name}/{method.name} -H 'Content-Type: application/json' -d '{example}'"
     said = "".join(
         f"<details><summary>{what}</summary><pre>{html.escape(_pretty(text))}</pre></details>"
@@ -120,12 +134,19 @@ def _method(spec: ServiceSpec, method: MethodSpec, url: str) -> str:
     return f"<h3><code>{html.escape(method.name)}</code></h3><p>{doc}</p><pre>{html.escape(curl)}</pre>{said}"
 
 
-def _example(schema: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """Return a value that a schema might take."""
+def _example(schema: Mapping[str, Any], definitions: Mapping[str, Any], depth: int = 0) -> Any:  # noqa: ANN401
+    """Return a value that a schema might take; what is deeper than a few steps is left empty."""
+    schema = definitions.get(str(schema.get("$ref", "")).removeprefix("#/$defs/"), schema)
     if "default" in schema:
         return schema["default"]
+    if "enum" in schema:
+        return schema["enum"][0]
     if "x-dtype" in schema:
         return [0, 0]
+    if schema.get("type") == "object" and depth < _DEPTH_MAX:
+        inside = schema.get("properties", {})
+        needed = [name for name in schema.get("required", ()) if name in inside]
+        return {name: _example(inside[name], definitions, depth + 1) for name in needed}
     return {"string": "", "integer": 0, "number": 0.5, "boolean": True, "array": []}.get(str(schema.get("type")), {})
 
 

@@ -28,7 +28,7 @@ from ..services.spec import MethodSpec, ServiceSpec
 from ..services.writing import in_json
 from ..services.writing.array_types import ANY_DTYPE
 from .attendance import Attendance, Attended, Json, Out
-from .openapi import document, page
+from .openapi import PAGE_POLICY, document, page
 from .replies import DONE, Unfit
 
 BODY_BYTES_MAX: Final = 32 * limits.MIB  # a frame of 4K is 24 MiB; 16 such requests take 512 MiB
@@ -68,7 +68,8 @@ class Services:
 
     async def _page(self, request: Request) -> Response:
         url = str(request.base_url) + "v1"
-        return HTMLResponse(page(await self._specs(), mesh=self._mesh, url=url))
+        shown = page(await self._specs(), mesh=self._mesh, url=url)
+        return HTMLResponse(shown, headers={"content-security-policy": PAGE_POLICY})
 
     async def _specs(self) -> list[ServiceSpec]:
         """Return what all services are that are ready; one that sleeps is not woken for a list."""

@@ -13,6 +13,7 @@ from ....mesh.grants import ROLES
 from ....mesh.identity import PeerId
 from ....mesh.limits import REVOCATION_REASON_CHARACTERS_MAX
 from ...config import did_you_mean, sentence
+from ...diagnosis.asking import measure_line
 from ...learning.task import task_from
 from ...services.records import REPLICAS_MAX
 from .words import shown
@@ -45,6 +46,10 @@ class Revoke(_Asked, frozen=True):
     subject: Annotated[str, msgspec.Meta(max_length=64)]
     reason: Annotated[str, msgspec.Meta(max_length=REVOCATION_REASON_CHARACTERS_MAX)] = ""
     keep_invited: bool = False
+
+
+class Measure(_Asked, frozen=True):
+    peer: Annotated[str, msgspec.Meta(max_length=64)]
 
 
 class Serve(_Asked, frozen=True):
@@ -105,6 +110,12 @@ async def revoke(node: "Node", asked: Revoke) -> object:
         raise UsageError("No member has this id; look again, it may be out already.")
     node.revoke(PeerId(asked.subject), reason=asked.reason, keep_invited=asked.keep_invited)
     return {}
+
+
+async def measure(node: "Node", asked: Measure) -> object:
+    """Measure the line to a peer, both ways, in bytes per second. Raises LinkError."""
+    down_bytes_s, up_bytes_s = await measure_line(node, asked.peer)
+    return {"down_bytes_s": down_bytes_s, "up_bytes_s": up_bytes_s}
 
 
 async def serve(node: "Node", asked: Serve) -> object:
@@ -170,6 +181,7 @@ ACTIONS: Final[dict[str, tuple[type[_Asked], Action]]] = {
     "check": (Check, check),
     "invite": (Invite, invite),
     "revoke": (Revoke, revoke),
+    "measure": (Measure, measure),
     "serve": (Serve, serve),
     "unserve": (Named, unserve),
     "train": (Train, train),

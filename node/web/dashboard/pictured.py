@@ -13,7 +13,8 @@ from ...links import LINKS, STEPS_S, LinksRecord
 from ...picture import PROFILE, Profile
 from ...planning import SPEED, SpeedRecord
 from ...seeing.load import LOAD, LoadRecord
-from ...services.records import HostedRecord, ServiceRecord
+from ...services.controlling import listing
+from ...services.records import HostedRecord
 from ..metrics import release
 from .traffic import Traffic
 from .words import REASON_MAX, name, shown
@@ -48,7 +49,7 @@ class Picture:
             "links": self._links(),
             "models": [*map(_model, status["models"]), *map(_deployment, status["deployments"])],
             "tasks": [_task(task) for task in status["tasks"]],
-            "services": _services(node.services.view.services(), node.services.view.hosted()),
+            "services": _services(node),
             "revoked": [_revoked(one, names) for one in mesh["revoked"]],
             "trouble": _trouble(status, names),
             "audit": node.seeing.audit.written,
@@ -141,6 +142,13 @@ class Picture:
                     "best_s": _two_digits(rate.best),
                 }
             )
+            if peer in self._node.seeing.lines:
+                down, up = self._node.seeing.lines[peer]
+                found[a, b] |= {
+                    "down_s": _two_digits(down),
+                    "up_s": _two_digits(up),
+                    "line_s": _two_digits(min(down, up)),
+                }
         return list(found.values())
 
 
@@ -211,9 +219,9 @@ def _task(task: Mapping[str, Any]) -> Plain:
     return {**task, "nodes": nodes}
 
 
-def _services(
-    services: Mapping[str, ServiceRecord], hosted: Mapping[str, Mapping[PeerId, HostedRecord]]
-) -> list[Plain]:
+def _services(node: "Node") -> list[Plain]:
+    services, hosted = node.services.view.services(), node.services.view.hosted()
+    listed = {one["name"]: one for one in listing(node)} if services else {}
     return [
         {
             "name": service,
@@ -221,7 +229,13 @@ def _services(
             "replicas": record.replicas,
             "replicas_max": record.replicas_max,
             "on": list(record.on),
-            "updating": record.replaces is not None,
+            "updating": record.replaces is not None and not listed[service]["done"],
+            "missing": listed[service]["missing"],
+            "trouble": shown(listed[service]["trouble"], REASON_MAX),
+            "not_running": [
+                {"device": name(one["device"], "?"), "version": one["version"], "why": shown(one["why"], REASON_MAX)}
+                for one in listed[service]["not_running"]
+            ],
             "releases": [
                 {
                     "version": its.version,

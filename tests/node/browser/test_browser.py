@@ -60,17 +60,21 @@ async def test_every_view_draws_and_a_hostile_name_stays_a_name(tmp_path: Path) 
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason="the trained model of ../shared/data is not here")
-async def test_a_model_is_talked_to_and_stopped(tmp_path: Path) -> None:
+async def test_a_model_that_was_not_taught_to_talk_goes_on_from_what_is_said(tmp_path: Path) -> None:
     def see(page: Page) -> None:
         page.run("location.hash = '#playground/tales'")
         page.until("document.querySelector('select[name=model]').value === 'tales'")
         page.run(
-            "document.querySelector('select[name=mode]').value = 'text';"
             "document.querySelector('textarea').value = 'Once upon a time';"
             "document.querySelector('form.ask').requestSubmit()"
         )
         page.until("/tokens in/.test(document.querySelector('.talk').innerText)")
         assert page.run("document.querySelector('.turn.assistant .words').innerText").startswith("Once upon a time")
+        assert page.run("document.querySelectorAll('.turn.assistant').length") == 1
+        assert page.run("document.querySelector('select[name=mode]').value") == "text"
+        (refused,) = page.troubles  # as a conversation, which the browser notes
+        assert "status of 400" in refused
+        page.troubles.clear()
 
     async with running(tmp_path, "a", memory="4MB") as world:
         a = world.nodes["a"]

@@ -1,8 +1,10 @@
 """Services over HTTP: JSON and raw bytes in and out, events, and a status for each thing that can go wrong."""
 
 import http.client
+from base64 import b64encode
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -160,7 +162,11 @@ async def test_services_are_listed_and_described() -> None:
             "$ref": "#/components/schemas/calc.frame.gives.Box"
         }
         assert "calc.frame.gives.Box" in document["components"]["schemas"]
-        _, said, _ = await ask(port, "/docs")
+        _, said, answer = await ask(port, "/docs")
+        policy = answer.getheader("content-security-policy", "")
+        assert "default-src 'none'" in policy
+        style = said.decode().partition("<style>")[2].partition("</style>")[0]
+        assert f"'sha256-{b64encode(sha256(style.encode()).digest()).decode()}'" in policy
         assert b"Computes &lt;b&gt;." in said
         assert b"Add two numbers." in said
 

@@ -10,10 +10,12 @@ import httpx
 import trio
 from lepton.node import Node
 from lepton.node.control import Control, serve_control
+from lepton.node.seeing.seeing import deployed
 from lepton.node.web.dashboard.app import POLICY
 from lepton.node.web.dashboard.owner import HEADER
 
 from .fakes import PATIENCE_S, running, until
+from .services import hosting, write
 
 T = TypeVar("T")
 HOSTILE = "<img src=x onerror=alert(1)>\u202e\x1b"
@@ -118,6 +120,38 @@ async def test_nothing_is_changed_without_the_owners_key(tmp_path: Path) -> None
             assert answer.status_code == 403
         assert not a.mesh.door.invites.snapshot()
         assert b.mesh.me in a.mesh.present
+
+
+async def no_matter(_progress: object) -> None:
+    """Take in how far a deployment is."""
+
+
+async def test_what_runs_of_services_is_seen_and_why_something_does_not(tmp_path: Path) -> None:
+    async with two(tmp_path) as (a, b), hosting({"a": a, "b": b}, tmp_path, b={"allow": ["ears"]}) as (services, _):
+        for version, share in (("1.0", 100), ("2.0", 30)):
+            await services["a"].deploy(write(tmp_path / version, version), replicas=2, share=share)
+            await services["a"].operating.watch("eyes", no_matter)
+        await until(lambda: len(b.services.view.hosted().get("eyes", {})) == 2)
+        (told,) = (await ask(b, lambda client: client.get("/ui/state"))).json()["services"]
+        assert {one["version"]: one["share"] for one in told["releases"]} == {"1.0": 70, "2.0": 30}
+        assert (told["updating"], told["missing"], told["trouble"]) == (False, 0, "")
+        assert {(one["device"], one["version"]) for one in told["not_running"]} == {("b", "1.0"), ("b", "2.0")}
+        assert "does not admit it" in told["not_running"][0]["why"]
+        found = (await ask(a, lambda client: client.get("/metrics"))).text
+        assert 'lepton_service_instances{service="eyes",state="ready"} 2.0' in found
+        assert 'lepton_service_instance_restarts{service="eyes"} 0.0' in found
+        assert (await ask(a, do("service_share", name="eyes", version="2.0", share=60), owner=True)).status_code == 200
+        assert [its.share for its in a.services.view.services()["eyes"].releases] == [40, 60]
+        assert [*deployed(a.mesh).values()] == ["1.0 40 %, 2.0 60 %; 2 of it"]
+
+
+async def test_a_line_is_measured_when_the_owner_asks(tmp_path: Path) -> None:
+    async with two(tmp_path) as (a, b):
+        said = (await ask(a, do("measure", peer=b.mesh.me), owner=True)).json()
+        assert min(said["down_bytes_s"], said["up_bytes_s"]) > 0
+        (link,) = (await ask(a, lambda client: client.get("/ui/state"))).json()["links"]
+        assert link["line_s"] == min(link["down_s"], link["up_s"]) > 0
+        assert (await ask(a, do("measure", peer="12D3KooWnobody"), owner=True)).status_code == 400
 
 
 async def test_the_owner_does_what_the_command_line_can(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ async def test_figures_health_and_what_the_owner_did(tmp_path: Path) -> None:
         assert "thrown out" in (await get(b, "healthz")).json()["reasons"][0]
         me = a.mesh.me
     told = [(e.what, e.who, e.by, e.detail) for e in read(tmp_path / "a")]
-    assert ("invited", "", "", "as member, 1 uses, for 3600 s") in told
+    assert ("invited", "", "", "as member, for 1 device and 1 hour") in told
     assert ("command", PeerId(b.mesh.me), "", "left on the bus") in told
     assert ("revoked", PeerId(b.mesh.me), me, "left on the bus") in told
     assert [what for what, *_ in told][-1] == "stopped"

@@ -8,6 +8,8 @@ import { when } from "./words.js";
 const KINDS = { all: "everything", joined: "joins", refused: "refusals", revoked: "revocations", deployed: "deployments", command: "commands" };
 const WITH = { joined: ["joined", "appeared", "invited"], refused: ["refused"], revoked: ["revoked"], deployed: ["deployed", "withdrawn"], command: ["command", "invited", "started", "stopped"] };
 
+const NAMES = { appeared: "first seen", command: "command here" };
+
 export function audit(root, state) {
   const rows = h("div", { class: "panel" });
   const choice = h("div", { class: "tabs", role: "group", "aria-label": "What is shown" });
@@ -18,7 +20,7 @@ export function audit(root, state) {
     morph(choice, Object.entries(KINDS).map(([name, word]) => h("button", { "aria-pressed": String(kind === name), onclick: () => { kind = name; draw(); } }, word)));
     const shown = entries.filter((entry) => kind === "all" || WITH[kind].includes(entry.what)).slice(0, 300);
     morph(rows, trouble ? h("p", { class: "bad" }, trouble) : shown.length ? table(["When", "What", "Who", "By", "More"], shown.map((entry) => [
-      when(entry.at), h("span", { class: `pill ${entry.what === "refused" || entry.what === "revoked" ? "wrong" : entry.what === "joined" || entry.what === "appeared" ? "good" : ""}` }, entry.what),
+      when(entry.at), h("span", { class: `pill ${entry.what === "refused" || entry.what === "revoked" ? "wrong" : entry.what === "joined" || entry.what === "appeared" ? "good" : ""}` }, NAMES[entry.what] ?? entry.what),
       entry.who ? h("span", { title: entry.id }, entry.who) : "", entry.by, [entry.name, entry.detail, entry.also ? `and ${entry.also} more that were not written` : ""].filter(Boolean).join(": "),
     ])) : h("p", { class: "hint" }, "Nothing of this kind has happened."));
   }

@@ -2,7 +2,7 @@
 
 import { act } from "./api.js";
 import { ask, field, h, morph, say } from "./dom.js";
-import { KINDS, bytes, count, day, holding, hue, ms, rate, span, when } from "./words.js";
+import { KINDS, bytes, carries, count, day, holding, hue, ms, rate, span, when } from "./words.js";
 
 export function devices(root, state, ui) {
   const top = h("div", { class: "top" });
@@ -41,7 +41,6 @@ export function table(heads, rows) {
 export function describeDevice(node, state, ui) {
   const links = state.links.filter((one) => one.a === node.id || one.b === node.id);
   const own = links.find((one) => one.a === state.me.id || one.b === state.me.id);
-  const best = own?.best_s;
   const load = node.load ?? {};
   const words = [node.me ? "this device" : node.connected ? "connected" : node.here ? "here, by others' word" : "away", node.role];
   return [
@@ -54,11 +53,13 @@ export function describeDevice(node, state, ui) {
       row("Sessions", load.sessions ? String(load.sessions) : null),
       row("Round trip", !node.me && own && ms(own)),
       row("Traffic", !node.me && own && (own.sent_s || own.received_s) ? rate(own.sent_s + own.received_s) : null),
-      row("Bandwidth", !node.me && best ? `at least ${rate(best)}` : null),
+      row("Bandwidth", !node.me && own && (own.line_s ? `${rate(own.down_s)} in, ${rate(own.up_s)} out` : carries(own))),
       row("Data sets", node.data.length ? node.data.join(", ") : null),
       row("Member until", day(node.expires))),
     node.holds.length ? h("ul", { class: "holdings" }, node.holds.map((one) => h("li", null, h("i", { class: `dot hue${hue(`${one.kind} ${one.name}`)}` }), h("span", null, holding(one)), h("small", null, KINDS[one.kind])))) : h("p", { class: "hint" }, "Holds nothing now."),
-    !node.me && throwOut(node, state, ui),
+    h("div", { class: "row" },
+      !node.me && node.connected && ui.owner && h("button", { class: "plain", onclick: () => measure(node) }, "Measure the link"),
+      !node.me && throwOut(node, state, ui)),
   ];
 }
 
@@ -67,6 +68,18 @@ const row = (word, value) => (value ? [h("dt", null, word), h("dd", null, value)
 function meter(word, share, text) {
   const known = share !== null && share !== undefined;
   return h("div", { class: "meter" }, h("span", null, word), h("progress", { max: 100, value: known ? share : 0, "aria-label": `${word}: ${text}`, class: known && share >= 80 ? "high" : "" }), h("b", null, text));
+}
+
+function measure(node) {
+  ask(`Measure the link to ${node.device}`, h("p", null, "It sends up to 4 MiB each way, which others on a slow line may notice. A device lets itself be measured six times a minute."), {
+    go: "Measure",
+    act: (_form, dialog) => { dialog.querySelector("button[type=submit]").textContent = "Measuring …"; return act("measure", { peer: node.id }); },
+    after: (said, dialog) => {
+      dialog.firstChild.replaceChildren(h("h2", null, `The link to ${node.device}`), h("dl", null, row("From it to here", rate(said.down_bytes_s)), row("From here to it", rate(said.up_bytes_s))),
+        h("div", { class: "row end" }, h("button", { type: "button", class: "primary", onclick: () => dialog.close() }, "Done")));
+      dialog.querySelector("button").focus();
+    },
+  });
 }
 
 function throwOut(node, state, ui) {

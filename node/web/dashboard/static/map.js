@@ -1,7 +1,7 @@
 // The live map: devices, the links between them, and what each of them holds. This node is in the middle.
 
 import { h, morph } from "./dom.js";
-import { KINDS, count, cut, hue, ms, rate } from "./words.js";
+import { KINDS, carries, count, cut, hue, ms, rate } from "./words.js";
 import { describeDevice } from "./devices.js";
 
 export function map(root, state, ui) {
@@ -34,7 +34,7 @@ export function map(root, state, ui) {
       h("g", { class: "nodes" }, here.map((node) => dot(node, places.get(node.id), { view, lit, select, crowd: here.length, small, hover })))));
     morph(legend, names(here, away, view, draw));
     const chosen = state.nodes.find((node) => node.id === view.selected) ?? state.nodes.find((node) => node.me);
-    morph(side, chosen ? describeDevice(chosen, state, ui) : []);
+    morph(side, chosen ? [describeDevice(chosen, state, ui), chosen.me ? links(state, select) : []] : []);
   }
 
   function hover(id) {
@@ -46,6 +46,16 @@ export function map(root, state, ui) {
   return { update: draw, end: () => watch.disconnect() };
 }
 
+// This node's links as a list: what the lines say, for who would rather read.
+function links(state, select) {
+  const names = new Map(state.nodes.map((node) => [node.id, node.device]));
+  const own = state.links.map((link) => ({ ...link, other: link.a === state.me.id ? link.b : link.b === state.me.id ? link.a : null })).filter((link) => link.other).slice(0, 20);
+  if (!own.length) return [];
+  return [h("h3", null, "Links of this device"), h("ul", { class: "lines" }, own.map((link) => h("li", { "data-key": link.other },
+    h("button", { class: "text", onclick: () => select(link.other) }, names.get(link.other) ?? link.other.slice(-8)),
+    h("span", null, [ms(link), carries(link)].filter(Boolean).join(" · ")))))];
+}
+
 // This node in the middle, the others on up to three rings around it; by their ids, so that nobody jumps about.
 function arrange(here, width, height) {
   const places = new Map();
@@ -53,8 +63,9 @@ function arrange(here, width, height) {
   const others = here.filter((node) => !node.me).sort((a, b) => (a.id < b.id ? -1 : 1));
   const rings = others.length <= 12 ? [others.length] : others.length <= 30 ? [10, others.length - 10] : split(others.length);
   const size = Math.max(7, Math.min(22, (others.length <= 12 ? 22 : others.length <= 30 ? 15 : 10) * Math.min(1, width / 700 + 0.25)));
-  const rx = width / 2 - Math.max(46, size + 30);
+  const rx = width / 2 - Math.max(width < 560 ? 46 : 70, size + 30); // half of a name stands beside a device
   const ry = height / 2 - size - 34;
+  places.me = me?.id;
   if (me) places.set(me.id, { x: width / 2, y: height / 2 - 6, r: size * 1.25 });
   let next = 0;
   rings.forEach((many, ring) => {
@@ -84,10 +95,19 @@ function line(link, places, focus, crowd, small, lit) {
   const busy = Math.max(link.sent_s ?? 0, link.received_s ?? 0);
   const width = (1.2 + (busy > 1e3 ? Math.min(4, Math.log10(busy) - 2.5) : 0)) * (crowd > 20 && !touched ? 0.5 : 1);
   const told = touched || (crowd <= 9 && !small) || (crowd <= 4);
-  const words = [ms(link), touched && rate(busy)].filter(Boolean).join(" · ");
-  const x = a.x + (b.x - a.x) * 0.5, y = a.y + (b.y - a.y) * 0.5;
+  const words = [ms(link), touched && busy ? `${rate(busy)} now` : carries(link)].filter(Boolean).join(" · ");
+  const me = places.get(places.me);
+  let x = a.x + (b.x - a.x) * 0.5, y = a.y + (b.y - a.y) * 0.5, d = `M${a.x} ${a.y}L${b.x} ${b.y}`;
+  if (me && a !== me && b !== me) { // bent around this node, which a straight line between two others may run through
+    const far = Math.hypot(x - me.x, y - me.y), long = Math.hypot(b.x - a.x, b.y - a.y) || 1;
+    const [ux, uy] = far > 1 ? [(x - me.x) / far, (y - me.y) / far] : [-(b.y - a.y) / long, (b.x - a.x) / long];
+    const bend = Math.max(0, 0.22 * long - far);
+    d = `M${a.x} ${a.y}Q${x + 2 * bend * ux} ${y + 2 * bend * uy} ${b.x} ${b.y}`;
+    x += bend * ux;
+    y += bend * uy;
+  }
   return h("g", { class: `link ${speed}${crowd > 20 ? " faint" : ""}${touched ? " on" : ""}${(focus && !touched) || lit ? " dim" : ""}` },
-    h("line", { x1: a.x, y1: a.y, x2: b.x, y2: b.y, "stroke-width": width }),
+    h("path", { d, "stroke-width": width }),
     told && words && h("text", { x, y: y - 4, "text-anchor": "middle" }, words));
 }
 

@@ -41,6 +41,7 @@ function talking(state, wanted) {
     said, box, h("div", { class: "row" }, send, stop, clear),
     h("details", null, h("summary", null, "Settings"), h("div", { class: "pair" }, field("Temperature", temperature, "0 takes the likeliest token each time."), field("Tokens at most", most)), field("What it is told before", system)));
   const root = h("div", null, form);
+  const untaught = new Set(); // models without a chat template
   let turns = [], asking = null;
 
   function add(who, text) {
@@ -63,7 +64,7 @@ function talking(state, wanted) {
     const messages = [...(system.value ? [{ role: "system", content: system.value }] : []), ...turns, { role: "user", content: text }];
     const asked = { model: select.value, stream: true, stream_options: { include_usage: true }, temperature: Number(temperature.value), max_tokens: Number(most.value), ...(chat ? { messages } : { prompt: text }) };
     const began = performance.now();
-    let answer = "", tokens = 0, first = 0;
+    let answer = "", tokens = 0, first = 0, again = false;
     try {
       const stream = await fetched(chat ? "/v1/chat/completions" : "/v1/completions", { body: asked, signal: asking.signal });
       for await (const [, data] of events(stream)) {
@@ -87,11 +88,10 @@ function talking(state, wanted) {
     } catch (error) {
       if (error.name === "AbortError") words.parentNode.append(h("small", null, "stopped"));
       else {
-        words.parentNode.append(h("p", { class: "bad", role: "alert" }, error.message));
         if (chat && error.message.includes("no chat template")) {
-          mode.value = "text";
-          add("note", "This model was not taught to talk. It is set to going on from a text now: send that again.");
-        }
+          untaught.add(asked.model);
+          again = true;
+        } else words.parentNode.append(h("p", { class: "bad", role: "alert" }, error.message));
       }
     } finally {
       asking = null;
@@ -99,7 +99,18 @@ function talking(state, wanted) {
       stop.hidden = true;
       box.focus();
     }
+    if (again) {
+      said.lastChild.remove(); // the question and what came of it
+      said.lastChild.remove();
+      suit();
+      add("note", "This model was not taught to talk: it goes on from the text.");
+      form.requestSubmit();
+    }
   };
+  function suit() {
+    if (untaught.has(select.value)) mode.value = "text";
+  }
+  select.onchange = suit;
   box.onkeydown = (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();

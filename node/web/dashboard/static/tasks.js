@@ -88,7 +88,7 @@ function card(task) {
         now.rounds ? h("progress", { max: now.rounds, value: round, class: "wideprogress", "aria-label": `Round ${round} of ${now.rounds}` }) : null,
       ]);
       morph(rows, table(["Device", "State", "Round", "Samples", "Alone", "In the mesh", "Loss", "Sent", "Missed", "Epsilon", "Why"], nodes.map(([peer, node]) => [
-        names.get(peer) ?? peer.slice(-8), h("span", { class: `pill ${node.state === "failed" ? "wrong" : node.state === "done" ? "good" : ""}` }, node.state), String(node.round ?? 0), node.samples ? String(node.samples) : "", scored(node, "_alone"), scored(node, ""), node.loss?.toFixed(3) ?? "", node.bytes_sent ? bytes(node.bytes_sent) : "", node.deadline_misses ? String(node.deadline_misses) : "", node.epsilon ? (Math.ceil(node.epsilon * 100) / 100).toFixed(2) : "", node.reason ?? "",
+        names.get(peer) ?? peer.slice(-8), h("span", { class: `pill ${node.state === "failed" ? "wrong" : node.state === "done" ? "good" : ""}` }, node.state), String(node.round ?? 0), node.samples ? String(node.samples) : "", scored(node, "_alone"), scored(node, ""), figure(node.loss), node.bytes_sent ? bytes(node.bytes_sent) : "", node.deadline_misses ? String(node.deadline_misses) : "", node.epsilon ? (Math.ceil(node.epsilon * 100) / 100).toFixed(2) : "", node.reason ?? "",
       ])));
       const news = JSON.stringify(nodes.map(([peer, node]) => [peer, node.round, node.accuracy, node.r2, node.loss]));
       if (news !== told) {
@@ -131,12 +131,14 @@ function chart(title) {
     plot = new uPlot({
       ...size(), scales: { x: { time: false } }, legend: { live: true }, cursor: { points: { size: 6 } },
       axes: [{ ...axis, size: 30, incrs: WHOLE }, { ...axis, size: 48 }],
-      series: [{ label: "round" }, ...labels.map((label, at) => ({ label, stroke: HUES[at % 8], width: 2, spanGaps: true, points: { show: rounds.length < 3 }, value: (_plot, value) => (value === null || value === undefined ? "" : value.toFixed(3)) }))],
+      series: [{ label: "round", value: (_plot, value) => (value === null || value === undefined ? "last" : String(value)) }, ...labels.map((label, at) => ({ label, stroke: HUES[at % 8], width: 2, spanGaps: true, points: { show: rounds.length < 3 }, value: (shown, value, series) => figure(value ?? shown.data[series].findLast((one) => one !== null && one !== undefined)) }))],
     }, [rounds, ...data], place);
   }
 
   return { root, draw, end: () => { watch.disconnect(); plot?.destroy(); } };
 }
+
+const figure = (value) => (value === null || value === undefined ? "" : value !== 0 && Math.abs(value) < 0.01 ? value.toPrecision(2) : value.toFixed(3));
 
 function bands(columns) {
   const at = (index) => columns.map((column) => column[index]).filter((value) => value !== null).sort((a, b) => a - b);

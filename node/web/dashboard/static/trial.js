@@ -98,7 +98,7 @@ function resolved(schema, said, depth = 0) {
 }
 
 // One input for each parameter that a person can type; JSON for the others.
-function shaped(schema, said) {
+function shaped(schema, said, depth = 0) {
   const properties = Object.entries(schema.properties ?? {});
   if (!properties.length) {
     const all = h("textarea", { rows: 4, spellcheck: "false" }, "{}");
@@ -106,14 +106,25 @@ function shaped(schema, said) {
     return { root: none ? h("p", { class: "hint" }, "It takes nothing.") : field("Parameters, as a JSON object", all), read: () => (none ? {} : JSON.parse(all.value)) };
   }
   const needed = new Set(schema.required ?? []);
-  const parts = properties.map(([name, raw]) => [name, part(name, resolved(raw, said), needed.has(name), raw)]);
+  const parts = properties.map(([name, raw]) => [name, part(name, resolved(raw, said), needed.has(name), raw, said, depth)]);
   return {
     root: h("div", null, parts.map(([, one]) => one.root)),
     read: () => Object.fromEntries(parts.map(([name, one]) => [name, one.read()]).filter(([, value]) => value !== undefined)),
   };
 }
 
-function part(name, schema, needed, raw) {
+// A value that a schema might take, to show what it is made of.
+function example(schema, said, depth = 0) {
+  if (schema.default !== undefined) return schema.default;
+  if (schema.enum) return schema.enum[0];
+  if (schema["x-dtype"]) return [0.1, 0.9];
+  const one = (inner) => (depth < 3 && inner ? example(resolved(inner, said), said, depth + 1) : 0);
+  if (schema.type === "array") return [one(schema.items ?? schema.prefixItems?.[0])];
+  if (schema.type === "object") return Object.fromEntries(Object.entries(schema.properties ?? { name: schema.additionalProperties || {} }).map(([name, inner]) => [name, one(inner)]));
+  return schema.type === "string" ? "" : schema.type === "boolean" ? false : 0;
+}
+
+function part(name, schema, needed, raw, said, depth) {
   const given = raw?.default ?? schema.default;
   const hint = [schema.description, needed ? null : `may be left out${given === undefined ? "" : `: then ${JSON.stringify(given)}`}`].filter(Boolean).join("; ");
   if (schema.enum) {
@@ -132,7 +143,11 @@ function part(name, schema, needed, raw) {
     const input = h("textarea", { rows: 2, required: needed });
     return { root: field(name, input, hint), read: () => (input.value === "" && !needed ? undefined : input.value) };
   }
-  const input = h("textarea", { rows: 3, spellcheck: "false", required: needed, placeholder: "JSON" });
+  if (schema.type === "object" && schema.properties && needed && depth < 3) {
+    const inside = shaped(schema, said, depth + 1);
+    return { root: h("fieldset", null, h("legend", null, name), inside.root), read: inside.read };
+  }
+  const input = h("textarea", { rows: 3, spellcheck: "false", required: needed, placeholder: JSON.stringify(example(schema, said)) });
   return {
     root: field(`${name}, as JSON`, input, hint),
     read: () => {

@@ -17,6 +17,12 @@ export function ms(link) {
   return link.ms < 10 ? `${link.ms.toFixed(1)} ms` : `${Math.round(link.ms)} ms`;
 }
 
+// What a link can carry: measured when somebody asked, else what it has carried at least.
+export function carries(link) {
+  if (link?.line_s) return rate(link.line_s);
+  return link?.best_s ? `at least ${rate(link.best_s)}` : "";
+}
+
 export function when(seconds) {
   const date = new Date(seconds * 1000);
   return Number.isNaN(date.getTime()) ? "" : date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
@@ -35,7 +41,8 @@ export function span(seconds) {
 }
 
 export const count = (many, word) => `${many} ${word}${many === 1 ? "" : "s"}`;
-export const cut = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+// Out of the middle: devices of one kind differ at their names' ends.
+export const cut = (text, most) => (text.length > most ? `${text.slice(0, Math.ceil((most - 1) / 2))}…${text.slice(-Math.floor((most - 1) / 2))}` : text);
 
 // Eight hues that stay apart for most eyes; a name keeps its own for as long as it is shown.
 const given = new Map();
