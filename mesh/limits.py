@@ -51,6 +51,8 @@ STREAM_REFUSALS_MAX: Final = 1024  # streams beyond them in a rush: then it is n
 CALLS_PER_PEER_MAX: Final = 8  # in flight at once towards us
 CALLS_OUT_PER_PEER_MAX: Final = 32  # in flight at once towards one peer: more than it takes at once, so that it decides
 STREAM_ITEMS_MAX: Final = 16  # items of one streaming call that wait for its consumer: a round trip's worth of tokens
+# And their bytes, of those that travel in the frame itself: a frame of 4K has 24 MiB, and is sent alone.
+STREAM_BYTES_MAX: Final = 8 * MIB
 CREDIT_MAX: Final = 1024  # items that a peer may let us send at once; what holds us back then is the link
 CONTROL_UNSENT_BYTES_MAX: Final = 256 * KIB  # frames of calls that wait for a peer to read: then it is not read either
 ASIDE_BYTES_PER_PEER_MAX: Final = (

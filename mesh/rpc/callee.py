@@ -4,13 +4,14 @@ Invariants, tested with the other side (``caller``) and a link that cuts and del
 
 - Every call gets exactly one last word, an answer or an error, and only when its owner says so: a call that was
   cancelled or is past its deadline counts as in flight until whoever works on it has stopped.
-- At most ``in_flight_max`` calls, ``limits.STREAM_ITEMS_MAX`` items of each and ``aside_bytes_max`` of large buffers
-  are here at once; a call beyond that is answered ``busy``, an item beyond it is a violation.
+- At most ``in_flight_max`` calls, ``limits.STREAM_ITEMS_MAX`` items of each (of them ``limits.STREAM_BYTES_MAX`` bytes
+  and one item), and ``aside_bytes_max`` of large buffers are here at once; a call beyond that is answered ``busy``, an
+  item beyond it is a violation.
 - Call ids only grow. What comes for a call that is over is dropped: it was under way when the call ended.
 - What the caller does against the rules is a PeerError out of ``receive``; after one only ``give_up`` is of use.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from .. import limits
@@ -27,6 +28,7 @@ from .headers import (
     RequestHeader,
     WelcomeHeader,
 )
+from .unread import Unread
 
 NEVER: Final = float("inf")
 
@@ -75,7 +77,7 @@ class _Call:
     may_send: int
     aside_bytes: int
     may_come: int = 0
-    consumed: int = 0
+    unread: Unread = field(default_factory=Unread)  # items that came, or that we sent
     ended: bool = False
     stopped: LeptonError | None = None  # why nobody waits for it
     delivering: bool = False  # its answer was given; the large part is on its way
@@ -165,12 +167,14 @@ class Callee:
     def may_send(self, call: int) -> bool:
         """Whether an item may be sent now."""
         known = self._calls[call]
-        return known.may_send > 0 and known.stopped is None
+        return _may_send(known) and known.stopped is None
 
     def item(self, header: ItemHeader, payload: bytes, buffers: list[memoryview]) -> None:
         """Send an item, which ``may_send`` allowed."""
         assert self.may_send(header.call), "an item without credit"
-        self._calls[header.call].may_send -= 1
+        known = self._calls[header.call]
+        known.may_send -= 1
+        known.unread.add(len(payload) + sum(view.nbytes for view in buffers))
         self._out.append(headers.frame(header, (payload, *buffers)))
 
     def invite(self, call: int) -> None:
@@ -180,10 +184,9 @@ class Callee:
     def consumed(self, call: int) -> None:
         """One item was taken by the handler; more may come once half of what may wait was."""
         known = self._calls[call]
-        known.consumed += 1
-        if 2 * known.consumed >= limits.STREAM_ITEMS_MAX and not known.ended:
-            self._grant(call, known, known.consumed)
-            known.consumed = 0
+        items = known.unread.consume()
+        if items and not known.ended:
+            self._grant(call, known, items)
 
     def give_up(self, error: PeerError) -> None:
         """Say as a courtesy why nothing more is answered here."""
@@ -272,10 +275,11 @@ class Callee:
                 self._take_credit(header, known, events)
 
     def _take_item(self, header: ItemHeader, known: _Call, frame: Frame, events: list[Event]) -> None:
-        if not known.may_come or known.ended:
+        if not known.may_come or known.ended or known.unread.is_full:
             msg = f"An item of call {header.call} came without credit, or behind its end."
             raise PeerError(msg)
         known.may_come -= 1
+        known.unread.add(frame.body.nbytes)
         if known.stopped is None:
             events.append(ItemCame(header.call, header, frame.body))
 
@@ -283,9 +287,11 @@ class Callee:
         if known.header.kind != "server_stream" or known.may_send + header.items > limits.CREDIT_MAX:
             msg = f"Call {header.call} got credit for {header.items} items, more than there may be."
             raise PeerError(msg)
-        if not known.may_send:
-            events.append(Widened(header.call))
+        could = _may_send(known)
         known.may_send += header.items
+        known.unread.confirmed(header.items)
+        if not could:
+            events.append(Widened(header.call))
 
     # -- accounts -----------------------------------------------------------------------------------------------------
 
@@ -301,6 +307,10 @@ class Callee:
 
     def _forget(self, call: int) -> None:
         self._aside_bytes -= self._calls.pop(call).aside_bytes
+
+
+def _may_send(known: _Call) -> bool:
+    return known.may_send > 0 and not known.unread.is_full
 
 
 class _Cancelled(LeptonError):

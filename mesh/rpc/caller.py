@@ -6,11 +6,12 @@ Invariants, tested with the other side (``callee``) and a link that cuts and del
   comes the call counts as in flight, so what one side thinks is in flight is never less than what the other works on.
 - Each call that is not cancelled here ends with exactly one ``Answered`` or ``Failed``, at its deadline at the latest;
   a cancelled one with no event.
-- No more than ``limits.STREAM_ITEMS_MAX`` items of a call are here that ``consumed`` has not confirmed.
+- No more than ``limits.STREAM_ITEMS_MAX`` items of a call, and of them no more than ``limits.STREAM_BYTES_MAX`` bytes
+  and one item, are here that ``consumed`` has not confirmed.
 - What the callee does against the rules is a PeerError out of ``receive``; after one the machine is of no use.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import msgspec
@@ -31,6 +32,7 @@ from .headers import (
     ToCaller,
     WelcomeHeader,
 )
+from .unread import Unread
 
 # Payload and small tensors.
 BODY_BYTES_MAX: Final = limits.HEADER_BYTES_MAX + limits.INLINE_BYTES_MAX
@@ -84,7 +86,7 @@ class _Asked:
     timeout_s: float = 0.0
     may_send: int = 0
     may_come: int = 0  # items that the callee may still send
-    consumed: int = 0  # and were not yet confirmed
+    unread: Unread = field(default_factory=Unread)  # items that came, or that we sent
     brief: bytes = b""  # its key, which is settled with its last word
 
 
@@ -176,12 +178,14 @@ class Caller:
     def may_send(self, call: int) -> bool:
         """Whether an item may be sent now."""
         asked = self._calls.get(call)
-        return asked is not None and asked.may_send > 0 and not asked.ended
+        return asked is not None and _may_send(asked)
 
     def item(self, header: ItemHeader, payload: bytes, buffers: list[memoryview]) -> None:
         """Send an item, which ``may_send`` allowed."""
         assert self.may_send(header.call), "an item without credit"
-        self._calls[header.call].may_send -= 1
+        asked = self._calls[header.call]
+        asked.may_send -= 1
+        asked.unread.add(len(payload) + sum(view.nbytes for view in buffers))
         self._out.append(headers.frame(header, (payload, *buffers)))
 
     def end(self, call: int) -> None:
@@ -203,11 +207,9 @@ class Caller:
         asked = self._calls.get(call)
         if asked is None or asked.cancelled:
             return
-        asked.consumed += 1
-        if 2 * asked.consumed >= limits.STREAM_ITEMS_MAX:
-            self._out.append(headers.frame(CreditHeader(call=call, items=asked.consumed)))
-            asked.may_come += asked.consumed
-            asked.consumed = 0
+        if items := asked.unread.consume():
+            self._out.append(headers.frame(CreditHeader(call=call, items=items)))
+            asked.may_come += items
 
     # -- bytes in -----------------------------------------------------------------------------------------------------
 
@@ -247,10 +249,11 @@ class Caller:
             self._settled.append(asked.brief)
 
     def _take_item(self, asked: _Asked, header: ItemHeader, frame: Frame, events: list[Event]) -> None:
-        if not asked.may_come:
+        if not asked.may_come or asked.unread.is_full:
             msg = f"{self._peer} sent an item of {asked.method!r} that it had no credit for."
             raise PeerError(msg)
         asked.may_come -= 1
+        asked.unread.add(frame.body.nbytes)
         if not asked.cancelled:
             events.append(ItemCame(header.call, header, frame.body))
 
@@ -258,9 +261,11 @@ class Caller:
         if asked.kind != "client_stream" or asked.may_send + header.items > limits.CREDIT_MAX:
             msg = f"{self._peer} gave {header.items} credit for {asked.method!r}, more than there may be."
             raise PeerError(msg)
-        if not asked.may_send and not asked.cancelled:
-            events.append(Widened(header.call))
+        could = _may_send(asked)
         asked.may_send += header.items
+        asked.unread.confirmed(header.items)
+        if not could and not asked.cancelled:
+            events.append(Widened(header.call))
 
     def _take_stray(self, header: ToCaller, frame: Frame, events: list[Event]) -> None:
         if isinstance(header, WelcomeHeader) and not (header.call or frame.body or self.epoch):
@@ -272,3 +277,7 @@ class Caller:
             raise LinkError(msg)
         msg = f"{self._peer} answered call {header.call}, which is over or was never made."
         raise PeerError(msg)
+
+
+def _may_send(asked: _Asked) -> bool:
+    return asked.may_send > 0 and not asked.ended and not asked.unread.is_full

@@ -48,6 +48,7 @@ PASSED = {
         "mesh/calls/test_machines.py::test_the_caller_holds_itself_back_before_it_asks_too_much"
     ),
     "STREAM_ITEMS_MAX": "mesh/calls/test_machines.py::test_a_callee_that_breaks_the_rules_is_named",
+    "STREAM_BYTES_MAX": "mesh/calls/test_machines.py::test_who_sends_more_bytes_than_may_wait_breaks_the_protocol",
     "CREDIT_MAX": "mesh/calls/test_machines.py::test_a_request_one_past_a_limit_is_not_read",
     "CONTROL_UNSENT_BYTES_MAX": "mesh/calls/test_calls.py::test_a_peer_that_does_not_read_answers_is_not_read",
     "ASIDE_BYTES_PER_PEER_MAX": f"{CALLS}::test_the_large_buffers_of_one_peer_have_a_bound",

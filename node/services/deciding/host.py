@@ -16,7 +16,7 @@ import msgspec
 from ....mesh.identity import PeerId, short
 from ..records import INSTANCES_MAX, HostedRecord, InstanceSaid, Offering, Release, ServiceRecord, State
 from .outlook import Outlook, Picture, outlook
-from .rollout import RESTARTS_MAX, current, ending, is_under_way, may_start
+from .rollout import RESTARTS_MAX, current, ending, holding_up, is_under_way, may_start
 from .scaling import Scaling, leader
 from .steps import (
     Admitted,
@@ -42,6 +42,9 @@ FETCHES_MAX: Final = 5  # of one bundle that failed, before another device is to
 FETCH_AGAIN_S: Final = 2.0  # doubled each time
 TRY_AGAIN_S: Final = 60.0  # what does not run here, doubled each time
 TRY_AGAIN_S_MAX: Final = 3600.0
+# For others whose turn it is, or who have not said that they follow: a device that installs requirements for 15 minutes
+# and sets a service up three times in vain is through by then.
+PATIENCE_S: Final = 1800.0
 ROOM_S: Final = 30.0  # for room to come free where the placement says that there is some
 _REASON_BYTES_MAX: Final = 300  # so that a record with the most instances still fits
 _LAST_BYTES_MAX: Final = 100  # of each instance's own
@@ -71,6 +74,19 @@ class _Bar:
 
 
 @dataclass(slots=True)
+class _Wait:
+    """How long this device has waited for another's word on a service's deployment, in all."""
+
+    before_s: float = 0.0
+    since: float | None = None
+
+    def note(self, now: float, *, waits: bool) -> None:
+        if self.since is not None:
+            self.before_s += now - self.since
+        self.since = now if waits else None
+
+
+@dataclass(slots=True)
 class _Bundle:
     here: bool = False
     fetching: bool = False
@@ -87,7 +103,9 @@ class Host:
         self.outlook: Outlook | None = None  # as of the last event, for people
         self._offering = offering
         self._rng = rng
-        self._picture = Picture()
+        self._told = Picture()
+        self._picture = Picture()  # the same without those who are left out of account
+        self._waits: dict[tuple[str, PeerId], _Wait] = {}
         self._planned_from: Picture | None = None
         self._refusals: Admitted = {}
         self._mine: dict[str, _Mine] = {}
@@ -106,7 +124,8 @@ class Host:
         self._now = now
         match event:
             case Seen():
-                self._picture, self._refusals = event.picture, event.refusals
+                self._told, self._refusals = event.picture, event.refusals
+                self._picture = self._told.without(self._ignored())
                 self._follow()
             case Instances(found):
                 self._note_instances(found, now)
@@ -132,10 +151,17 @@ class Host:
                 self._failed.pop(name, None)
                 for key in [key for key in self._bars if key[0] == name]:
                     del self._bars[key]
+                self._forget_waits(name)
         for name in self._follows.keys() - self._picture.services.keys():
             del self._follows[name]
             self._failed.pop(name, None)
             self._scaling.pop(name, None)
+            self._forget_waits(name)
+
+    def _forget_waits(self, name: str) -> None:
+        for key in [key for key in self._waits if key[0] == name]:
+            del self._waits[key]
+        self._picture = self._told.without(self._ignored())
 
     def _note_instances(self, found: Iterable[Ran], now: float) -> None:
         ran = {its.id: its for its in found}
@@ -174,6 +200,7 @@ class Host:
     # -- what is to be done -------------------------------------------------------------------------------------------
 
     def _decide(self, now: float) -> list[Effect]:
+        self._lose_patience(now)
         effects: list[Effect] = [*self._sweep(now)]
         self._hear_failures()
         self._scale(now)
@@ -183,6 +210,26 @@ class Host:
         effects += self._end()
         effects += self._begin(now)
         return effects + self._speak(now)
+
+    def _lose_patience(self, now: float) -> None:
+        """Note for whom this device waits; whom it has waited for too long it leaves out of account."""
+        holding = set[tuple[str, PeerId]]()
+        for name, wanted in ({} if self.outlook is None else self.outlook.goals).items():
+            if name in self._picture.services and self.outlook is not None:
+                found = holding_up(name, wanted, self.outlook.placement, self._hosted(name), self.me)
+                holding |= {(name, peer) for peer in found}
+        before = self._ignored()
+        for key in {*holding, *self._waits}:
+            self._waits.setdefault(key, _Wait()).note(now, waits=key in holding)
+        if self._ignored() != before:
+            self._picture = self._told.without(self._ignored())
+
+    def _ignored(self) -> dict[str, frozenset[PeerId]]:
+        found: dict[str, frozenset[PeerId]] = {}
+        for (name, peer), wait in self._waits.items():
+            if wait.before_s >= PATIENCE_S:
+                found[name] = found.get(name, frozenset()) | {peer}
+        return found
 
     def _sweep(self, now: float) -> list[Effect]:
         """End what failed, what must not run here, and what nobody deploys."""
@@ -357,7 +404,8 @@ class Host:
 
     def _next(self, now: float) -> float:
         """When to look again: soon while anything runs or is scaled here, else when something may be tried again."""
-        if self._mine or self._scaling or any(not bundle.here for bundle in self._bundles.values()):
+        waits = any(wait.since is not None for wait in self._waits.values())
+        if waits or self._mine or self._scaling or any(not bundle.here for bundle in self._bundles.values()):
             return now + LOOK_S
         return min((bar.until for bar in self._bars.values() if bar.until > now), default=math.inf)
 

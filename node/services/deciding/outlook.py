@@ -28,6 +28,20 @@ class Picture:
         """Return the devices whose grant and offer let them host a service."""
         return frozenset(self.offerings) - self.barred.get(service, frozenset())
 
+    def without(self, ignored: Mapping[str, frozenset[PeerId]]) -> "Picture":
+        """Return the same as if some devices, by service, could not host it and said nothing of it."""
+        if not ignored:
+            return self
+        hosted = {
+            name: {peer: its for peer, its in said.items() if peer not in ignored.get(name, ())}
+            for name, said in self.hosted.items()
+        }
+        barred = {
+            name: self.barred.get(name, frozenset()) | ignored.get(name, frozenset())
+            for name in {*self.barred, *ignored}
+        }
+        return replace(self, hosted=hosted, barred=barred)
+
     def with_word_of(self, peer: PeerId, said: Mapping[str, HostedRecord]) -> "Picture":
         """Return the same with a peer's latest word in place of what its records say."""
         hosted: dict[str, Hosted] = {}

@@ -13,6 +13,9 @@ others' news late:
   what the deployment says is from then on read without its last release. Who runs the service says it on, so that it is
   not forgotten when the first to say it leaves.
 
+Whose word others wait for in vain, for longer than any honest device takes, is left out of account by each of them for
+itself until the deployment changes: what it says it runs counts no more, and its part goes to others.
+
 So while nothing crashes and the number of replicas stays, never fewer are ready than wanted. A crash takes what it
 takes, and what is missing then is started. Under a partition each side knows only its own and does this for itself.
 """
@@ -166,13 +169,33 @@ def ending(service: str, wanted: Goal, placement: Placement, hosted: Hosted, me:
     return mine + [name for _, peer, name in order[: max(ready - wanted.total, 0)] if peer == me]
 
 
-def _agree(hosted: Hosted, me: PeerId) -> bool:
-    mine = hosted[me]
-    return all(
-        (its.revision, its.by, bool(its.failed)) == (mine.revision, mine.by, bool(mine.failed))
-        for its in hosted.values()
-        if its.instances
+def holding_up(service: str, wanted: Goal, placement: Placement, hosted: Hosted, me: PeerId) -> set[PeerId]:
+    """Return for whose word this node waits now, before it may start an instance or end one: others', never its own."""
+    counts = placement.counts.get((service, wanted.incoming), {}) if wanted.incoming else {}
+    of_it = {
+        peer: [its.state for its in said.instances if its.bundle == wanted.incoming] for peer, said in hosted.items()
+    }
+    lacking = sorted(
+        PeerId(peer) for peer, count in counts.items() if of_it.get(PeerId(peer), []).count("ready") < count
     )
+    turn = {peer for peer, states in of_it.items() if "starting" in states} or set(lacking[:1])
+    too_many = me in hosted and any(its.state == "ready" for its in _extra(service, placement, me, hosted[me]))
+    found = turn if too_many or me in lacking else set()
+    return (found | (_others(hosted, me) if too_many else set())) - {me}
+
+
+def _agree(hosted: Hosted, me: PeerId) -> bool:
+    return not _others(hosted, me)
+
+
+def _others(hosted: Hosted, me: PeerId) -> set[PeerId]:
+    """Return who runs the service and does not say of its deployment what this node says."""
+    mine = hosted[me]
+    return {
+        peer
+        for peer, its in hosted.items()
+        if its.instances and (its.revision, its.by, bool(its.failed)) != (mine.revision, mine.by, bool(mine.failed))
+    }
 
 
 def _extra(service: str, placement: Placement, peer: PeerId, said: HostedRecord) -> list[InstanceSaid]:

@@ -408,3 +408,71 @@ def test_an_error_of_the_whole_stream_is_the_link_s() -> None:
 def test_a_header_is_small() -> None:
     (whole,) = FrameDecoder().receive(frame(request(2**40, method="m" * 64), bytes(7)))
     assert len(whole.header) < 110
+
+
+@pytest.mark.parametrize("kind", ["server_stream", "client_stream"])
+@given(data=st.data())
+def test_a_stream_has_so_many_bytes_under_way_and_one_item_and_never_stands_still(
+    kind: str, data: st.DataObject
+) -> None:
+    most, largest, total = 100, 70, 60
+    caller, callee = fresh_pair(body_bytes_max=4096)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "STREAM_BYTES_MAX", most)
+        caller.start(request(1, kind=kind), PAYLOAD, now=0.0)
+        to_callee, to_caller = caller.take(), list[bytes]()
+        assert isinstance(callee.receive(b"".join(to_callee), 0.0)[0], answering.Asked)
+        to_callee = []
+        sender, receiver = (callee, caller) if kind == "server_stream" else (caller, callee)
+        if kind == "client_stream":
+            callee.invite(1)
+        sent, waiting = 0, list[int]()
+        for _ in range(20 * total):
+            if sent == total and not waiting:
+                return
+            match data.draw(st.sampled_from(["send", "carry", "consume"])):
+                case "send" if sent < total and sender.may_send(1):
+                    size = data.draw(st.integers(0, largest))
+                    sender.item(ItemHeader(call=1, payload_bytes=size), bytes(size), [])
+                    sent += 1
+                case "carry":
+                    to_callee += caller.take()
+                    to_caller += callee.take()
+                    heard = [*callee.receive(b"".join(to_callee), 0.0), *caller.receive(b"".join(to_caller))]
+                    to_callee, to_caller = [], []
+                    waiting += [
+                        its.body.nbytes for its in heard if isinstance(its, answering.ItemCame | asking.ItemCame)
+                    ]
+                    assert sum(waiting) < most + largest
+                case "consume" if waiting:
+                    waiting.pop(0)
+                    receiver.consumed(1)
+        # Left to itself it comes to its end: nobody waits for the other.
+        while sent < total or waiting:
+            before = sent, len(waiting)
+            if sent < total and sender.may_send(1):
+                sender.item(ItemHeader(call=1, payload_bytes=largest), bytes(largest), [])
+                sent += 1
+            heard = [*callee.receive(b"".join(caller.take()), 0.0), *caller.receive(b"".join(callee.take()))]
+            waiting += [its.body.nbytes for its in heard if isinstance(its, answering.ItemCame | asking.ItemCame)]
+            if waiting:
+                waiting.pop(0)
+                receiver.consumed(1)
+            assert (sent, len(waiting)) != before or caller.take() or callee.take() or sender.may_send(1)
+
+
+def test_who_sends_more_bytes_than_may_wait_breaks_the_protocol() -> None:
+    large = bytes(limits.STREAM_BYTES_MAX)
+    item = ItemHeader(call=1, payload_bytes=len(large))
+    caller = Caller("them", body_bytes_max=2 * limits.STREAM_BYTES_MAX)
+    caller.start(request(1, kind="server_stream"), PAYLOAD, now=0.0)
+    frames = headers.frame(item, (large,))
+    assert len(caller.receive(frames)) == 1
+    with pytest.raises(PeerError, match="no credit"):
+        caller.receive(headers.frame(ItemHeader(call=1)))
+    callee = Callee(body_bytes_max=2 * limits.STREAM_BYTES_MAX)
+    callee.receive(headers.frame(request(1, kind="client_stream"), (PAYLOAD,)), 0.0)
+    callee.invite(1)
+    assert len(callee.receive(frames, 0.0)) == 1
+    with pytest.raises(PeerError, match="without credit"):
+        callee.receive(headers.frame(ItemHeader(call=1)), 0.0)

@@ -113,6 +113,11 @@ class Crowd:
         for key in [key for key in self._words if key[0] == name and not key[1].startswith("service/")]:
             self._say(name, key[1], None)
 
+    def claim(self, name: str, said: HostedRecord | None, service: str = "eyes") -> None:
+        """Have a device that runs nothing offer all that it could, and say this of a service."""
+        self._say(name, "offering/self", ROOMY)
+        self._say(name, f"hosted/{service}", said)
+
     def deploy(self, record: ServiceRecord, *, by: str = "op", service: str = "eyes") -> None:
         self._say(by, f"service/{service}", record)
 

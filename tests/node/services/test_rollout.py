@@ -3,8 +3,10 @@
 import random
 
 import pytest
+from lepton.mesh.identity import PeerId
+from lepton.node.services.deciding.host import PATIENCE_S
 from lepton.node.services.deciding.rollout import goal, shares
-from lepton.node.services.records import Offering
+from lepton.node.services.records import HostedRecord, InstanceSaid, Offering, State
 
 from .crowd import MIB, ROOMY, Crowd, digest, release, update, wanted
 
@@ -205,3 +207,44 @@ def test_a_new_version_that_crashes_again_and_again_is_taken_back() -> None:
                 crowd.crash(name, instance)
     crowd.run(LONG_S)
     assert crowd.ready(version=1) == crowd.ready() == 3
+
+
+def lies(version: int, state: State, revision: int) -> HostedRecord:
+    said = InstanceSaid(id="lie", bundle=digest(version), version=f"{version}.0", state=state)
+    return HostedRecord(revision=revision, by=PeerId("op"), instances=(said,))
+
+
+LIES = {
+    "it starts for ever": lies(2, "starting", 2),
+    "it does not follow": lies(1, "ready", 1),
+    "it was given a part and says nothing": None,
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_word_that_never_changes_holds_an_update_up_for_no_longer_than_patience(seed: int, lie: str) -> None:
+    crowd = settled(seed, count=3)
+    liar = "a-liar" if seed % 2 else "z-liar"  # the first, or the last, in the order of all
+    crowd.claim(liar, LIES[lie])
+    crowd.deploy(update(2, 1, 2))
+    crowd.run(PATIENCE_S - 60.0)
+    waited = crowd.ready(version=2)
+    crowd.run(2 * PATIENCE_S + LONG_S)  # it may first be waited for to start, then to follow
+    assert crowd.ready(version=2) == 3, f"{waited} came before that"
+    assert crowd.ready(version=1) == 0
+    crowd.deploy(update(3, 2, 3))  # and then it is heard again: it may have been slow
+    crowd.run(60.0)
+    assert all(not device.machine._ignored() for device in crowd.devices.values())
+
+
+def test_who_changes_its_word_again_and_again_gains_no_time() -> None:
+    crowd = settled(0, count=3)
+    crowd.deploy(update(2, 1, 2))
+    for _ in range(int(3 * PATIENCE_S / 60)):
+        for lie in LIES.values():
+            crowd.claim("a-liar", lie)
+            crowd.run(30.0)
+    crowd.run(LONG_S)
+    assert crowd.ready(version=2) == 3
+    assert crowd.ready(version=1) == 0
