@@ -1,5 +1,7 @@
 """What can go wrong, named by whose fault it is. Foreign exceptions become one of these where they enter."""
 
+from collections.abc import Iterator
+
 
 class LeptonError(Exception):
     """Something in Lepton failed; the message says what happened, to what, and what to do next."""
@@ -36,6 +38,15 @@ class Busy(LeptonError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions inside nested groups; one that is no group by itself."""
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for inner in error.exceptions:
+        yield from leaves(inner)
 
 
 def single(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -6,7 +6,7 @@ business (``applicant.py``).
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import trio
@@ -16,7 +16,7 @@ from .applicant import Applicant, Joined
 from .calls import receive_frame
 from .codes import Code
 from .discovery import Sighting, open_search
-from .errors import LeptonError, LinkError, Refused
+from .errors import LeptonError, LinkError, Refused, leaves
 from .frames import encode
 from .identity import Identity, PeerId, short
 from .messages import Message, pack, unpack
@@ -89,7 +89,7 @@ class _Search:
                         async for sighting in sightings:
                             self._meet(sighting, nursery)
         except* LeptonError as group:  # discovery did not start
-            self._found = next(leaf for leaf in _leaves(group) if isinstance(leaf, LeptonError))
+            self._found = next(leaf for leaf in leaves(group) if isinstance(leaf, LeptonError))
 
     def _meet(self, place: Sighting, nursery: trio.Nursery) -> None:
         """Ask there, unless it is a node that was seen under an earlier name, or one too many."""
@@ -167,14 +167,6 @@ class _Search:
             "the same network, with multicast (mDNS) allowed? In another network, name its address with --at."
         )
         return LinkError(msg)
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 async def _say_and_hear(stream: Stream, message: Message, kind: type[_M]) -> _M:

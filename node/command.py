@@ -13,7 +13,7 @@ from typing import IO, Any, Final, ParamSpec, TypeVar
 
 import click
 
-from ..mesh.errors import LeptonError, UsageError
+from ..mesh.errors import LeptonError, UsageError, leaves
 from .terminal import all_harmless, harmless
 
 _P = ParamSpec("_P")
@@ -64,18 +64,10 @@ def friendly(command: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def _cause(error: BaseException) -> BaseException:
     """Return what the owner has to hear of: an interrupt first, then our own error if there is nothing but ours."""
-    leaves = list(_leaves(error))
-    interrupts = [leaf for leaf in leaves if isinstance(leaf, KeyboardInterrupt)]
-    foreign = [leaf for leaf in leaves if not isinstance(leaf, LeptonError)]
-    return [*interrupts, *foreign, *leaves][0]
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if not isinstance(error, BaseExceptionGroup):
-        yield error
-        return
-    for inner in error.exceptions:
-        yield from _leaves(inner)
+    causes = list(leaves(error))
+    interrupts = [cause for cause in causes if isinstance(cause, KeyboardInterrupt)]
+    foreign = [cause for cause in causes if not isinstance(cause, LeptonError)]
+    return [*interrupts, *foreign, *causes][0]
 
 
 def _say_interrupted() -> None:

@@ -54,6 +54,7 @@ from .objective import Objective
 from .picture import CIRCLE, PROFILE, TASK, CircleRecord, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 from .placement import Plan
 from .planning import SPEED
+from .release import release
 from .seeing.audit import invited
 from .seeing.recent import RecentLog, kept
 from .seeing.request import entering
@@ -72,7 +73,6 @@ from .stages import StageLoader
 from .texts import TextModel, Texts
 from .tokenizing import Tokenizers
 from .web.dashboard.app import Dashboard
-from .web.metrics import release
 from .web.opening import Web, open_web
 from .web.services import Services as WebServices
 from .web.vital import vital_routes

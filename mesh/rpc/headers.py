@@ -209,8 +209,12 @@ def error_header(call: int, error: LeptonError) -> ErrorHeader:
     """Put an exception into words."""
     kind: ErrorKind = next((name for name, cls in _KINDS if isinstance(error, cls)), "cancelled")
     retry = min(max(error.retry_after_s, 0.0), limits.CALL_TIMEOUT_S_MAX) if isinstance(error, Busy) else 0.0
-    reason = str(error)[: limits.REASON_CHARACTERS_MAX].encode(errors="replace").decode()  # no lone surrogates
-    return ErrorHeader(call=call, error=kind, reason=reason, retry_after_s=retry)
+    return ErrorHeader(call=call, error=kind, reason=reason_of(error), retry_after_s=retry)
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error's text as it may travel: of bounded length, without lone surrogates."""
+    return str(error)[: limits.REASON_CHARACTERS_MAX].encode(errors="replace").decode()
 
 
 def exception(header: ErrorHeader, who: str, method: str) -> LeptonError:

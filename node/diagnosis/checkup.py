@@ -20,9 +20,9 @@ from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from ...mesh.messages import Message, Text
 from ...mesh.tcp import Address, connect, parse_address
+from ..release import release
 from .allowance import Allowance
 from .facts import Outcome, Try
-from .here import release
 
 CHECKUP: Final = "node.checkup"
 SAMPLE: Final = "node.sample"

@@ -8,13 +8,13 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 import ifaddr
 
 from ..config import Config
+from ..release import release
 from ..speed import cache_file, kept_speed
 from .facts import Interface, Kind, Machine, Port, Speed, Wall
 
@@ -101,11 +101,6 @@ def machine(home: Path) -> Machine:
         in_container=any(Path(mark).exists() for mark in _MARKS),
         speed=_speed(),
     )
-
-
-def release() -> str:
-    """Return which release of Lepton this is."""
-    return version("lepton-node")
 
 
 def _memory_free() -> int | None:

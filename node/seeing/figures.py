@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ...mesh.mesh import Mesh
 from ..picture import TRAINER, TrainerRecord
-from ..web.metrics import Family, bounded, counted, counter, counters, gauge, gauges, release, timed
+from ..release import release
+from ..web.metrics import Family, bounded, counted, counter, counters, gauge, gauges, timed
 from .health import Health
 
 if TYPE_CHECKING:

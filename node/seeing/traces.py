@@ -127,13 +127,8 @@ def _root(what: str, request: str) -> Iterator[None]:
         span = _Tracing.tracer.start_span(what, context=Context(), attributes={"lepton.request": request})
     finally:
         _first.request = ""
-    try:
+    with _ending(span):
         yield
-    except Exception as error:
-        _failed(span, error)
-        raise
-    finally:
-        span.end()
 
 
 def hop(what: str, request: str, about: Mapping[str, str | int]) -> "AbstractContextManager[object]":
@@ -152,16 +147,19 @@ def _hop(what: str, request: str, about: Mapping[str, str | int]) -> Iterator[No
     context = trace.set_span_in_context(NonRecordingSpan(first))
     attributes = {"lepton.request": request, **{f"lepton.{key}": value for key, value in about.items()}}
     span = _Tracing.tracer.start_span(what, context=context, attributes=attributes)
+    with _ending(span):
+        yield
+
+
+@contextmanager
+def _ending(span: Any) -> Iterator[None]:  # noqa: ANN401 - of the extra
+    """End a span with the block, and say in it how that failed."""
+    from opentelemetry.trace import Status, StatusCode
+
     try:
         yield
     except Exception as error:
-        _failed(span, error)
+        span.set_status(Status(StatusCode.ERROR, str(error)[:200]))
         raise
     finally:
         span.end()
-
-
-def _failed(span: Any, error: Exception) -> None:  # noqa: ANN401 - of the extra
-    from opentelemetry.trace import Status, StatusCode
-
-    span.set_status(Status(StatusCode.ERROR, str(error)[:200]))

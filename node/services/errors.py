@@ -23,7 +23,3 @@ class TooLate(LinkError):
 
 class DoesNotStart(LeptonError):
     """An instance could not be started; the message has the reason and the last lines of its log."""
-
-
-class NotAdmitted(LeptonError):
-    """The configuration of a node does not let a bundle run; the message says what would."""

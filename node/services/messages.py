@@ -18,6 +18,7 @@ STREAM: Final = "services.stream"
 FEED: Final = "services.feed"
 DESCRIBE: Final = "services.describe"  # takes Described, gives a ServiceSpec as the JSON in an array of bytes
 
+TroubleKind = Literal["service", "not_here", "lost", "busy", "usage", "late", "link"]
 RequestId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16,32}\Z")]  # one for all that a user's request causes
 
 
@@ -49,7 +50,7 @@ class Load(Message, frozen=True, kw_only=True):
 class Trouble(Message, frozen=True, kw_only=True):
     """Why there is no value. It travels as an answer does, so that a caller is told the kind, and the load with it."""
 
-    kind: Literal["service", "not_here", "lost", "busy", "usage", "late", "link"]
+    kind: TroubleKind
     text: Annotated[str, msgspec.Meta(max_length=limits.REASON_CHARACTERS_MAX)] = ""
     retry_after_s: Annotated[float, msgspec.Meta(ge=0, le=limits.CALL_TIMEOUT_S_MAX)] = 0.0
 

@@ -24,7 +24,7 @@ from .bundling.bundle import pack_folder
 from .bundling.bundles import brief_of
 from .bundling.folder import read_manifest
 from .bundling.signing import sign_release
-from .deciding.outlook import Picture, outlook
+from .deciding.outlook import Picture, outlook, picture_of
 from .deciding.rollout import current, failure, is_done, settled
 from .deciding.view import Deployed, ServiceView
 from .errors import DoesNotStart
@@ -187,8 +187,6 @@ class Operating:
 
     def picture(self) -> Picture:
         """Return all that the records say of services."""
-        from .shell import picture_of
-
         return picture_of(self._view)
 
     # -- inside -------------------------------------------------------------------------------------------------------

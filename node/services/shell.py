@@ -13,7 +13,7 @@ from ..config import ServicesConfig
 from .bundling.admitting import refusal
 from .bundling.bundles import Bundles
 from .deciding.host import Host
-from .deciding.outlook import Picture
+from .deciding.outlook import Picture, picture_of
 from .deciding.steps import (
     Effect,
     Event,
@@ -38,14 +38,6 @@ from .records import HOSTED, Offering, Release
 _EVENTS_MAX = 64  # that wait for the machine; whoever brings more waits
 
 log = logging.getLogger(__name__)
-
-
-def picture_of(view: ServiceView) -> Picture:
-    """Return all that the records say of services, as it is now."""
-    services = {name: its for name, its in view.known().items() if not its.record.removed and its.record.releases}
-    offerings = view.offerings()
-    barred = {name: frozenset(peer for peer in offerings if not view.may_host(peer, name)) for name in services}
-    return Picture(services=services, hosted=view.hosted(), offerings=offerings, barred=barred)
 
 
 class Hosting:

@@ -6,7 +6,6 @@ Names end in their unit, counters in `_total`. Labels are of bounded sets: no pe
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final, Literal
 
 from ..seeing.measures import Figure, Spread
@@ -108,11 +107,3 @@ def _process() -> "CollectorRegistry":
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     return registry
-
-
-@cache
-def release() -> str:
-    try:
-        return version("lepton-node")
-    except PackageNotFoundError:
-        return "unknown"

@@ -4,6 +4,7 @@ An instance that drains gets no new call and ends its old ones. ``NotHere`` and 
 not run; so while another instance of this host is ready it is tried, and then the caller asks another host.
 """
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Protocol, TypeVar
@@ -101,7 +102,7 @@ class Answering:
 
     def spec(self, service: str, version: str = "") -> ServiceSpec:
         """Return all about a service of which an instance is ready here. Raises NotHere."""
-        return max((one.wanted.spec for one in self._ready(service, version)), key=lambda spec: spec.version)
+        return max((one.wanted.spec for one in self._ready(service, version)), key=lambda spec: _rank(spec.version))
 
     async def call(
         self, caller: PeerId, service: str, asked: Asked, arrays: Sequence[Array], *, deadline: float
@@ -124,7 +125,7 @@ class Answering:
         deadline: float,
     ) -> Answer[Given]:
         """Have a client stream answered; otherwise like ``call``. Once an item was taken no other instance is tried."""
-        watched = _Watched(items)
+        watched = Once(items)
 
         async def ask(instance: Instance, until: float) -> Answer[Given]:
             if watched.begun:
@@ -199,14 +200,14 @@ class Answering:
         return ready
 
 
-class _Watched:
-    """Items of a client stream, and whether any was taken."""
+class Once:
+    """Items of a client stream, which can be sent but once, and whether any was taken."""
 
     def __init__(self, items: AsyncIterator[Answer[Any]]) -> None:
         self._items = items
         self.begun = False
 
-    def __aiter__(self) -> "_Watched":
+    def __aiter__(self) -> "Once":
         return self
 
     async def __anext__(self) -> Answer[Any]:
@@ -219,6 +220,11 @@ async def _told(call: Awaitable[Answer[Given]]) -> Answer[Given]:
         return await call
     except LeptonError as error:
         return Answer(Given(trouble=trouble_of(error)))
+
+
+def _rank(version: str) -> tuple[list[int], str]:
+    """Return what orders versions by their numbers: 0.10 is behind 0.9."""
+    return [int(number) for number in re.findall("[0-9]+", version)], version
 
 
 def _fullness(able: tuple[Instance, MethodSpec]) -> float:

@@ -26,10 +26,10 @@ from ...seeing.measures import Measures
 from ..errors import NotHere
 from ..messages import Asked, Described, Given, Load
 from ..spec import Kind, MethodBrief, ServiceSpec
-from .answering import Answering
+from .answering import Answering, Once
 from .balancer import REST_S, Attempt, Outcome, Replica
 from .directory import Directory, Known, Pictured
-from .sending import Once, Reach, Sending
+from .sending import Reach, Sending
 from .tries import Tries, outcome_of
 from .troubles import raised
 

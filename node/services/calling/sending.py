@@ -1,7 +1,7 @@
 """One attempt of a call at one replica: over the network, or at this node's own instance."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Final, Protocol, TypeVar
 
@@ -18,7 +18,7 @@ from ....mesh.tensors import Array
 from ..errors import NotHere, TooLate
 from ..messages import CALL, DESCRIBE, FEED, STREAM, Asked, Described, Given
 from ..spec import ServiceSpec
-from .answering import NEEDS, Answering
+from .answering import NEEDS, Answering, Once
 from .balancer import Replica
 
 GONE_S: Final = 5.0  # a host whose connection broke and that is not back after this is gone: it is dialled in 2 s
@@ -40,21 +40,6 @@ class Reach(Protocol):
     @property
     def present(self) -> frozenset[PeerId]: ...
     def authority(self, peer: PeerId) -> Authority: ...
-
-
-class Once:
-    """Items of a client stream, which can be sent but once, and whether any was taken."""
-
-    def __init__(self, items: AsyncIterator[Answer[Given]]) -> None:
-        self._items = items
-        self.begun = False
-
-    def __aiter__(self) -> "Once":
-        return self
-
-    async def __anext__(self) -> Answer[Given]:
-        self.begun = True
-        return await anext(self._items)
 
 
 class Sending:

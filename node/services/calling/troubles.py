@@ -1,15 +1,14 @@
 """What goes wrong with a call, as data on its way and as an exception at both ends."""
 
-from typing import Final, Literal
+from typing import Final
 
 from ....mesh import limits
 from ....mesh.errors import Busy, LeptonError, LinkError, UsageError
+from ....mesh.rpc.headers import reason_of
 from ..errors import InstanceLost, NotHere, ServiceError, TooLate
-from ..messages import Trouble
+from ..messages import Trouble, TroubleKind
 
-_Kind = Literal["service", "not_here", "lost", "busy", "usage", "late", "link"]
-
-_KINDS: Final[tuple[tuple[_Kind, type[LeptonError]], ...]] = (
+_KINDS: Final[tuple[tuple[TroubleKind, type[LeptonError]], ...]] = (
     ("service", ServiceError),
     ("not_here", NotHere),
     ("lost", InstanceLost),
@@ -21,7 +20,7 @@ _KINDS: Final[tuple[tuple[_Kind, type[LeptonError]], ...]] = (
 
 def trouble_of(error: LeptonError) -> Trouble:
     """Put into words what a call came to. What is no kind of its own is the service's business."""
-    text = str(error)[: limits.REASON_CHARACTERS_MAX].encode(errors="replace").decode()  # no lone surrogates
+    text = reason_of(error)
     if isinstance(error, Busy):
         retry = min(max(error.retry_after_s, 0.0), limits.CALL_TIMEOUT_S_MAX)
         return Trouble(kind="busy", text=text, retry_after_s=retry)

@@ -9,7 +9,7 @@ from ..spec import Needs
 from .placing import Device, Job, Key, Placement, place
 from .rollout import Goal, Hosted, current, goal
 from .scaling import wanted_of
-from .view import Deployed
+from .view import Deployed, ServiceView
 
 _CORES_MAX = 2**20  # what a record may say beyond that is nonsense, and sums stay exact
 _BYTES_MAX = 2**53
@@ -61,6 +61,14 @@ class Outlook:
     def missing(self, service: str) -> int:
         """How many instances have no device that they fit."""
         return sum(number for (name, _), number in self.placement.missing.items() if name == service)
+
+
+def picture_of(view: ServiceView) -> Picture:
+    """Return all that the records say of services, as it is now."""
+    services = {name: its for name, its in view.known().items() if not its.record.removed and its.record.releases}
+    offerings = view.offerings()
+    barred = {name: frozenset(peer for peer in offerings if not view.may_host(peer, name)) for name in services}
+    return Picture(services=services, hosted=view.hosted(), offerings=offerings, barred=barred)
 
 
 def outlook(picture: Picture) -> Outlook:

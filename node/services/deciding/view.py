@@ -23,7 +23,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Pictured(Protocol):
+class Members(Protocol):
     """What is read of a mesh."""
 
     def live(self, kind: str, value: type[T]) -> list[tuple[Record, T]]:
@@ -44,7 +44,7 @@ class Deployed:
 class ServiceView:
     """One node's reading of services, afresh at each question."""
 
-    def __init__(self, mesh: Pictured) -> None:
+    def __init__(self, mesh: Members) -> None:
         self._mesh = mesh
 
     def known(self) -> dict[str, Deployed]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import trio
 
 from ....mesh.errors import LeptonError, UsageError
-from ....mesh.limits import REASON_CHARACTERS_MAX
+from ....mesh.rpc.headers import reason_of
 from ....mesh.tensors import Array
 from ..messages import Asked, Given
 from ..writing import values
@@ -79,14 +79,14 @@ class Hosted:
         try:
             return _outcome(await lane.run(arguments, asked), asked)
         except Failed as error:
-            return Outcome(error=_cut(error)), ()
+            return Outcome(error=reason_of(error)), ()
 
     async def _stream(self, job: Job) -> Reply:
         lane, arguments, asked = self._asked(job)
         try:
             await lane.with_turn(partial(self._pour, job, lane, arguments, asked), asked)
         except Failed as error:
-            return Outcome(error=_cut(error)), ()
+            return Outcome(error=reason_of(error)), ()
         return Outcome(), ()
 
     async def _pour(self, job: Job, lane: Lane, arguments: Mapping[str, Any], asked: Current) -> None:
@@ -115,7 +115,7 @@ class Hosted:
             async with aclosing(items()) as generator:
                 return _outcome(await lane.run({**arguments, stream.name: generator}, asked), asked)
         except Failed as error:
-            return Outcome(error=_cut(error)), ()
+            return Outcome(error=reason_of(error)), ()
 
     def _asked(self, job: Job) -> tuple[Lane, dict[str, Any], Current]:
         """Read what is asked. Raises UsageError that names the parameter which does not fit."""
@@ -155,10 +155,6 @@ def _outcome(result: object, asked: Current) -> tuple[Outcome, list[Array]]:
     except UsageError as error:
         raise told(error, asked.request) from None
     return Outcome(value=value), arrays
-
-
-def _cut(error: Exception) -> str:
-    return str(error)[:REASON_CHARACTERS_MAX].encode(errors="replace").decode()
 
 
 async def _items(lane: Lane, arguments: Mapping[str, Any]) -> AsyncGenerator[Any]:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from ....mesh.errors import LeptonError, LinkError, PeerError, UsageError
+from ....mesh.errors import LeptonError, LinkError, PeerError, UsageError, leaves
 from ....mesh.identity import PeerId
 from ....mesh.rpc.methods import Answer
 from ....mesh.tensors import Array
@@ -135,7 +135,7 @@ class Running:
                     said = await asker.answer(pending, Outcome)
                     nursery.cancel_scope.cancel()
             except* LeptonError as group:
-                raise next(iter(_leaves(group))) from None
+                raise next(leaves(group)) from None
             return self._given(asked, *said)
 
     async def _items(self, asked: Asked, asker: Asker, pending: Pending) -> AsyncGenerator[Answer[Given]]:
@@ -316,13 +316,6 @@ def _said(instance: Running, lines: int) -> list[_Said]:
 async def _apart(items: AsyncIterator[Answer[Given]]) -> AsyncGenerator[tuple[Given, Sequence[Array]]]:
     async for item in items:
         yield item.message, item.arrays
-
-
-def _leaves(group: BaseExceptionGroup[LeptonError]) -> list[LeptonError]:
-    found: list[LeptonError] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found
 
 
 class Pool:

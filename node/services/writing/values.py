@@ -97,11 +97,6 @@ def convert(data: object, kind: type[T], *, what: str, fault: type[LeptonError] 
         raise fault(f"{what}: {str(error)[:300]}") from error
 
 
-def decode_as(value: Value, arrays: Sequence[Array], kind: type[T], *, what: str) -> T:
-    """Put a value together as the type that it should have. Raises PeerError when it is not."""
-    return convert(decode(value, arrays), kind, what=what, fault=PeerError)
-
-
 def _custom(kind: Any, found: Any) -> Any:  # noqa: ANN401 - msgspec's hook
     """Arrays, and `object`, which msgspec does not know."""
     if kind is object:

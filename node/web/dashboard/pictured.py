@@ -12,10 +12,10 @@ from ...authority import devices_of, refusal_of, thrown_out
 from ...links import LINKS, STEPS_S, LinksRecord
 from ...picture import PROFILE, Profile
 from ...planning import SPEED, SpeedRecord
+from ...release import release
 from ...seeing.load import LOAD, LoadRecord
 from ...services.controlling import listing
 from ...services.records import HostedRecord
-from ..metrics import release
 from .traffic import Traffic
 from .words import REASON_MAX, name, shown
 

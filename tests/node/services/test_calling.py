@@ -12,6 +12,7 @@ from lepton.mesh.errors import Busy, LeptonError, LinkError, PeerError, Refused,
 from lepton.mesh.identity import PeerId
 from lepton.mesh.rpc.methods import Answer
 from lepton.mesh.tensors import Array
+from lepton.node.services.calling.answering import Answering
 from lepton.node.services.calling.calling import PER_HOST_MAX, WAITING_MAX
 from lepton.node.services.calling.hedging import KNOWN_MIN
 from lepton.node.services.errors import InstanceLost, NotHere, ServiceError, TooLate
@@ -19,7 +20,7 @@ from lepton.node.services.messages import Asked, Given, Value
 from lepton.node.services.writing.values import decode, encode
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from .hosts import ME, FakeInstance, Host, Net, compute, lost, nonsense, release, unsent
+from .hosts import ME, FakeInstance, FakeInstances, Host, Net, compute, lost, nonsense, release, unsent
 
 A, B, C = PeerId("a"), PeerId("b"), PeerId("c")
 
@@ -488,3 +489,8 @@ async def test_every_call_is_answered_once_or_fails_with_a_reason(autojump_clock
     assert storm.ends.total() == 600
     assert storm.ends["answered"] > 300, storm.ends
     assert not storm.net.calling._under_way.total()
+
+
+def test_the_newest_of_versions_side_by_side_is_so_by_its_numbers() -> None:
+    instances = FakeInstances(*(FakeInstance(version, version=version) for version in ("0.10", "0.9", "0.9.1")))
+    assert Answering(instances).spec("calc").version == "0.10"

@@ -12,9 +12,9 @@ from lepton.mesh.messages import pack, unpack
 from lepton.node.deployments import BlobRef
 from lepton.node.services.bundling.admitting import check_allow, may_deploy, refusal
 from lepton.node.services.bundling.signing import sign_release, verify_release
+from lepton.node.services.deciding.outlook import picture_of
 from lepton.node.services.deciding.view import SERVICES_PER_OWNER_MAX, ServiceView
 from lepton.node.services.records import HostedRecord, Offering, Release, ServiceRecord
-from lepton.node.services.shell import picture_of
 from lepton.node.services.spec import MethodBrief, Needs
 
 ADMIN, DEPLOYER, MEMBER, ROOT, CALLER, TRAINER, STRANGER = (Identity(bytes([number]) * 32) for number in range(7))

@@ -85,7 +85,7 @@ def test_and_so_does_what_is_long_or_has_many_arrays(value: Any, padding: int, m
 def test_a_type_comes_back_as_it_was_declared() -> None:
     mask = np.arange(6, dtype=np.uint8).reshape(2, 3)
     found = Found("car", [Box((1, 2), mask), Box((3, 4))], b"\0\xff", {"speed": 3.5})
-    back = values.decode_as(*values.encode(found), Found, what="result")
+    back = values.convert(values.decode(*values.encode(found)), Found, what="result")
     assert same(back.boxes[0].mask, mask)
     assert back.boxes[0].corner == (1, 2)
     assert (back.boxes[1], back.kind, back.raw, back.notes) == (Box((3, 4)), "car", b"\0\xff", {"speed": 3.5})
@@ -97,7 +97,7 @@ def test_a_hundred_pictures_and_embeddings_travel_in_two_arrays() -> None:
     )
     packed, beside = values.encode(images)
     assert len(beside) == 1
-    back = values.decode_as(packed, beside, Images, what="images")
+    back = values.convert(values.decode(packed, beside), Images, what="images")
     assert back.frames == images.frames
     assert same(back.embeddings, images.embeddings)
     assert all(each.flags.aligned and each.flags.writeable for each in back.embeddings)
@@ -105,7 +105,7 @@ def test_a_hundred_pictures_and_embeddings_travel_in_two_arrays() -> None:
 
 def test_tensors_come_as_tensors_where_the_annotation_says_so() -> None:
     packed, beside = values.encode([torch.arange(4.0), torch.tensor(True)])
-    back = values.decode_as(packed, beside, list[torch.Tensor], what="x")
+    back = values.convert(values.decode(packed, beside), list[torch.Tensor], what="x")
     assert torch.equal(back[0], torch.arange(4.0))
     assert back[1].dtype == torch.bool
     with pytest.raises(UsageError, match="bfloat16"):
