@@ -118,7 +118,7 @@ class Node:
             require_name(name, "data set")
             self._datasets[name] = given if isinstance(given, Dataset) else data_source(str(given), Path())
         self.seeing = Seeing(self.home)
-        self._factories = Factories([*self.config.models.allow, *models])
+        self.factories = Factories([*self.config.models.allow, *models])
         self._stack = AsyncExitStack()
         self.mesh: Mesh
         self.checkup: Checkup
@@ -213,7 +213,7 @@ class Node:
         identity, credentials = self.home.identity(), current_credentials(self.home, time.time())
         memory_bytes = self.config.memory_bytes
         self._token = trio.lowlevel.current_trio_token()
-        await trio.to_thread.run_sync(self._factories.load)
+        await trio.to_thread.run_sync(self.factories.load)
         for source in self._datasets.values():  # a wrong file is told now, not when a task comes
             if isinstance(source, DataSource) and (why := await trio.to_thread.run_sync(source.check)):
                 log.warning("%s", why)
@@ -256,7 +256,7 @@ class Node:
                 self.requests = Requests(mesh, self.view, programs)
                 teachers = Teachers(mesh=mesh, view=self.view, requests=self.requests)
                 self.tasks = Tasks(
-                    mesh, self.view, self.weights, self.home, self._datasets, nursery, self._factories, teachers
+                    mesh, self.view, self.weights, self.home, self._datasets, nursery, self.factories, teachers
                 )
                 self.sessions = Sessions(
                     mesh,
@@ -288,7 +288,7 @@ class Node:
                         device=self.device,
                         memory_bytes=memory_bytes,
                         data=tuple(sorted(self._datasets)),
-                        models=self._factories.names,
+                        models=self.factories.names,
                     ),
                 )
                 for work in (

@@ -28,7 +28,7 @@ from .calibration import round_parameters
 from .decoder import Decoder, read_decoder
 from .errors import NotSmaller
 from .manifest import Bits, Manifest, Quantised, said_of, write_manifest
-from .texts import cut_up, written_by
+from .texts import TEXTS, cut_up, written_by
 from .tuning import STEPS, tuned
 from .whole import new_folder
 
@@ -40,15 +40,15 @@ def quantise_folder(
 ) -> Manifest:
     """Round the model of ``folder`` into the new folder ``out``; returns what was done.
 
-    Calibrated on ``text``, or without one on what the model itself writes with this seed; with 4 bits scales and norms
-    are then tuned for so many ``steps``. The model is in memory twice, as float32. Raises UsageError for a folder that
-    is not understood or was rounded before, or an ``out`` that is in use; NotSmaller, and writes nothing, where the
-    files would not become smaller.
+    Calibrated on ``text``, and where that is short or not there on what the model itself writes with this seed; with 4
+    bits scales and norms are then tuned for so many ``steps``. The model is in memory twice, as float32. Raises
+    UsageError for a folder that is not understood or was rounded before, or an ``out`` that is in use; NotSmaller, and
+    writes nothing, where the files would not become smaller.
     """
     require_floats(folder)
     fields: dict[str, Any] = json.loads((folder / _CONFIG).read_bytes())
     with new_folder(out) as work:
-        data = _data(folder, text, seed)
+        data, calibration = _data(folder, text, seed)
         decoder = read_decoder(folder)
         rounded = round_parameters(decoder, (data,), lambda name: 8 if name in {EMBEDDING, HEAD} else bits)
         steps = (STEPS if bits == 4 else 0) if steps is None else steps
@@ -66,7 +66,7 @@ def quantise_folder(
         step = Quantised(
             bits=bits,
             rounding="compensated",
-            calibration=f"texts that the model wrote, seed {seed}" if text is None else "a given text",
+            calibration=calibration,
             rows=len(data),
             tuned_steps=steps,
             tensors=said_of(rounded),
@@ -86,12 +86,19 @@ def require_floats(folder: Path) -> LanguageConfig:
     return config
 
 
-def _data(folder: Path, text: str | None, seed: int) -> Tensor:
+def _data(folder: Path, text: str | None, seed: int) -> tuple[Tensor, str]:
+    """Return texts to calibrate on, and what they are. A short text is taught by heart, so others are put beside it."""
     config = read_config(folder)
+    given = None
     if text is not None:
-        return cut_up(LanguageTokenizer(read_files(folder)).encode(text), config.positions_max)
+        given = cut_up(LanguageTokenizer(read_files(folder)).encode(text), config.positions_max)
+        if (missing := TEXTS - len(given)) <= 0:
+            return given, "a given text"
     engine = load_engine(config, 0, layers(config), read_layers(folder, config))
-    return written_by(engine, config.bos, seed=seed)
+    if given is None:
+        return written_by(engine, config.bos, seed=seed), f"texts that the model wrote, seed {seed}"
+    written = written_by(engine, config.bos, seed=seed, texts=missing)
+    return torch.cat((given, written)), f"a given text, and {missing} that the model wrote, seed {seed}"
 
 
 def _stored(decoder: Decoder, rounded: dict[str, Rounded]) -> dict[str, Tensor]:

@@ -59,8 +59,9 @@ async def distil_from_mesh(
     """Train a student here on what a model of the mesh says of ``data``; else as `distil`, in a thread.
 
     A trained model answers probabilities, which become logits again; of a program ``output`` says which of its
-    outputs they are, logits where classes are answered. All rows are asked for once, before training. Raises what
-    `Node.predict` and `distil` do, UsageError for a language model.
+    outputs they are, logits where classes are answered. All rows are asked for once, before training. A student that
+    is the name of a function is one that this node's owner allows. Raises what `Node.predict` and `distil` do,
+    UsageError for a language model.
     """
     model = node.view.models().get(teacher)
     if model is None and (found := node.view.deployments().get(teacher)) is not None and found.kind == "causal_lm":
@@ -77,6 +78,7 @@ async def distil_from_mesh(
     answers = await answers_from(ask, data, rows=_ROWS)
     if model is not None:
         answers = logits_from(objective, answers)
+    options = {"factories": node.factories, **options}
     train = partial(distil, answers, student, data, objective=objective, teacher_name=f"mesh:{teacher}", **options)
     return await trio.to_thread.run_sync(train)
 

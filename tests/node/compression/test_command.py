@@ -68,7 +68,10 @@ def test_nothing_is_measured_on_what_was_calibrated_on(tmp_path: Path) -> None:
     before, after, measured_on = compared(STORIES / "hf", tmp_path / "small", bits=8, text=text, steps=0)
     assert "last fifth" in measured_on
     assert before.perplexity < after.perplexity < 1.01 * before.perplexity
-    assert read_manifest(tmp_path / "small").quantised[0].calibration == "a given text"
+    assert (
+        read_manifest(tmp_path / "small").quantised[0].calibration
+        == "a given text, and 27 that the model wrote, seed 0"
+    )
     with pytest.raises(UsageError, match="last fifth"):
         compared(STORIES / "hf", tmp_path / "other", bits=8, text="Once upon a time")
 

@@ -1,14 +1,18 @@
 """A student learns what a teacher says, with labels or without, from its outputs and its hidden layers."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import trio
 from lepton.mesh.errors import UsageError
 from lepton.node import digits
-from lepton.node.compression import Fit, answers_from, distil
+from lepton.node.compression import Fit, answers_from, distil, distil_from_mesh
 from lepton.node.compression.decoder import Decoder
 from lepton.node.compression.fitting import fit
 from lepton.node.compression.manifest import Distilled, Manifest, read_manifest, write_manifest
@@ -232,3 +236,19 @@ def test_the_step_is_written_down(tmp_path: Path) -> None:
     step = Distilled(student=SMALL, teacher="mesh:large", temperature=2.0, fitted_steps=3, labels=0.1, features=1.0)
     write_manifest(tmp_path, Manifest(steps=(step,), size_bytes_before=9, size_bytes=1))
     assert read_manifest(tmp_path).steps == (step,)
+
+
+def test_a_student_of_the_mesh_may_be_a_function_that_the_nodes_owner_allows() -> None:
+    async def predict_all(_: str, x: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        return [x[:, :10]]
+
+    name = f"{__name__}:small_student"
+    allowed = Factories([name])
+    allowed._made[name] = small_student
+    view = SimpleNamespace(models=dict, deployments=dict)
+    node: Any = SimpleNamespace(view=view, factories=allowed, predict_all=predict_all)
+    teach = partial(distil_from_mesh, node, "program", name, X[:50], fit=Fit(steps=1))
+    assert isinstance(trio.run(teach).module, nn.Linear)
+    node.factories = Factories(())
+    with pytest.raises(UsageError, match="its owner allows it"):
+        trio.run(teach)

@@ -110,6 +110,19 @@ def test_a_trained_model_at_4_bits_loses_less_than_6_percent(tmp_path: Path) -> 
 
 
 @trained
+def test_a_short_text_is_not_learned_by_heart(tmp_path: Path) -> None:
+    text = (STORIES / "tinystories_sample.txt").read_text()
+    short, rest = text[: len(text) * 4 // 5], text[len(text) * 4 // 5 :]
+    tokenizer, losses = LanguageTokenizer(read_files(STORIES / "hf")), []
+    quantise_folder(STORIES / "hf", tmp_path / "small", bits=4, text=short, steps=30)
+    for folder in (STORIES / "hf", tmp_path / "small"):
+        tokens = torch.tensor([tokenizer.encode(rest)])
+        with torch.no_grad():
+            losses.append(float(F.cross_entropy(read_decoder(folder)(tokens)[0, :-1], tokens[0, 1:])))
+    assert math.exp(losses[1] - losses[0]) < 1.045  # on the 5 rows of the text alone 1.054
+
+
+@trained
 def test_a_model_writes_the_same_texts_with_the_same_seed() -> None:
     engine = engine_of(STORIES / "hf", "float32")
     first, again, other = (written_by(engine, 1, seed=seed, texts=2) for seed in (0, 0, 1))
