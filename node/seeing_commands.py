@@ -41,6 +41,7 @@ def audit(last: int, what: str | None, as_json: bool, home: Path) -> None:  # no
     """Show who joined, was refused or thrown out, what was deployed and which commands were given, the oldest first."""
     from .home import Home
     from .seeing.audit import KINDS, read
+    from .web.dashboard.words import ROOT
 
     if what is not None and what not in KINDS:
         raise UsageError(f"There are no entries {what!r}; choose of {', '.join(KINDS)}.")
@@ -50,7 +51,9 @@ def audit(last: int, what: str | None, as_json: bool, home: Path) -> None:  # no
         for entry in entries:
             click.echo(json.dumps(msgspec.to_builtins(entry)))
         return
-    names = {known.peer: known.device for known in folder.members()} if folder.in_mesh else {}
+    names: dict[str, str] = {}
+    if folder.in_mesh:
+        names = {**{known.peer: known.device for known in folder.members()}, folder.credentials().root: ROOT}
     for entry in entries:
         click.echo(_line(msgspec.to_builtins(entry), names))
     if not entries:

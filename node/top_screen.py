@@ -204,13 +204,16 @@ def _tasks(said: Said) -> Table:
         nodes = list(task["nodes"].values())
         rounds = [node.get("round", 0) for node in nodes]
         far = f"{min(rounds)}" if len(set(rounds)) == 1 else f"{min(rounds, default=0)} to {max(rounds, default=0)}"
+        made = not nodes and any(
+            model["name"] == task["name"] and model["version"] >= task["version"] for model in said["models"]
+        )
         scored = sorted((node for node in nodes if score(node)), key=_value)
-        states = sorted({node["state"] for node in nodes}) or ["no node yet"]
+        states = sorted({node["state"] for node in nodes}) or ["done" if made else "no node yet"]
         table.add_row(
             escape(task["name"]),
             task["policy"],
             str(len(nodes)),
-            far + (f" of {task['rounds']}" if task["rounds"] else ""),
+            far + (f" of {task['rounds']}" if task["rounds"] else "") if nodes else "",
             score(scored[0]) if scored else "",
             score(scored[-1]) if scored else "",
             ", ".join(map(_state, states)),

@@ -20,7 +20,7 @@ from .feed import CLIENTS_MAX, Feed
 from .history import History
 from .owner import Owner
 from .pictured import Picture
-from .words import REASON_MAX, name, shown
+from .words import REASON_MAX, ROOT, name, shown
 
 if TYPE_CHECKING:
     from ...node import Node
@@ -118,6 +118,7 @@ class Dashboard:
         last = min(_number(request, "last") or _AUDIT_MAX, _AUDIT_MAX)
         entries = await trio.to_thread.run_sync(lambda: read(self._node.home.path, last=last))
         names = devices_of(self._node.home, self._node.mesh)
+        names = {**names, self._node.mesh.root: ROOT}
         return Json([_told(entry, names) for entry in reversed(entries)])
 
     # -- doing --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ...seeing.load import LOAD, LoadRecord
 from ...services.controlling import listing
 from ...services.records import HostedRecord
 from .traffic import Traffic
-from .words import REASON_MAX, name, shown
+from .words import REASON_MAX, ROOT, name, shown
 
 if TYPE_CHECKING:
     from ...node import Node
@@ -50,7 +50,7 @@ class Picture:
             "models": [*map(_model, status["models"]), *map(_deployment, status["deployments"])],
             "tasks": [_task(task) for task in status["tasks"]],
             "services": _services(node),
-            "revoked": [_revoked(one, names) for one in mesh["revoked"]],
+            "revoked": [_revoked(one, {**names, node.mesh.root: ROOT}) for one in mesh["revoked"]],
             "trouble": _trouble(status, names),
             "audit": node.seeing.audit.written,
         }

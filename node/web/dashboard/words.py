@@ -8,6 +8,7 @@ from typing import Final
 
 NAME_MAX: Final = 64
 REASON_MAX: Final = 400
+ROOT: Final = "the root key"  # of the mesh, which is nobody's device
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # of Unicode's categories
 _MARKS_MAX: Final = 2  # combining marks in a row: more of them run over the lines above and below
 

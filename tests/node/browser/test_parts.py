@@ -134,6 +134,19 @@ async def test_a_method_that_takes_a_structure_has_a_field_for_each_of_its_parts
     await parts(tmp_path, see)
 
 
+async def test_a_task_that_nobody_speaks_of_any_more_is_done_when_its_model_is_there(tmp_path: Path) -> None:
+    task = {"name": "digits", "version": 1, "policy": "trusted", "rounds": 400, "served": True, "nodes": {}}
+    models = [{"name": "digits", "kind": "trained", "version": 1}]
+
+    def see(page: Page) -> None:
+        for made, words in ((models, "digits done Its model is served."), ([], "digits waiting No device")):
+            mount(page, "tasks.js", "tasks", {"tasks": [task], "models": made, "nodes": []})
+            assert " ".join(page.run("document.querySelector('.card').innerText").split()).startswith(words)
+            assert page.run("document.querySelectorAll('progress, table').length") == 0
+
+    await parts(tmp_path, see)
+
+
 def device(name: str, *, me: bool = False) -> dict[str, Any]:
     about = {"role": "member", "memory_bytes": 1, "gb_s": 1, "data": [], "load": None, "holds": [], "expires": 0}
     return about | {"id": name, "short": name, "device": f"device {name}", "me": me, "here": True, "connected": True}

@@ -45,6 +45,15 @@ def shown(*looks: dict[str, Any], lines: int | None = None) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
+def test_a_task_of_which_nobody_says_anything_any_more_is_done_if_its_model_is_there() -> None:
+    told = {"name": "digits", "policy": "trusted", "rounds": 100, "version": 2, "nodes": {}}
+    model = SAID["models"][0]
+    for version, state in ((1, "no node yet"), (2, "done")):
+        lines = shown(SAID | {"tasks": [told], "models": [model | {"version": version}], "log": []})
+        (line,) = [line for line in lines if "trusted" in line]
+        assert line.split() == ["digits", "trusted", "0", *state.split()]
+
+
 def test_everything_is_there_and_fits() -> None:
     lines = shown(SAID)
     assert all(len(line) <= 80 for line in lines)

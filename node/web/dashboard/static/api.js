@@ -78,6 +78,6 @@ export async function follow(news, status) {
       if (error instanceof NoToken) return;
     }
     await new Promise((resolve) => setTimeout(resolve, wait_ms));
-    wait_ms = Math.min(2 * wait_ms, 10_000);
+    wait_ms = Math.min(2 * wait_ms, 3_000);
   }
 }

@@ -18,7 +18,7 @@ const ui = { status: "asking", view: "", mounted: null, owner: false, refresh: (
 
 // -- what is shown ------------------------------------------------------------------------------------------------------
 
-let due = false;
+let due = false, heard = 0;
 function schedule() {
   if (due) return;
   due = true;
@@ -63,6 +63,8 @@ function head() {
       me && h("button", { class: ui.owner ? "plain owner" : "plain", onclick: unlock, title: ui.owner ? "This page may change things" : "This page may only look" }, ui.owner ? "Owner" : "Unlock"),
       h("button", { class: "plain icon", onclick: turn, "aria-label": "Light or dark", title: "Light or dark" }, "◐"))];
   const out = [h("div", { class: "bar" }, parts)];
+  document.body.classList.toggle("stale", ui.status === "lost");
+  if (me && ui.status === "lost") out.push(h("p", { class: "banner", role: "alert" }, `The node does not answer since ${new Date(heard).toLocaleTimeString()}. What is below is as it was then.`));
   if (me?.thrown_out) out.push(h("p", { class: "banner bad", role: "alert" }, `This device was thrown out of the mesh: ${me.thrown_out}`));
   for (const why of me?.reasons ?? []) if (!me.thrown_out) out.push(h("p", { class: "banner bad", role: "alert" }, why));
   for (const why of me?.warnings ?? []) out.push(h("p", { class: "banner" }, why));
@@ -122,6 +124,7 @@ function go() {
 }
 
 function status(word) {
+  if (word === "live" && ui.status === "lost" && api.hasKey()) confirmOwner(false); // a node that was started anew has another key
   ui.status = word;
   if (word === "token") askToken();
   schedule();
@@ -136,6 +139,8 @@ function askToken() {
 }
 
 function news(section, data) {
+  heard = Date.now();
+  if (section === "me" && state.me && state.me.release !== data.release) location.reload(); // the page is of the release before
   state[section] = data;
   if (section === "me") document.documentElement.dataset.ready = "";
   schedule();

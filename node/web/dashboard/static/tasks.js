@@ -82,6 +82,13 @@ function card(task) {
       const nodes = Object.entries(now.nodes);
       const round = Math.max(0, ...nodes.map(([, node]) => node.round ?? 0));
       const running = nodes.some(([, node]) => ["preparing", "ready", "training", "in its own loop"].includes(node.state));
+      if (!nodes.length) { // it is over, or nobody has begun
+        const made = state.models.some((model) => model.kind === "trained" && model.name === now.name && model.version >= now.version);
+        morph(about, [h("div", { class: "top" }, h("h2", null, now.name), h("span", { class: `pill ${made ? "good" : ""}` }, made ? "done" : "waiting")),
+          h("p", { class: "hint" }, made ? "Its model is served. The devices that made it were started anew since then, and tell no more how it went." : "No device that is here takes part.")]);
+        morph(rows, []);
+        return;
+      }
       morph(about, [
         h("div", { class: "top" }, h("h2", null, now.name), h("span", { class: `pill ${running ? "busy" : "good"}` }, running ? "training" : "done")),
         h("p", { class: "hint" }, [`policy ${now.policy}`, `version ${now.version}`, count(nodes.length, "device"), now.rounds ? `round ${round} of ${now.rounds}` : `round ${round}`, now.served ? null : "each device keeps its model"].filter(Boolean).join(" · ")),
