@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 
 import httpx
 import trio
+from click.testing import CliRunner
 from lepton.node import Node
 from lepton.node.control import Control, serve_control
 from lepton.node.seeing.seeing import deployed
+from lepton.node.seeing_commands import audit
 from lepton.node.web.dashboard.app import POLICY
 from lepton.node.web.dashboard.owner import HEADER
 
@@ -188,5 +190,9 @@ async def test_the_owner_does_what_the_command_line_can(tmp_path: Path) -> None:
         await until(lambda: b.mesh.me not in a.mesh.present)
         state = (await ask(a, lambda client: client.get("/ui/state"))).json()
         assert [(one["id"], one["reason"]) for one in state["revoked"]] == [(b.mesh.me, "lost")]
+        a.seeing.audit.note("revoked", who=b.mesh.me, by=a.mesh.root)
         told = (await ask(a, lambda client: client.get("/ui/audit"))).json()
+        assert told[0]["by"] == "the root key"
+        read = await trio.to_thread.run_sync(CliRunner().invoke, audit, ["--home", str(a.home.path)])
+        assert "by the root key" in read.output.splitlines()[-1]
         assert {"invited", "command", "revoked"} <= {entry["what"] for entry in told}
