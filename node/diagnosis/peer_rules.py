@@ -136,6 +136,8 @@ _MEANINGS: Final = (
      "Its old address was given to another machine; it is found again when it announces itself."),
     ("this node itself", "itself", "it leads back to this device",
      "The address is this device's own, or a container's that all machines have: name another."),
+    ("other than multistream-select", "no-node", "what answers there is no node",
+     "Name the port on which the node listens (`lepton-node status` there says it), not that of its page or endpoint."),
     ("No stream for", "older", "it speaks another release of the protocol", "Bring both devices to the same release."),
     ("strangers are here", "crowded", "too many strangers were at the door at once", "It is tried again by itself."),
 )  # fmt: skip

@@ -229,6 +229,9 @@ def test_our_own_refusals_are_understood() -> None:
     assert named(refusal(1.0, root, ()))[0] == "no-grant"
     revocations = Revocations(root.peer_id, [revoke(root, ann.peer_id, root=root.peer_id, reason="lost", now=1.0)])
     assert named(revocations.why_not((grant,))) == ("revoked", "ann was thrown out of the mesh")
+    not_a_node = classified("/ip4/127.0.0.1/tcp/7533: The peer speaks something other than multistream-select.")
+    assert not_a_node is not None
+    assert not_a_node[::2] == ("what answers there is no node", "no-node")
     assert classified("What nobody says") is None
 
 
