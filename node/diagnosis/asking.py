@@ -64,7 +64,8 @@ async def examine(node: "Node", *, peer: str = "", at: str = "") -> dict[str, An
     place = parse_place(at) if at else ""
     known = _known(node)
     chosen = _named(peer, known) if peer else ""
-    named = [_place(node, one.address, one.peer or "", one.trouble) for one in node.mesh.finding.places if one.address != place]
+    kept = [one for one in node.mesh.finding.places if one.address != place]
+    named = [_place(node, one.address, one.peer or "", one.trouble) for one in kept]
     if place:
         named.append(await _met(node, place))
     peers = await _each([one for one in known if one.id != chosen], lambda one: _look(node, one))
