@@ -3,12 +3,18 @@
 import { get } from "./api.js";
 import { h, morph } from "./dom.js";
 import { table } from "./devices.js";
-import { when } from "./words.js";
+import { count, when } from "./words.js";
 
 const KINDS = { all: "everything", joined: "joins", refused: "refusals", revoked: "revocations", deployed: "deployments", command: "commands" };
 const WITH = { joined: ["joined", "appeared", "invited"], refused: ["refused"], revoked: ["revoked"], deployed: ["deployed", "withdrawn"], command: ["command", "invited", "started", "stopped"] };
 
 const NAMES = { appeared: "first seen", command: "command here" };
+
+function more(entry) {
+  const name = entry.what === "started" ? `release ${entry.name}` : entry.name;
+  const said = [name, entry.detail].filter(Boolean).join(": ");
+  return entry.also ? `${said} (${count(entry.also, "more refusal")} not written)` : said;
+}
 
 export function audit(root, state) {
   const rows = h("div", { class: "panel" });
@@ -20,8 +26,8 @@ export function audit(root, state) {
     morph(choice, Object.entries(KINDS).map(([name, word]) => h("button", { "aria-pressed": String(kind === name), onclick: () => { kind = name; draw(); } }, word)));
     const shown = entries.filter((entry) => kind === "all" || WITH[kind].includes(entry.what)).slice(0, 300);
     morph(rows, trouble ? h("p", { class: "bad" }, trouble) : shown.length ? table(["When", "What", "Who", "By", "More"], shown.map((entry) => [
-      when(entry.at), h("span", { class: `pill ${entry.what === "refused" || entry.what === "revoked" ? "wrong" : entry.what === "joined" || entry.what === "appeared" ? "good" : ""}` }, NAMES[entry.what] ?? entry.what),
-      entry.who ? h("span", { title: entry.id }, entry.who) : "", entry.by, [entry.name, entry.detail, entry.also ? `and ${entry.also} more that were not written` : ""].filter(Boolean).join(": "),
+      h("span", { class: "when" }, when(entry.at)), h("span", { class: `pill ${entry.what === "refused" || entry.what === "revoked" ? "wrong" : entry.what === "joined" || entry.what === "appeared" ? "good" : ""}` }, NAMES[entry.what] ?? entry.what),
+      entry.who ? h("span", { title: entry.id }, entry.who) : "", entry.by, more(entry),
     ])) : h("p", { class: "hint" }, "Nothing of this kind has happened."));
   }
 

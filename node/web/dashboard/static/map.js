@@ -9,7 +9,7 @@ export function map(root, state, ui) {
   const stage = h("div", { class: "stage" });
   const legend = h("div", { class: "legend", role: "group", "aria-label": "What is held" });
   const side = h("aside", { class: "panel side", "aria-label": "The selected device" });
-  const key = h("p", { class: "hint key" }, "A ring fills as the processor does. A line is a link of this device: grey up to 8 ms there and back, ", h("span", { class: "middling" }, "orange up to 64 ms"), ", ", h("span", { class: "far" }, "red beyond"), "; thicker with more traffic. Other devices' links are drawn where they are slow.");
+  const key = h("p", { class: "hint key" }, "A ring fills as the processor does. A line is a link of this device: grey up to 8 ms there and back, ", h("span", { class: "middling" }, "orange up to 64 ms"), ", ", h("span", { class: "far" }, "red beyond"), "; thicker with more traffic. Other devices' links are drawn where they are slow. What a link can carry shows once much has gone over it, or it was measured.");
   root.append(h("div", { class: "mapgrid" }, h("section", { class: "panel mappanel", "aria-label": "Map of the mesh" }, legend, stage, key), side));
   const watch = new ResizeObserver(() => draw());
   watch.observe(stage);
@@ -53,7 +53,7 @@ function links(state, select) {
   if (!own.length) return [];
   return [h("h3", null, "Links of this device"), h("ul", { class: "lines" }, own.map((link) => h("li", { "data-key": link.other },
     h("button", { class: "text", onclick: () => select(link.other) }, names.get(link.other) ?? link.other.slice(-8)),
-    h("span", null, [ms(link), carries(link)].filter(Boolean).join(" · ")))))];
+    h("span", null, [ms(link), carries(link) || rate(Math.max(link.sent_s ?? 0, link.received_s ?? 0))].filter(Boolean).join(" · ")))))];
 }
 
 // This node in the middle, the others on up to three rings around it; by their ids, so that nobody jumps about.

@@ -113,7 +113,7 @@ function scored(node, which) {
 
 function chart(title) {
   const place = h("div", { class: "plot" });
-  const root = h("figure", { class: "chart" }, h("figcaption", null, title), place);
+  const root = h("figure", { class: "chart", hidden: true }, h("figcaption", null, title), place);
   let plot = null, drawn = "";
   const size = () => ({ width: Math.max(place.clientWidth, 200), height: 200 });
   const watch = new ResizeObserver(() => plot?.setSize(size()));
