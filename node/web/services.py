@@ -9,6 +9,7 @@ bytes or an array and the client says ``Accept: application/octet-stream``.
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -35,6 +36,7 @@ BODY_BYTES_MAX: Final = 32 * limits.MIB  # a frame of 4K is 24 MiB; 16 such requ
 REQUESTS_MAX: Final = 16
 SPEC_WAIT_S: Final = 2.0  # for a host to say what its service is, when all are listed
 
+_AT_ONCE_BYTES: Final = 64 * limits.KIB  # of a body, read in 20 ms; a longer one must not hold the node up
 RAW: Final = "application/octet-stream"
 
 
@@ -109,7 +111,8 @@ class Services:
         target = f"{service}.{name}"
         try:
             raw = headers.get("content-type", "").partition(";")[0].strip().lower() == RAW
-            given = _from_raw(method, body, headers, query) if raw else _from_json(method, body)
+            read = partial(_from_raw, method, body, headers, query) if raw else partial(_from_json, method, body)
+            given = await trio.to_thread.run_sync(read) if len(body) > _AT_ONCE_BYTES else read()
             if method.kind == "server_stream":
                 await self._stream(target, given, out)
                 return
@@ -183,7 +186,7 @@ def _queried(text: str, schema: Mapping[str, Any]) -> object:
         return text
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return text
 
 

@@ -32,6 +32,7 @@ from .directory import Directory, Known, Pictured
 from .sending import Reach, Sending
 from .tries import Tries, outcome_of
 from .troubles import raised
+from .vetting import vet
 
 WAITING_MAX: Final = 1024  # calls of one service that nobody has taken yet: more would wait in vain
 # Calls under way to one host: what it takes of one peer, less two for the upkeep of the mesh.
@@ -138,12 +139,13 @@ class Calling:
             try:
                 with self._attempt(call, replica) as attempt:
                     described = Described(version=wanted)
-                    spec = await self._sending.describe(service, described, replica, call.deadline)
+                    said = await self._sending.describe(service, described, replica, call.deadline)
+                    spec = vet(said, service, known.record.releases)
                     attempt.outcome = "answered"
             except LeptonError as error:
                 call.failed(error, [replica])
             else:
-                if digests and spec.version == wanted and spec.name == service:
+                if digests and spec.version == wanted:
                     self._specs[digests[0]] = spec
                 return spec
 

@@ -31,6 +31,7 @@ _ARRAY, _POOLED_BYTES, _POOLED_TEXT, _POOLED_ARRAY = 1, 2, 3, 4  # extension typ
 _INDEX: Final = struct.Struct(">H")
 _PART: Final = struct.Struct(">HI")  # which array is the pool, how many bytes of it
 _NAMES: Final = tuple(DTYPES)
+_TOO_MANY: Final = f"it has more than {TREE_BYTES_MAX:,} parts; send long lists of numbers as an array"
 _BUILTIN: Final = (bytes, bytearray)
 
 T = TypeVar("T")
@@ -160,9 +161,15 @@ class _Pool:
         self._few = len(arrays) <= ARRAYS_MAX
         self._index = len(arrays) if self._few else 0
         self._parts: list[bytes | memoryview] = []
+        self._nodes = 0
 
     def packed(self, tree: bytes) -> tuple[bytes, _Collected]:
-        raw = msgpack.unpackb(tree, raw=False, strict_map_key=False)
+        # Of more items than these, were each a byte, no tree is short enough: they are not even looked at.
+        most = {"max_array_len": TREE_BYTES_MAX, "max_map_len": TREE_BYTES_MAX}
+        try:
+            raw = msgpack.unpackb(tree, raw=False, strict_map_key=False, **most)
+        except ValueError as error:
+            raise ValueError(_TOO_MANY) from error
         packed: bytes = msgpack.packb(self._lift(raw), use_bin_type=True)
         collected = _Collected()
         collected.arrays = self._arrays if self._few else []
@@ -171,6 +178,9 @@ class _Pool:
         return packed, collected
 
     def _lift(self, node: Any) -> Any:  # noqa: ANN401 - msgpack's tree
+        self._nodes += 1
+        if self._nodes > TREE_BYTES_MAX:
+            raise ValueError(_TOO_MANY)
         match node:
             case msgpack.ExtType(code=code, data=data):
                 return node if self._few or code != _ARRAY else self._array(self._arrays[_INDEX.unpack(data)[0]])

@@ -277,3 +277,12 @@ def test_json_that_does_not_fit_is_refused_with_its_place(text: str, said: str) 
 def test_a_schema_in_a_circle_ends() -> None:
     with pytest.raises(UsageError, match="64 steps"):
         in_json.shaped(1, '{"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}')
+
+
+@pytest.mark.parametrize("value", [list(range(60_000)), [[number] for number in range(40_000)]])
+def test_what_has_more_parts_than_could_travel_is_not_looked_through(
+    value: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(values, "TREE_BYTES_MAX", 50_000)
+    with pytest.raises(UsageError, match=r"more than [\d,]+ parts; send long lists of numbers as an array"):
+        values.encode({"x": value, "y": 1})

@@ -1,6 +1,7 @@
 """Services over HTTP: JSON and raw bytes in and out, events, and a status for each thing that can go wrong."""
 
 import http.client
+import threading
 from base64 import b64encode
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from lepton.node.services.errors import InstanceLost, NotHere, ServiceError, Too
 from lepton.node.services.messages import Asked, Given
 from lepton.node.services.writing.in_json import packed
 from lepton.node.services.writing.values import decode
+from lepton.node.web import services as web_services
 from lepton.node.web.endpoint import Endpoint
 from lepton.node.web.guard import Guard
 from lepton.node.web.listen import Listen
@@ -186,3 +188,20 @@ async def test_a_body_that_is_too_large_is_413() -> None:
     async with served() as (port, *_):
         status, said, _ = await ask(port, "/calc/frame", bytes(33 * 1024 * 1024), RAW)
         assert (status, said["error"]["message"]) == (413, "A request has at most 33,554,432 bytes.")
+
+
+async def test_a_long_body_is_read_beside_the_node_and_not_in_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_in: list[bool] = []
+    read = web_services._from_json
+
+    def watched(method: Any, body: bytes) -> dict[str, Any]:
+        read_in.append(threading.current_thread() is ours)
+        return read(method, body)
+
+    ours = threading.current_thread()
+    monkeypatch.setattr(web_services, "_from_json", watched)
+    async with served() as (port, _, _):
+        for spaces in (0, 100_000):
+            status, said, _ = await ask(port, "/calc/add", b'{"x": 1,' + b" " * spaces + b'"y": 2}')
+            assert (status, said) == (200, 3)
+    assert read_in == [True, False]
