@@ -70,6 +70,10 @@ class Authority(msgspec.Struct, frozen=True):
     def allows(self, needed: str) -> bool:
         return allows(self.capabilities, needed)
 
+    def at(self, now: float) -> "Authority":
+        """Return what is left of it at this moment: nothing once it has ended."""
+        return self if now < self.expires else Authority(self.subject, (), self.expires)
+
     def require(self, needed: str, now: float) -> None:
         """Raise Refused unless this authority covers the capability at this moment."""
         if now >= self.expires:

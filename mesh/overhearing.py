@@ -205,9 +205,9 @@ async def _listen(
         if data == question:
             heard.echoes.add(name)
         elif len(heard.voices) < VOICES_MAX:
-            for voice in voices(data, name, source[0].partition("%")[0], seal, interface_index(said)):
-                if voice not in heard.voices:
-                    heard.voices.append(voice)
+            found = voices(data, name, source[0].partition("%")[0], seal, interface_index(said))
+            heard.voices += [voice for voice in dict.fromkeys(found) if voice not in heard.voices]
+            del heard.voices[VOICES_MAX:]  # one packet may have hundreds
 
 
 def interface_index(said: Sequence[tuple[int, int, bytes]]) -> int:

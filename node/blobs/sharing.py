@@ -2,7 +2,7 @@
 
 The shell of `fetching`. A chunk is received into memory, checked, and written to its place; more than some of them are
 never held. Who has the capability `infer:NAME` may fetch the blobs of the model of that name; those of services go by
-the same way under other methods, and take `service:NAME`.
+the same way under other methods, and take `host:NAME`: who only calls a service need not have its code.
 """
 
 import logging
@@ -21,6 +21,7 @@ import trio
 from ...mesh import limits, tensors
 from ...mesh.calls import Answer, Empty, FilePart, Incoming, Method
 from ...mesh.errors import Busy, LeptonError, LinkError, PeerError, UsageError
+from ...mesh.grants import HOST
 from ...mesh.identity import PeerId, short
 from ...mesh.mesh import Mesh
 from ...mesh.messages import Message
@@ -112,7 +113,7 @@ class Ways:
 
 
 OF_MODELS: Final = Ways("blob.have", "blob.read", "infer")
-OF_SERVICES: Final = Ways("bundle.have", "bundle.read", "service")
+OF_SERVICES: Final = Ways("bundle.have", "bundle.read", HOST)
 
 
 class Blobs:

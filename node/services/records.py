@@ -19,6 +19,7 @@ RELEASES_MAX: Final = 3  # the one that runs, the one that comes, one beside the
 REPLICAS_MAX: Final = 64
 INSTANCES_MAX: Final = 32  # of one service on one device
 LABELS_MAX: Final = 16
+QUEUE_MS_MAX: Final = 2.0**40  # what no call waits; and no NaN, with which nobody could reckon
 
 InstanceId = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]
 State = Literal["starting", "ready", "draining", "failed"]
@@ -59,7 +60,9 @@ class InstanceSaid(Message, frozen=True, kw_only=True):
     state: State
     reason: Text = ""  # why it failed
     running: Natural = 0  # calls, coarse: the exact load comes with each answer
-    queue_ms: float = 0.0  # that calls lately waited, smoothed and coarse
+    queue_ms: Annotated[float, msgspec.Meta(ge=0, le=QUEUE_MS_MAX)] = (
+        0.0  # that calls lately waited, smoothed and coarse
+    )
     restarts: Natural = 0
     quiet: bool = False  # nobody has called it for as long as the deployment's `idle_s`
 

@@ -36,6 +36,7 @@ from .hosting import Wanted
 from .records import HOSTED, Offering, Release
 
 _EVENTS_MAX = 64  # that wait for the machine; whoever brings more waits
+_AGAIN_S = 60.0  # what nobody says: that a grant has ended
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ class Hosting:
             if seen != known:
                 known = seen
                 await self._tell.send(seen)
-            await changed.wait()
+            with trio.move_on_after(_AGAIN_S):
+                await changed.wait()
 
     def _refusals(self, picture: Picture) -> Mapping[tuple[str, str], str]:
         found = {}
@@ -95,7 +97,7 @@ class Hosting:
                     name,
                     release,
                     mesh=self._mesh.root,
-                    authority_of=self._mesh.authority,
+                    authority_of=self._view.authority,
                     allow=self._config.allow,
                 )
                 if why:

@@ -1,11 +1,15 @@
-"""What one node reads about services out of the records: what ought to run, what runs, who offers what. Pure.
+"""What one node reads about services out of the records: what ought to run, what runs, who offers what.
+
+Pure, but for the clock by which grants end.
 
 Invariant: a deployment counts only while its owner may deploy that service. Who may not can publish what it likes,
 with any revision: no node takes notice. Of those that count, the highest revision and then the owner's id decides.
 """
 
 import logging
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
@@ -44,8 +48,14 @@ class Deployed:
 class ServiceView:
     """One node's reading of services, afresh at each question."""
 
-    def __init__(self, mesh: Members) -> None:
+    def __init__(self, mesh: Members, clock: Callable[[], float] = time.time) -> None:
+        """``clock`` tells Unix seconds: grants end."""
         self._mesh = mesh
+        self._clock = clock
+
+    def authority(self, peer: PeerId) -> Authority:
+        """Return what a member may do now. Raises KeyError for one that was never met."""
+        return self._mesh.authority(peer).at(self._clock())
 
     def known(self) -> dict[str, Deployed]:
         """Return what was last said of each service by whom may say it, removed ones too."""
@@ -53,7 +63,7 @@ class ServiceView:
         count: Counter[PeerId] = Counter()
         said = self._mesh.live(SERVICE, ServiceRecord)
         for record, deployment in sorted(said, key=lambda pair: (pair[0].name, pair[0].owner)):
-            if not may_deploy(self._mesh.authority, record.owner, record.name):
+            if not may_deploy(self.authority, record.owner, record.name):
                 log.debug("%s may not deploy %r: passed over", short(record.owner), record.name)
                 continue
             count[record.owner] += 1
@@ -67,9 +77,7 @@ class ServiceView:
         """Return who has said something of a service and may."""
         said = self._mesh.live(SERVICE, ServiceRecord)
         return {
-            record.owner
-            for record, _ in said
-            if record.name == name and may_deploy(self._mesh.authority, record.owner, name)
+            record.owner for record, _ in said if record.name == name and may_deploy(self.authority, record.owner, name)
         }
 
     def services(self) -> dict[str, ServiceRecord]:
@@ -92,7 +100,6 @@ class ServiceView:
     def may_host(self, peer: PeerId, service: str) -> bool:
         """Whether a member may run a service, and so see what it is asked, say how it goes, and get its bundle."""
         try:
-            authority = self._mesh.authority(peer)
-            return authority.allows(f"{HOST}:{service}") and authority.allows(f"service:{service}")
+            return self.authority(peer).allows(f"{HOST}:{service}")
         except KeyError:
             return False

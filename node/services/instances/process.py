@@ -95,8 +95,9 @@ class Process:
     def kill(self, why: str) -> None:
         """End it and all that it started. The first reason counts."""
         self._why = self._why or why
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
+        if self._popen.returncode is None:  # else its number may be another's by now
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
 
     async def close(self) -> None:
         """Let it close, then end it."""

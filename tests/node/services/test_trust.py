@@ -14,7 +14,7 @@ from lepton.node.services.bundling.admitting import check_allow, may_deploy, ref
 from lepton.node.services.bundling.signing import sign_release, verify_release
 from lepton.node.services.deciding.outlook import picture_of
 from lepton.node.services.deciding.view import SERVICES_PER_OWNER_MAX, ServiceView
-from lepton.node.services.records import HostedRecord, Offering, Release, ServiceRecord
+from lepton.node.services.records import HostedRecord, InstanceSaid, Offering, Release, ServiceRecord
 from lepton.node.services.spec import MethodBrief, Needs
 
 ADMIN, DEPLOYER, MEMBER, ROOT, CALLER, TRAINER, STRANGER = (Identity(bytes([number]) * 32) for number in range(7))
@@ -24,7 +24,7 @@ GRANTS = {
     DEPLOYER.peer_id: (*ROLES["member"], "deploy:eyes"),
     MEMBER.peer_id: ROLES["member"],
     CALLER.peer_id: ROLES["client"],
-    TRAINER.peer_id: (*ROLES["trainer"], "host:eyes"),  # may not call it, so it gets no bundle
+    TRAINER.peer_id: (*ROLES["trainer"], "host:ears"),
 }
 
 
@@ -122,8 +122,8 @@ class Said:
         return authority_of(peer)
 
 
-def view(*records: tuple[Identity, str, Any]) -> ServiceView:
-    return ServiceView(cast("Any", Said(*records)))
+def view(*records: tuple[Identity, str, Any], now: float = 0.0) -> ServiceView:
+    return ServiceView(cast("Any", Said(*records)), lambda: now)
 
 
 def wanted(revision: int = 1, **changes: Any) -> ServiceRecord:
@@ -168,3 +168,21 @@ def test_who_may_not_host_is_not_heard_asked_or_counted_whatever_it_says() -> No
     )
     assert found.hosted() == {"eyes": {MEMBER.peer_id: said}}
     assert picture_of(found).hosts("eyes") == {MEMBER.peer_id}
+
+
+def test_a_host_says_no_wait_that_nobody_could_reckon_with() -> None:
+    said = InstanceSaid(id="a", bundle="ab" * 32, version="1", state="ready")
+    for queue_ms in (float("nan"), float("inf"), -1.0):
+        word = HostedRecord(revision=1, instances=(msgspec.structs.replace(said, queue_ms=queue_ms),))
+        with pytest.raises(PeerError, match="not a valid HostedRecord"):
+            unpack(pack(word), HostedRecord)
+
+
+def test_when_a_grant_has_ended_what_its_owner_signed_stated_and_hosts_counts_no_more() -> None:
+    records = ((ADMIN, "eyes", wanted()), (MEMBER, "eyes", HostedRecord(revision=1)))
+    offers = ((MEMBER, "self", Offering(memory_bytes=1, cores=1.0)),)
+    for now, counts in ((2.0**53 - 1, True), (2.0**53, False)):
+        found = view(*records, *offers, now=now)
+        assert bool(found.services()) is bool(found.hosted()) is found.may_host(MEMBER.peer_id, "eyes") is counts
+        why = refusal("eyes", release(), mesh=ROOT.peer_id, authority_of=found.authority, allow=("admin",))
+        assert ("may not deploy 'eyes' in this mesh (any more)" in why) is not counts

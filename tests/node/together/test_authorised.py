@@ -6,7 +6,7 @@ import pytest
 import trio
 from lepton.mesh.calls import PROTOCOL, Method, receive_frame
 from lepton.mesh.frames import encode
-from lepton.mesh.grants import ROLES, Grant, issue
+from lepton.mesh.grants import DEPLOY, HOST, ROLES, Grant, issue
 from lepton.mesh.identity import Identity
 from lepton.mesh.messages import pack, unpack
 from lepton.mesh.protocol import HELLO, Hello, HelloAnswer
@@ -17,7 +17,7 @@ from lepton.node import Node
 from .fakes import PATIENCE_S, World, until
 
 EVE = Identity(bytes(range(32)))
-KINDS = {capability.partition(":")[0] for capability in ROLES["admin"]}
+KINDS = {capability.partition(":")[0] for capability in ROLES["admin"]} | {DEPLOY, HOST}
 GARBAGE = b"\xc1\xc1\xc1"
 
 

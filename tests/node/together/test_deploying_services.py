@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import trio
 from lepton.mesh.errors import Refused, UsageError
+from lepton.node.blobs.sharing import OF_SERVICES, BlobHeld, BlobWanted
 from lepton.node.services.controlling import listing, new_lines
 from lepton.node.services.errors import DoesNotStart
 from lepton.node.services.operating import Progress, RolledBack
-from lepton.node.services.records import SERVICE, ServiceRecord
+from lepton.node.services.records import HOSTED, SERVICE, HostedRecord, ServiceRecord
 from lepton.node.services.services import Services
 
 from .fakes import running, until
@@ -201,3 +202,19 @@ def test_of_a_log_that_is_followed_only_what_is_new_is_shown() -> None:
     assert new_lines(["a", "b"], ["b", "c"]) == ["c"]
     assert new_lines(["a", "b"], ["x"]) == ["x"]
     assert new_lines(["a", "a"], ["a", "a", "a"]) == ["a"]
+
+
+async def test_who_only_calls_hosts_nothing_gets_no_code_and_its_word_counts_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path, "a", "b", roles={"b": "client"}) as world, hosting(world.nodes, tmp_path) as both:
+        (a, b), pools = both[0].values(), both[1]
+        await a.deploy(write(tmp_path / "v1", "1.0"), replicas=2)
+        await deployed(a)
+        assert [pool.versions for pool in pools.values()] == [["1.0"] * 2, []]
+        await until(lambda: "eyes" in b.view.services())
+        ours, theirs = world.nodes["a"].mesh, world.nodes["b"].mesh
+        wanted = BlobWanted(ref=a.view.services()["eyes"].releases[0].bundle)
+        with pytest.raises(Refused, match="lacks the capability 'host:eyes'"):
+            await theirs.calls.call(ours.me, OF_SERVICES.have, wanted, BlobHeld, scope="eyes")
+        theirs.publish(HOSTED, "eyes", HostedRecord(revision=0, instances=(), wanted=64))
+        await until(lambda: len(ours.live(HOSTED, HostedRecord)) == 2)
+        assert list(a.view.hosted()["eyes"]) == [ours.me]
