@@ -8,14 +8,12 @@ node says in its records is what it does: each decision and the word about it le
 import math
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
-import msgspec
-
 from ....mesh.identity import PeerId, short
-from ..records import INSTANCES_MAX, HostedRecord, InstanceSaid, Offering, Release, ServiceRecord, State
+from ..records import INSTANCES_MAX, HostedRecord, InstanceSaid, Offering, Release, ServiceRecord
 from .outlook import Outlook, Picture, outlook
+from .own import REASON_BYTES_MAX, Bar, Bundle, Mine, Wait, cut, plain, said_of
 from .rollout import RESTARTS_MAX, current, ending, holding_up, is_under_way, may_start
 from .scaling import Scaling, leader
 from .steps import (
@@ -46,52 +44,7 @@ TRY_AGAIN_S_MAX: Final = 3600.0
 # and sets a service up three times in vain is through by then.
 PATIENCE_S: Final = 1800.0
 ROOM_S: Final = 30.0  # for room to come free where the placement says that there is some
-_REASON_BYTES_MAX: Final = 300  # so that a record with the most instances still fits
-_LAST_BYTES_MAX: Final = 100  # of each instance's own
 _ID_BITS: Final = 48
-
-
-@dataclass(slots=True)
-class _Mine:
-    service: str
-    release: Release
-    ran: Ran
-    called_at: float
-    stopping: bool = False
-
-    @property
-    def state(self) -> State:
-        return "draining" if self.stopping else self.ran.state
-
-
-@dataclass(slots=True)
-class _Bar:
-    """Why a bundle does not run here for now."""
-
-    reason: str
-    until: float
-    tries: int
-
-
-@dataclass(slots=True)
-class _Wait:
-    """How long this device has waited for another's word on a service's deployment, in all."""
-
-    before_s: float = 0.0
-    since: float | None = None
-
-    def note(self, now: float, *, waits: bool) -> None:
-        if self.since is not None:
-            self.before_s += now - self.since
-        self.since = now if waits else None
-
-
-@dataclass(slots=True)
-class _Bundle:
-    here: bool = False
-    fetching: bool = False
-    tries: int = 0
-    after: float = -math.inf
 
 
 class Host:
@@ -105,12 +58,12 @@ class Host:
         self._rng = rng
         self._told = Picture()
         self._picture = Picture()  # the same without those who are left out of account
-        self._waits: dict[tuple[str, PeerId], _Wait] = {}
+        self._waits: dict[tuple[str, PeerId], Wait] = {}
         self._planned_from: Picture | None = None
         self._refusals: Admitted = {}
-        self._mine: dict[str, _Mine] = {}
-        self._bundles: dict[str, _Bundle] = {}
-        self._bars: dict[tuple[str, str], _Bar] = {}
+        self._mine: dict[str, Mine] = {}
+        self._bundles: dict[str, Bundle] = {}
+        self._bars: dict[tuple[str, str], Bar] = {}
         self._failed: dict[str, dict[str, str]] = {}  # by service: what we say that failed, and why
         self._follows: dict[str, tuple[int, PeerId]] = {}
         self._scaling: dict[str, Scaling] = {}
@@ -130,7 +83,7 @@ class Host:
             case Instances(found):
                 self._note_instances(found, now)
             case Fetched(digest):
-                self._bundles[digest] = _Bundle(here=True)
+                self._bundles[digest] = Bundle(here=True)
             case Unfetched():
                 self._note_unfetched(event, now)
             case Woken(service):
@@ -157,6 +110,9 @@ class Host:
             self._failed.pop(name, None)
             self._scaling.pop(name, None)
             self._forget_waits(name)
+        wanted = {release.bundle.digest for _, release in self._releases()}
+        known = self._bundles.items()
+        self._bundles = {digest: its for digest, its in known if digest in wanted or its.fetching}
 
     def _forget_waits(self, name: str) -> None:
         for key in [key for key in self._waits if key[0] == name]:
@@ -172,7 +128,7 @@ class Host:
             mine.ran = ran[name]
 
     def _note_unfetched(self, event: Unfetched, now: float) -> None:
-        bundle = self._bundles.setdefault(event.digest, _Bundle())
+        bundle = self._bundles.setdefault(event.digest, Bundle())
         bundle.fetching, bundle.tries = False, bundle.tries + 1
         bundle.after = now + FETCH_AGAIN_S * 2**bundle.tries
         if event.final or bundle.tries >= FETCHES_MAX:
@@ -187,9 +143,9 @@ class Host:
 
     def _does_not_run(self, name: str, digest: str, reason: str, now: float) -> None:
         """Have another device run it; or, in the midst of an update, have everybody go back."""
-        key, reason = (name, digest), _cut(reason, _REASON_BYTES_MAX)
+        key, reason = (name, digest), cut(reason, REASON_BYTES_MAX)
         tries = self._bars[key].tries + 1 if key in self._bars else 0
-        self._bars[key] = _Bar(reason, now + min(TRY_AGAIN_S * 2**tries, TRY_AGAIN_S_MAX), tries)
+        self._bars[key] = Bar(reason, now + min(TRY_AGAIN_S * 2**tries, TRY_AGAIN_S_MAX), tries)
         service = self._picture.services.get(name)
         if service is not None and self._is_new(service, digest) and is_under_way(service.record, self._hosted(name)):
             self._failed.setdefault(name, {})[digest] = f"{short(self.me)}: {reason}"
@@ -220,7 +176,7 @@ class Host:
                 holding |= {(name, peer) for peer in found}
         before = self._ignored()
         for key in {*holding, *self._waits}:
-            self._waits.setdefault(key, _Wait()).note(now, waits=key in holding)
+            self._waits.setdefault(key, Wait()).note(now, waits=key in holding)
         if self._ignored() != before:
             self._picture = self._told.without(self._ignored())
 
@@ -255,7 +211,7 @@ class Host:
             newest = service.record.releases[-1].bundle.digest
             for _, its in sorted(self._picture.hosted.get(name, {}).items()):
                 if service.record.replaces is not None and current(service.record, its) and newest in its.failed:
-                    self._failed.setdefault(name, {}).setdefault(newest, _cut(its.failed[newest], _REASON_BYTES_MAX))
+                    self._failed.setdefault(name, {}).setdefault(newest, cut(its.failed[newest], REASON_BYTES_MAX))
 
     def _scale(self, now: float) -> None:
         for name, service in self._picture.services.items():
@@ -293,7 +249,7 @@ class Host:
                 effects += self._one_more(name, release, now)
         return effects
 
-    def _counts(self, mine: _Mine, key: tuple[str, str]) -> bool:
+    def _counts(self, mine: Mine, key: tuple[str, str]) -> bool:
         return (mine.service, mine.release.bundle.digest) == key and mine.state in {"starting", "ready"}
 
     def _one_more(self, name: str, release: Release, now: float) -> list[Effect]:
@@ -302,7 +258,7 @@ class Host:
         digest = release.bundle.digest
         if self._refusals.get((name, digest)):  # nothing of it is even unpacked
             return []
-        bundle = self._bundles.setdefault(digest, _Bundle())
+        bundle = self._bundles.setdefault(digest, Bundle())
         if not bundle.here:
             if bundle.fetching or now < bundle.after:
                 return []
@@ -316,7 +272,7 @@ class Host:
         if not may_start(name, wanted, placement, self._hosted(name), self.me, digest):
             return []
         instance = f"{self._rng.getrandbits(_ID_BITS):012x}"
-        self._mine[instance] = _Mine(name, release, Ran(id=instance, state="starting"), now)
+        self._mine[instance] = Mine(name, release, Ran(id=instance, state="starting"), now)
         return [Start(instance, name, release)]
 
     def _has_room(self, name: str, release: Release, now: float) -> bool:
@@ -328,7 +284,7 @@ class Host:
         since = self._short_since.setdefault(key, now)
         if now - since >= ROOM_S:
             del self._short_since[key]
-            self._bars[key] = _Bar("What runs here leaves no room for it.", now + TRY_AGAIN_S, 0)
+            self._bars[key] = Bar("What runs here leaves no room for it.", now + TRY_AGAIN_S, 0)
         return False
 
     # -- what is said -------------------------------------------------------------------------------------------------
@@ -369,23 +325,13 @@ class Host:
             bar = self._bars.get((name, digest))
             why = self._refusals.get((name, digest)) or (bar.reason if bar and bar.until > self._now else "")
             if why:
-                found[digest] = _cut(why, _REASON_BYTES_MAX)
+                found[digest] = cut(why, REASON_BYTES_MAX)
         return found
 
-    def _instance(self, name: str, mine: _Mine) -> InstanceSaid:
-        ran, service = mine.ran, self._picture.services.get(mine.service)
+    def _instance(self, name: str, mine: Mine) -> InstanceSaid:
+        service = self._picture.services.get(mine.service)
         quiet = service is not None and self._now - mine.called_at >= service.record.idle_s
-        return InstanceSaid(
-            id=name,
-            bundle=mine.release.bundle.digest,
-            version=mine.release.version,
-            state=mine.state,
-            reason=_cut(ran.reason, _LAST_BYTES_MAX),
-            running=_coarse(ran.running),
-            queue_ms=float(_coarse(round(ran.queue_ms))),
-            restarts=ran.restarts,
-            quiet=quiet,
-        )
+        return said_of(name, mine, quiet=quiet)
 
     def _speak(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -397,7 +343,7 @@ class Host:
             if word is None:
                 del self._said[name]
                 effects.append(Unsay(name))
-            elif before is None or _plain(word) != _plain(before) or now - self._said_at.get(name, 0.0) >= SAY_S:
+            elif before is None or plain(word) != plain(before) or now - self._said_at.get(name, 0.0) >= SAY_S:
                 self._said[name], self._said_at[name] = word, now
                 effects.append(Say(name, word))
         return effects
@@ -408,18 +354,3 @@ class Host:
         if waits or self._mine or self._scaling or any(not bundle.here for bundle in self._bundles.values()):
             return now + LOOK_S
         return min((bar.until for bar in self._bars.values() if bar.until > now), default=math.inf)
-
-
-def _coarse(number: int) -> int:
-    """Round up to a power of two, so that a busy host does not speak all the time."""
-    return 1 << (number - 1).bit_length() if number > 0 else 0
-
-
-def _cut(text: str, size_bytes_max: int) -> str:
-    return text.encode()[:size_bytes_max].decode(errors="ignore")
-
-
-def _plain(word: HostedRecord) -> HostedRecord:
-    """Return a word without the load in it."""
-    instances = tuple(msgspec.structs.replace(its, running=0, queue_ms=0.0) for its in word.instances)
-    return msgspec.structs.replace(word, instances=instances)

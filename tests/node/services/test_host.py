@@ -187,3 +187,13 @@ def test_whatever_others_say_of_themselves_the_machine_goes_on(seed: int) -> Non
     effects += machine.handle(Instances(()), 101.0)
     assert {stop.service for stop in of(Unsay, effects)} <= {"eyes"}
     assert not machine._mine, "nothing goes on that nobody deploys"
+
+
+def test_a_host_rests_once_a_service_is_removed_whose_bundle_never_came() -> None:
+    machine = host()
+    machine.handle(seen(wanted(1, release(1), replicas=1)), 0.0)
+    machine.handle(Unfetched(digest(1), "nobody has it"), 1.0)
+    assert machine.deadline < float("inf")
+    machine.handle(seen(None), 2.0)
+    assert machine.deadline == float("inf")
+    assert of(Fetch, machine.handle(seen(wanted(2, release(1), replicas=1)), 3.0))

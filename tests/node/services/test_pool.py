@@ -22,7 +22,8 @@ from lepton.mesh.tensors import Array
 from lepton.node.services.errors import InstanceLost, NotHere, ServiceError
 from lepton.node.services.hosting import Wanted
 from lepton.node.services.instances import kin, process
-from lepton.node.services.instances.pool import Pool, Running, mark_of, open_pool
+from lepton.node.services.instances.pool import Pool, mark_of, open_pool
+from lepton.node.services.instances.running import Running
 from lepton.node.services.messages import Asked, Given
 from lepton.node.services.spec import MethodSpec, Needs, ServiceSpec
 from lepton.node.services.writing import values
