@@ -167,8 +167,7 @@ def test_bytes_are_the_ones_promised(world: WorldType) -> None:
     assert {(r.bytes_sent, r.bytes_received) for _, r in got.values()} == {(each, each)}
 
 
-@pytest.mark.parametrize("notified", [True, False])
-@pytest.mark.parametrize("codec_name", ["float32", "int8"])
+@pytest.mark.parametrize(("notified", "codec_name"), [(True, "float32"), (False, "int8")])
 def test_a_crash_at_any_step_of_any_peer_leaves_the_survivors_with_one_exact_mean(
     world: WorldType, notified: bool, codec_name: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""A thousand membership machines on virtual time, with links that take their time, crashes and partitions.
+"""Hundreds of membership machines on virtual time, with links that take their time, crashes and partitions.
 
 What members tell each other of who lives is modelled in a few lines: every word ("N is here", "N is gone", each with a
 version that N alone raises) is one bit of a number, and an exchange between two machines joins their numbers.

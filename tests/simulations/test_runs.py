@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 from lepton.simulations import faults, report, scenario
 from lepton.simulations.device import Machines
-from lepton.simulations.run import Run, simulate
+from lepton.simulations.run import Outcome, Run, simulate
 
 SEEDS = {
     "frozen": (2, 5),
@@ -19,6 +20,12 @@ SEEDS = {
 }
 
 
+@cache
+def played(name: str, seed: int) -> Outcome:
+    """What a scenario that ships comes to: several tests look at the same run."""
+    return simulate(scenario.load(name), seed=seed, name=name)
+
+
 def test_every_shipped_scenario_is_run() -> None:
     others = {"hunt", "answers"}  # test_hunting.py plays the one that draws its faults, test_generating.py sessions
     assert {*SEEDS, *others} == set(scenario.shipped())
@@ -27,7 +34,7 @@ def test_every_shipped_scenario_is_run() -> None:
 @pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, seeds in SEEDS.items() for seed in seeds])
 def test_every_invariant_holds(name: str, seed: int) -> None:
     read = scenario.load(name)
-    figures = simulate(read, seed=seed, name=name).figures
+    figures = played(name, seed).figures
     assert figures.requests_answered + figures.requests_abandoned == figures.requests > 0.9 * read.requests.count
     assert figures.rounds >= read.task.rounds * (read.nodes - len(read.crash)) / 2
     assert figures.crashes == len(read.crash)
@@ -36,18 +43,17 @@ def test_every_invariant_holds(name: str, seed: int) -> None:
 
 def test_nothing_is_lost_refused_or_repeated_where_nothing_goes_wrong() -> None:
     read = scenario.load("quiet")
-    figures = simulate(read).figures
+    figures = played("quiet", 2).figures
     assert figures.rounds == figures.rounds_complete == read.nodes * read.task.rounds
     assert figures.requests_rerouted == figures.refusals == figures.dials_failed == 0
 
 
 def test_another_seed_tells_another_story() -> None:
-    read = scenario.load("quiet")
-    assert simulate(read, seed=1).transcript != simulate(read, seed=2).transcript
+    assert played("quiet", 2).transcript != played("quiet", 3).transcript
 
 
 def test_who_is_cut_off_goes_on_and_comes_back() -> None:
-    told = report.transcript(simulate(scenario.load("partition"), seed=2).transcript)
+    told = report.transcript(played("partition", 2).transcript)
     before, _, rest = told.partition("is cut: n0 n1 n2 | n3 n4 n5")
     during, _, after = rest.partition("is whole again")
     assert "drops" not in before
@@ -56,7 +62,7 @@ def test_who_is_cut_off_goes_on_and_comes_back() -> None:
 
 
 def test_in_a_line_the_middle_one_averages_with_both_ends_and_nobody_is_always_alone() -> None:
-    told = report.transcript(simulate(scenario.load("line"), seed=2).transcript).partition("is whole again")[0]
+    told = report.transcript(played("line", 2).transcript).partition("is whole again")[0]
     ends = [line.split() for line in told.splitlines() if "finished round" in line]
     pairs = {name: sum(words[1] == name and words[-1] == "2" for words in ends) for name in ("n0", "n1", "n2")}
     assert len(ends) == 3 * 60
