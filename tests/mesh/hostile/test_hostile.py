@@ -27,8 +27,9 @@ GROWTH_BYTES_MAX = 48 * limits.MIB
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clocks that in earnest ring after 30 s, and no mDNS: who attacks whom is known."""
     monkeypatch.setattr(mesh, "open_discovery", no_discovery)
-    for name in ("FRAME_TIMEOUT_S", "TRANSFER_STALL_S", "HANDSHAKE_TIMEOUT_S"):
+    for name in ("FRAME_TIMEOUT_S", "TRANSFER_STALL_S"):
         monkeypatch.setattr(limits, name, 1.0)
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_S", 3.0)  # on a busy machine a real handshake took more than 1 s
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ METHODS = (
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_the_node_lives_and_others_are_served(name: str, caplog: pytest.LogCaptureFixture) -> None:
     attack = ATTACKS[name]
-    caplog.set_level(logging.INFO, "lepton")
+    caplog.set_level(logging.DEBUG, "lepton")  # who hangs up is news for who debugs
     async with member(ALICE) as alice, member(BOB) as bob, guest(EVE, alice) as eve:
         alice.calls.serve(*METHODS)
         introduce(bob, alice)
