@@ -260,5 +260,6 @@ class Talkers:
     def _note_unsaved(self, node: Node, call: Call) -> None:
         for item in getattr(call.message, "records", ()):
             record = self._check(item)
-            if record.owner == node.id and record.content.durable and item not in node.disk:
+            own = node.store._said.get(record.key)  # what it hears of a life that it forgot was said long ago
+            if own is not None and own.signed == item and record.content.durable and item not in node.disk:
                 self.unsaved.append(record.name)
