@@ -7,6 +7,7 @@ once, on the 5,000 test images, by the folder that was saved and as a node runs 
 MNIST, and not of CIFAR-10.
 """
 
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ from .language import STORIES, say
 
 MNIST: Final = Path(__file__).parents[3] / "shared/data/mnist/mnist_30k.npz"
 TRAIN, CHOOSE, AT_ONCE = 4000, 1000, 250
+ENDLESS: Final = math.inf  # a slow machine tries what a quick one tries, and takes the same
 FINE_TUNED: Final = Fit(steps=300)
 # What can become 8 times smaller; the trained ones are a minute's work each.
 RECIPES: Final[tuple[Recipe, ...]] = (
@@ -55,7 +57,15 @@ def resnet_on_mnist() -> dict[str, float]:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "small"
-        found = compress(network, target="size=0.125x,accuracy=-0.5", data=data, out=out, recipes=RECIPES, steps=200)
+        found = compress(
+            network,
+            target="size=0.125x,accuracy=-0.5",
+            data=data,
+            out=out,
+            recipes=RECIPES,
+            steps=200,
+            budget_s=ENDLESS,
+        )
         shown(found, f"ResNet-20 on MNIST, {time.monotonic() - begin:.0f} s")
         after = right(served(out), x_test, y_test)
         size_bytes = (out / "model.safetensors").stat().st_size
@@ -114,7 +124,7 @@ def classifier() -> dict[str, float]:
     """Search on the demo's network and data: an MLP on scikit-learn's digits. Its test part chooses and measures."""
     data, chain = digits(), build(ModelSpec(architecture="mlp", inputs=(64,), classes=10, hidden=64))
     fit(chain, (torch.from_numpy(data.x), torch.from_numpy(data.y)), labels_loss, Fit(steps=1000, rate=1e-2))
-    found = compress(chain, target="accuracy=-0.5", data=data)
+    found = compress(chain, target="accuracy=-0.5", data=data, budget_s=ENDLESS)
     shown(found, "digits, MLP")
     assert isinstance(chain, Chain)
     return figures_of(found, "digits")
@@ -123,7 +133,7 @@ def classifier() -> dict[str, float]:
 def stories_as_asked() -> dict[str, float]:
     """Search on the TinyStories model, calibrated and taught on texts that it writes; measured on others of these."""
     with tempfile.TemporaryDirectory() as place:
-        found = compress(STORIES / "hf", target="perplexity=+6%", out=Path(place) / "small")
+        found = compress(STORIES / "hf", target="perplexity=+6%", out=Path(place) / "small", budget_s=ENDLESS)
         shown(found, "TinyStories")
     return figures_of(found, "stories_search")
 
