@@ -169,8 +169,9 @@ def _network(
     fit = replace(FIT, seed=wanted.seed, steps=FIT.steps if wanted.steps is None else wanted.steps)
     with _threads(wanted.threads or 1):
         network = Network(
-            module, samples, objective=objective, recipes=wanted.recipes, training=fit, size_bytes=size_bytes
-        )
+            module, samples, objective=objective, recipes=wanted.recipes, training=fit, size_bytes=size_bytes,
+            served=work is not None,
+        )  # fmt: skip
         if work is not None:
             traced(module, network.data.x_test[:2])  # better now than after the search
         outcome = wanted.run(network)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 import numpy as np
@@ -207,6 +208,13 @@ def test_what_could_not_be_served_is_refused_before_the_search(tmp_path: Path) -
             Undecided(64, 10), target="size=0.5x", data=data(), out=tmp_path / "small",
             on_tried=lambda each: pytest.fail(str(each)),
         )  # fmt: skip
+
+
+def test_what_is_saved_is_as_quick_as_was_said_when_a_node_runs_it(tmp_path: Path) -> None:
+    for out in (None, tmp_path / "small"):
+        with mock.patch.object(Stage, "run", autospec=True, side_effect=Stage.run) as ran:
+            compress(classifier(), target="accuracy=-5", data=data(), out=out, recipes=(INT8,))
+        assert ran.called == (out is not None)
 
 
 def run(*words: str | Path) -> Result:
