@@ -5,6 +5,7 @@ nodes the same; the other's operator is told.
 """
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +35,7 @@ from .spec import ServiceSpec
 _WHOLE: Final = 100
 _REVISION_MAX: Final = 2**53 - 1
 _TELL_S: Final = 5.0
+_SETTLE_S: Final = 1.0  # between two looks at updates for which nobody waits
 
 Describe = Callable[[Path], Awaitable[ServiceSpec]]  # reads a folder's code, in a process of its own
 
@@ -65,6 +67,7 @@ class Operating:
         self._store = store
         self._describe = describe
         self._packing = trio.Lock()
+        self._watched = Counter[str]()  # who waits for one states its end itself
 
     async def deploy(self, folder: Path, *, share: int = _WHOLE, update: bool = False, **terms: Any) -> str:  # noqa: ANN401
         """State that a folder's service ought to run, and return its name. ``terms`` are those of ServiceRecord.
@@ -152,6 +155,14 @@ class Operating:
 
     async def watch(self, name: str, tell: Callable[[Progress], Awaitable[None]]) -> Progress:
         """Tell how a deployment comes to run, until it does. Raises RolledBack, UsageError when it counts no more."""
+        self._watched[name] += 1
+        try:
+            return await self._watch(name, tell)
+        finally:
+            self._watched[name] -= 1
+            self._watched = +self._watched
+
+    async def _watch(self, name: str, tell: Callable[[Progress], Awaitable[None]]) -> Progress:
         of = self.stated(name)
         while True:
             changed = self._mesh.changed
@@ -184,6 +195,21 @@ class Operating:
         releases = settled(record, self._view.hosted().get(name, {}))
         if record.replaces is not None and len(releases) == 1:
             self._state(name, msgspec.structs.replace(record, releases=releases, replaces=None))
+
+    async def run(self) -> None:
+        """State for good which of this node's updates are over, also where nobody waits for them, until cancelled.
+
+        One that failed is left as it is, so that who looks sees why.
+        """
+        while True:
+            changed = self._mesh.changed
+            for name, known in self._view.known().items():
+                if known.owner == self._mesh.me and known.record.replaces is not None and name not in self._watched:
+                    found = self.progress(name)
+                    if found.done and found.wanted and not found.failed:
+                        self.settle(name)
+            await trio.sleep(_SETTLE_S)
+            await changed.wait()
 
     def picture(self) -> Picture:
         """Return all that the records say of services."""

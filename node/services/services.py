@@ -77,6 +77,11 @@ class Services:
 
     async def run(self) -> None:
         """Say what this device gives to services, and host them, for as long as the node runs."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.operating.run)
+            await self._host()
+
+    async def _host(self) -> None:
         if self._pool is None:
             return
         await self._bundles.forget_others(self._names.digests())

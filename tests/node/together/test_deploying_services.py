@@ -101,6 +101,17 @@ async def test_shares_of_versions_change_without_deploying_again(tmp_path: Path)
         assert min(sum(progress.ready.values()) for progress in told) >= 4
 
 
+async def test_an_update_that_nobody_waits_for_is_over_when_it_is_done(tmp_path: Path) -> None:
+    async with running(tmp_path, "a", "b") as world, hosting(world.nodes, tmp_path) as (services, pools):
+        a, b = services["a"], services["b"]
+        await a.deploy(write(tmp_path / "v1", "1.0"), replicas=2)
+        await deployed(a)
+        await a.update(write(tmp_path / "v2", "2.0"))  # as from the page
+        await until(lambda: [its.version for its in b.view.services()["eyes"].releases] == ["2.0"])
+        assert b.view.services()["eyes"].replaces is None
+        assert versions(pools) == ["2.0", "2.0"]
+
+
 async def test_nobody_without_the_grant_changes_or_reads_what_runs(tmp_path: Path) -> None:
     async with running(tmp_path, "a", "b", roles={"b": "member"}) as world, hosting(world.nodes, tmp_path) as both:
         (a, b), pools = both[0].values(), both[1]
