@@ -260,9 +260,7 @@ def _services(node: "Node") -> list[Plain]:
                 for peer, said in sorted(hosted.get(service, {}).items())
                 for instance in said.instances
             ],
-            "failed": sorted(
-                {shown(why, REASON_MAX) for said in hosted.get(service, {}).values() for why in said.failed.values()}
-            ),
+            "failed": shown(listed[service]["failed"], REASON_MAX),
         }
         for service, record in sorted(services.items())
     ]

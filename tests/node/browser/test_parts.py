@@ -64,7 +64,7 @@ def release(version: str, share: int) -> dict[str, Any]:
 
 
 SERVICE = {
-    "name": "eyes", "revision": 1, "replicas": 2, "replicas_max": None, "on": [], "updating": False, "failed": [],
+    "name": "eyes", "revision": 1, "replicas": 2, "replicas_max": None, "on": [], "updating": False, "failed": "",
     "missing": 1, "trouble": "No device that is here has camera.",
     "not_running": [{"device": "attic", "version": "2.0", "why": "it does not admit it"}],
     "releases": [release("1.0", 75), release("2.0", 25)],
@@ -96,6 +96,21 @@ async def test_the_shares_of_two_versions_are_changed_and_what_does_not_run_is_e
         page.until("!document.querySelector('dialog')")
         wanted = {"action": "service_share", "name": "eyes", "version": "2.0", "share": 60}
         assert page.run("asked") == [["/ui/do", wanted]]
+
+    await parts(tmp_path, see)
+
+
+async def test_an_update_that_failed_is_told_once_with_what_runs_instead(tmp_path: Path) -> None:
+    why = [{"device": "attic", "version": "2.0", "why": "no camera"}]
+    failed = {"failed": "attic: no camera", "not_running": why, "releases": [release("1.0", 0), release("2.0", 100)]}
+
+    def see(page: Page) -> None:
+        mount(page, "services.js", "services", {"nodes": [], "services": [SERVICE | failed]})
+        assert page.run("document.body.innerText").count("no camera") == 1
+        assert "2.0 was taken back, and 1.0 runs on: attic: no camera" in page.run("document.body.innerText")
+        shares = page.run("[...document.querySelectorAll('table')][0].innerText").split("\n")
+        assert [row.split()[:2] for row in shares[1:3]] == [["1.0", "100"], ["2.0", "taken"]]
+        assert "Share …" not in page.run("document.body.innerText")
 
     await parts(tmp_path, see)
 

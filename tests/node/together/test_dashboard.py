@@ -139,6 +139,7 @@ async def test_what_runs_of_services_is_seen_and_why_something_does_not(tmp_path
         assert (told["updating"], told["missing"], told["trouble"]) == (False, 0, "")
         assert {(one["device"], one["version"]) for one in told["not_running"]} == {("b", "1.0"), ("b", "2.0")}
         assert "does not admit it" in told["not_running"][0]["why"]
+        assert told["failed"] == ""
         found = (await ask(a, lambda client: client.get("/metrics"))).text
         assert 'lepton_service_instances{service="eyes",state="ready"} 2.0' in found
         assert 'lepton_service_instance_restarts{service="eyes"} 0.0' in found

@@ -20,7 +20,7 @@ export function models(root, state, ui) {
 function card(model, names, ui) {
   const state = model.served ? h("span", { class: "pill good" }, "served") : h("span", { class: "pill" }, model.trouble ? "waiting" : "loading");
   const kinds = { causal_lm: "language model", program: "program", trained: "trained here" };
-  const facts = [kinds[model.kind], model.precision, count(model.layers, "layer"), model.weights_bytes && bytes(model.weights_bytes), model.sessions && model.kind === "causal_lm" && `${model.sessions} sessions of ${number(model.positions)} tokens`, model.tokens_per_s && `${number(Math.round(model.tokens_per_s))} tokens/s expected`, model.objective && model.kind === "trained" && model.objective.replaceAll("_", " "), model.kind === "trained" && `version ${model.version}`];
+  const facts = [kinds[model.kind], model.precision, count(model.layers, "layer"), model.weights_bytes && bytes(model.weights_bytes), model.sessions && model.kind === "causal_lm" && `${count(model.sessions, "session")} of ${number(model.positions)} tokens`, model.tokens_per_s && `${number(Math.round(model.tokens_per_s))} tokens/s expected`, model.objective && model.kind === "trained" && model.objective.replaceAll("_", " "), model.kind === "trained" && `version ${model.version}`];
   return h("article", { class: "card", "data-key": model.name },
     h("div", { class: "top" }, h("h2", null, h("i", { class: `dot hue${hue(`shard ${model.name}`)}` }), model.name), state),
     h("p", { class: "hint" }, facts.filter(Boolean).join(" · ")),
@@ -80,7 +80,7 @@ function serve() {
 
 function offered(offer) {
   const lines = [`${offer.name}: ${count(offer.layers, "layer")}, ${bytes(offer.weights_bytes)} as ${offer.precision}`];
-  if (offer.cache_bytes) lines.push(`${bytes(offer.cache_bytes)} for ${offer.sessions} sessions of ${number(offer.positions)} tokens`);
+  if (offer.cache_bytes) lines.push(`${bytes(offer.cache_bytes)} for ${count(offer.sessions, "session")} of ${number(offer.positions)} tokens`);
   for (const stage of offer.stages) lines.push(`layers ${stage.first} to ${stage.end - 1}  ${bytes(stage.bytes)}  ${stage.devices.join(", ")}`);
   if (offer.tokens_per_s) lines.push(`expected: ${number(Math.round(offer.tokens_per_s))} tokens/s`);
   return lines.join("\n");

@@ -21,21 +21,23 @@ export function services(root, state, ui) {
 function card(service, names, ui) {
   const ready = service.instances.filter((one) => one.state === "ready").length;
   const wanted = service.replicas_max ? `${service.replicas} to ${service.replicas_max}` : String(service.replicas);
+  const back = service.failed ? service.releases.at(-1) : null; // what did not run, and what runs instead
+  const kept = service.releases.filter((one) => one !== back);
   const rows = service.instances.map((one) => [names.get(one.peer) ?? one.peer.slice(-8), one.version, h("span", { class: `pill ${one.state === "ready" ? "good" : one.state === "failed" ? "wrong" : ""}` }, one.state), String(one.running), one.queue_ms ? `${one.queue_ms} ms` : "", one.restarts ? String(one.restarts) : "", one.reason]);
   return h("article", { class: "card", "data-key": service.name },
     h("div", { class: "top" }, h("h2", null, h("i", { class: `dot hue${hue(`replica ${service.name}`)}` }), service.name), h("span", { class: `pill ${ready >= service.replicas ? "good" : ""}` }, `${ready} of ${wanted} ready`)),
     service.updating && h("p", { class: "hint" }, "It is being updated: the new version has to be well before the old one goes."),
-    service.failed.map((why) => h("p", { class: "bad" }, why)),
+    service.failed && h("p", { class: "bad" }, `${back.version} was taken back${kept.length ? `, and ${kept.map((one) => one.version).join(", ")} runs on` : ""}: ${service.failed}`),
     service.missing ? h("p", { class: "bad" }, [`${count(service.missing, "instance")} more ${service.missing === 1 ? "has" : "have"} no device with room.`, service.trouble].filter(Boolean).join(" ")) : null,
-    service.not_running.map((one) => h("p", { class: "hint" }, `${one.device} does not run ${one.version}: ${one.why}`)),
-    table(["Version", "Share of calls", "Methods", "Bundle", "Signed by"], service.releases.map((one) => [one.version, `${one.share} %`, one.methods.map((method) => method.name).join(", "), bytes(one.bytes), names.get(one.signer) ?? one.signer.slice(-8)])),
+    service.not_running.filter((one) => one.version !== back?.version).map((one) => h("p", { class: "hint" }, `${one.device} does not run ${one.version}: ${one.why}`)),
+    table(["Version", "Share of calls", "Methods", "Bundle", "Signed by"], service.releases.map((one) => [one.version, one === back ? h("span", { class: "pill wrong" }, "taken back") : `${back && kept.length === 1 ? 100 : one.share} %`, one.methods.map((method) => method.name).join(", "), bytes(one.bytes), names.get(one.signer) ?? one.signer.slice(-8)])),
     rows.length ? table(["Device", "Version", "State", "Calls now", "Wait", "Restarts", "Why"], rows) : h("p", { class: "hint" }, "No instance runs."),
     service.on.length ? h("p", { class: "hint" }, `Only on devices labelled ${service.on.join(", ")}.`) : null,
     h("div", { class: "row" },
       h("a", { class: "button", href: `#playground/service/${encodeURIComponent(service.name)}` }, "Try it"),
       ui.owner && h("button", { class: "plain", onclick: () => scale(service) }, "Scale …"),
       ui.owner && h("button", { class: "plain", onclick: () => deploy(service) }, "Update …"),
-      ui.owner && service.releases.length > 1 && h("button", { class: "plain", onclick: () => share(service) }, "Share …"),
+      ui.owner && service.releases.length > 1 && !back && h("button", { class: "plain", onclick: () => share(service) }, "Share …"),
       ui.owner && h("button", { class: "plain", onclick: () => logs(service, names) }, "Log"),
       ui.owner && h("button", { class: "danger quiet", onclick: () => remove(service) }, "Remove …")));
 }
