@@ -2,11 +2,14 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ...mesh.grants import role_of
 from ...mesh.identity import PeerId
+from ..services.deciding.rollout import failure
 from ..services.records import HostedRecord, ServiceRecord
+from ..web.dashboard.words import shown
 from .load import LOAD, LoadRecord
 
 if TYPE_CHECKING:
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from ..node import Node
 
 _LINES: Final = 20  # of the log; a terminal shows fewer
+_TROUBLE_MAX: Final = 160  # characters: two lines of a terminal
 _UNKNOWN: Final = LoadRecord()
 
 
@@ -27,7 +31,7 @@ def seen(node: "Node") -> dict[str, Any]:
         "device": node.device,
         "nodes": [_node(mesh, one, loads.get(one["id"], _UNKNOWN)) for one in said["peers"]],
         "services": [
-            _service(name, wanted, hosted.get(name, {}))
+            _service(name, wanted, hosted.get(name, {}), node)
             for name, wanted in sorted(node.services.view.services().items())
         ],
         "sessions": {
@@ -59,19 +63,23 @@ def _node(mesh: "Mesh", peer: dict[str, Any], load: LoadRecord) -> dict[str, Any
     }
 
 
-def _service(name: str, wanted: ServiceRecord, hosted: dict[PeerId, HostedRecord]) -> dict[str, Any]:
+def _service(name: str, wanted: ServiceRecord, hosted: Mapping[PeerId, HostedRecord], node: "Node") -> dict[str, Any]:
     """Return one service, with where and how its instances are."""
     instances = [(owner, one) for owner, said in sorted(hosted.items()) for one in said.instances]
-    failed = {why for said in hosted.values() for why in said.failed.values()}
-    reasons = {one.reason for _, one in instances if one.reason}
+    releases, failed = wanted.releases, node.named(failure(wanted, hosted))
+    troubles = sorted({one.reason for _, one in instances if one.reason and one.state != "ready"})
+    if failed:
+        troubles.insert(0, f"{releases[-1].version} was taken back: {failed}")
+        releases = releases[:-1]
+    running = [its.version for its in releases if its.share] or [its.version for its in releases[-1:]]
     return {
         "name": name,
-        "versions": [release.version for release in wanted.releases],
+        "versions": running,
         "replicas": wanted.replicas,
         "states": dict(Counter(one.state for _, one in instances)),
         "on": sorted({owner for owner, one in instances if one.state == "ready"}),
         "running": sum(one.running for _, one in instances),
         "queue_ms": max((one.queue_ms for _, one in instances), default=0.0),
         "restarts": sum(one.restarts for _, one in instances),
-        "trouble": "; ".join(sorted(failed | reasons)),
+        "trouble": shown("; ".join(troubles), _TROUBLE_MAX),
     }

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from lepton.node import Node
 from lepton.node.control import Control, serve_control
 from lepton.node.seeing.seeing import deployed
+from lepton.node.seeing.seen import seen
 from lepton.node.seeing_commands import audit
 from lepton.node.web.dashboard.app import POLICY
 from lepton.node.web.dashboard.owner import HEADER
@@ -146,6 +147,19 @@ async def test_what_runs_of_services_is_seen_and_why_something_does_not(tmp_path
         assert (await ask(a, do("service_share", name="eyes", version="2.0", share=60), owner=True)).status_code == 200
         assert [its.share for its in a.services.view.services()["eyes"].releases] == [40, 60]
         assert [*deployed(a.mesh).values()] == ["1.0 40 %, 2.0 60 %; 2 of it"]
+
+
+async def test_an_update_that_failed_is_told_briefly(tmp_path: Path) -> None:
+    async with two(tmp_path) as (a, b), hosting({"a": a, "b": b}, tmp_path) as (services, _):
+        await services["a"].deploy(write(tmp_path / "1", "1.0"), replicas=2)
+        await services["a"].operating.watch("eyes", no_matter)
+        await services["a"].update(write(tmp_path / "2", "2.0", broken=""))
+        await until(lambda: services["a"].progress("eyes").failed != "")
+        (told,) = seen(a)["services"]
+        assert told["versions"] == ["1.0"]
+        assert told["trouble"].startswith("2.0 was taken back: ")
+        (shown,) = (await ask(a, lambda client: client.get("/ui/state"))).json()["services"]
+        assert shown["failed"] in told["trouble"]
 
 
 async def test_a_line_is_measured_when_the_owner_asks(tmp_path: Path) -> None:
