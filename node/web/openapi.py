@@ -26,7 +26,8 @@ _ERRORS: Final = {
 _STYLE: Final = (
     ":root{color-scheme:light dark}"
     "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
-    "pre{background:#8881;padding:.75rem;overflow:auto;font-size:13px}h2{border-top:1px solid #8884;padding-top:1rem}"
+    "pre{background:#8881;padding:.75rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px}"
+    "h2{border-top:1px solid #8884;padding-top:1rem}"
     "code{font-size:14px}small{color:#777}"
 )
 

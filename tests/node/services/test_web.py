@@ -1,5 +1,6 @@
 """Services over HTTP: JSON and raw bytes in and out, events, and a status for each thing that can go wrong."""
 
+import html
 import http.client
 import threading
 from base64 import b64encode
@@ -17,12 +18,14 @@ from lepton.mesh.tensors import Array
 from lepton.node.services.calling.calling import Calling
 from lepton.node.services.errors import InstanceLost, NotHere, ServiceError, TooLate
 from lepton.node.services.messages import Asked, Given
+from lepton.node.services.spec import MethodSpec, ServiceSpec
 from lepton.node.services.writing.in_json import packed
 from lepton.node.services.writing.values import decode
 from lepton.node.web import services as web_services
 from lepton.node.web.endpoint import Endpoint
 from lepton.node.web.guard import Guard
 from lepton.node.web.listen import Listen
+from lepton.node.web.openapi import page
 from lepton.node.web.server import open_server
 from lepton.node.web.services import Services
 
@@ -171,6 +174,14 @@ async def test_services_are_listed_and_described() -> None:
         assert f"'sha256-{b64encode(sha256(style.encode()).digest()).decode()}'" in policy
         assert b"Computes &lt;b&gt;." in said
         assert b"Add two numbers." in said
+
+
+def test_an_example_of_a_call_has_all_that_a_structure_needs() -> None:
+    who = {"type": "object", "properties": {"age": {"type": "integer"}, "ward": {"enum": ["a"]}}, "required": ["age"]}
+    takes = {"type": "object", "properties": {"who": {"$ref": "#/$defs/Who"}}, "$defs": {"Who": who}}
+    method = MethodSpec(name="see", takes=msgspec.json.encode(takes).decode(), gives="{}")
+    spec = ServiceSpec(name="eyes", version="1", entry="eyes:Eyes", methods=(method,))
+    assert html.escape("""-d '{"who":{"age":0}}'""") in page([spec], mesh="home", url="http://x/v1")
 
 
 async def test_the_guard_stands_before_services_too() -> None:
