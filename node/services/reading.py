@@ -15,7 +15,7 @@ from .shell import Hosting
 LOGS: Final = "services.logs"  # scope: the service's name; who may deploy it may read what it prints
 WAKE: Final = "services.wake"  # who may call it may have it started
 LINES_MAX: Final = 1000
-_LOG_BYTES_MAX: Final = 256 * 1024
+LOG_BYTES_MAX: Final = 256 * 1024
 
 
 class LogsWanted(Message, frozen=True, kw_only=True):
@@ -48,7 +48,7 @@ class Reading:
 
 def packed(lines: list[str]) -> Array:
     """Put lines into bytes, the last ones where not all fit."""
-    data = "\n".join(lines).encode()[-_LOG_BYTES_MAX:]
+    data = "\n".join(lines).encode()[-LOG_BYTES_MAX:]
     return np.frombuffer(data, dtype=np.uint8)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import trio
 
+from ...mesh import limits
 from ...mesh.calls import Empty
 from ...mesh.errors import LeptonError, UsageError
 from ...mesh.identity import PeerId
@@ -30,13 +31,14 @@ from .deciding.view import ServiceView
 from .hosting import Instances
 from .naming import BundleNames
 from .operating import Describe, Operating, Progress
-from .reading import LOGS, WAKE, LogsWanted, Reading, unpacked
+from .reading import LINES_MAX, LOG_BYTES_MAX, LOGS, WAKE, LogsWanted, Reading, unpacked
 from .records import OFFERING, Offering
 from .shell import Hosting
 
 OpenPool = Callable[[Path], AbstractAsyncContextManager[Instances]]  # takes a folder for logs
 
 _LOGS_TIMEOUT_S: Final = 5.0  # for a host to say what it has in memory
+_LOGS_BYTES_MAX: Final = LOG_BYTES_MAX + limits.KIB  # the lines, and the message that they come with
 
 
 class Services:
@@ -149,8 +151,10 @@ class Services:
         async def ask(peer: PeerId) -> None:
             wanted = LogsWanted(lines=lines)
             try:
-                answer = await self._mesh.calls.call(peer, LOGS, wanted, Empty, scope=name, timeout_s=_LOGS_TIMEOUT_S)
-                found[peer] = [line for array in answer.arrays[:1] for line in unpacked(array)]
+                answer = await self._mesh.calls.call(
+                    peer, LOGS, wanted, Empty, scope=name, timeout_s=_LOGS_TIMEOUT_S, answer_bytes_max=_LOGS_BYTES_MAX
+                )
+                found[peer] = [line for array in answer.arrays[:1] for line in unpacked(array)][-LINES_MAX:]
             except LeptonError as error:
                 found[peer] = [f"(its log cannot be had: {error})"] if peer in hosts else []
 

@@ -146,6 +146,10 @@ class Calling:
                 call.failed(error, [replica])
             else:
                 if digests and spec.version == wanted:
+                    deployed = {
+                        its.bundle.digest for one in self.directory.all().values() for its in one.record.releases
+                    }
+                    self._specs = {digest: its for digest, its in self._specs.items() if digest in deployed}
                     self._specs[digests[0]] = spec
                 return spec
 

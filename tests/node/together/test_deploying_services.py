@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
+from lepton.mesh.calls import Answer, Empty, Incoming, Method
 from lepton.mesh.errors import Refused, UsageError
+from lepton.mesh.grants import DEPLOY
 from lepton.node.blobs.sharing import OF_SERVICES, BlobHeld, BlobWanted
 from lepton.node.services.controlling import listing, new_lines
 from lepton.node.services.errors import DoesNotStart
 from lepton.node.services.operating import Progress, RolledBack
+from lepton.node.services.reading import LINES_MAX, LOG_BYTES_MAX, LOGS, LogsWanted
 from lepton.node.services.records import HOSTED, SERVICE, HostedRecord, ServiceRecord
 from lepton.node.services.services import Services
 
@@ -229,3 +233,18 @@ async def test_who_only_calls_hosts_nothing_gets_no_code_and_its_word_counts_not
         theirs.publish(HOSTED, "eyes", HostedRecord(revision=0, instances=(), wanted=64))
         await until(lambda: len(ours.live(HOSTED, HostedRecord)) == 2)
         assert list(a.view.hosted()["eyes"]) == [ours.me]
+
+
+@pytest.mark.parametrize(("bytes_", "lines"), [(LOG_BYTES_MAX, LINES_MAX), (LOG_BYTES_MAX + 4096, 1)])
+async def test_no_more_of_a_log_is_taken_than_may_be_asked_for(bytes_: int, lines: int, tmp_path: Path) -> None:
+    async def pour(_: Incoming[LogsWanted]) -> Answer[Empty]:
+        return Answer(Empty(), [np.full(bytes_, ord("\n"), dtype=np.uint8)])
+
+    async with running(tmp_path, "a", "b") as world, hosting(world.nodes, tmp_path) as (services, _):
+        await services["a"].deploy(write(tmp_path / "v1", "1.0"), replicas=2)
+        await deployed(services["a"])
+        liar = world.nodes["b"].mesh
+        liar.calls.serve(Method(name=LOGS, needs=DEPLOY, takes=LogsWanted, handler=pour))
+        found = await services["a"].logs("eyes", lines=3)
+        assert len(found[liar.me]) == lines
+        assert ("cannot be had" in found[liar.me][0]) is (lines == 1)
