@@ -19,6 +19,7 @@ from .terminal import harmless_json
     "--array", "files", multiple=True, metavar="NAME=FILE.npy", help="A parameter that is an array (repeatable)."
 )
 @click.option("--version", default="", help="Insist on a release.")
+@click.option("--here", is_flag=True, help="Ask instances on this device alone: what you give does not leave it.")
 @click.option(
     "--timeout", "timeout_s", type=Time(), help="For the answer to come.  [default: what the method's author said]"
 )
@@ -30,6 +31,7 @@ def call(
     given: str,
     files: tuple[str, ...],
     version: str,
+    here: bool,  # noqa: FBT001
     timeout_s: float | None,
     packed: bool,  # noqa: FBT001 - click passes flags by name
     home: Path,
@@ -47,6 +49,7 @@ def call(
         "named": named,
         "as_lists": not packed,
         "version": version,
+        "where": "here" if here else "anywhere",
         "timeout_s": timeout_s,
     }
     said, _ = ask(home, "call", arguments, arrays, on_progress=lambda told: _say(told["item"]), as_it_is=True)

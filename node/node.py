@@ -67,6 +67,7 @@ from .services.hosting import Instances
 from .services.instances.pool import open_pool
 from .services.outward import MeshOfInstances
 from .services.services import Services
+from .services.spec import Where
 from .shapes import ModelSpec
 from .speed import cache_file, known_speed, load_or_measure
 from .stages import StageLoader
@@ -177,13 +178,21 @@ class Node:
         """
         return self.services.clients.stream(method, args, options)
 
-    def client(self, service: type[Any] | str, *, version: str = "", timeout_s: float | None = None) -> Client:
+    def client(
+        self,
+        service: type[Any] | str,
+        *,
+        version: str = "",
+        timeout_s: float | None = None,
+        where: Where = "anywhere",
+    ) -> Client:
         """Return something with the methods of a service: ``await node.client(Detector).detect(frame)``.
 
         With the author's class parameters are checked here and results are of the types that its annotations name; with
-        the service's name they are plain data. ``version`` insists on a release.
+        the service's name they are plain data. ``version`` insists on a release. With ``where="here"`` only instances
+        on this device are asked: what is given to them does not leave it, and NotHere is raised where none runs.
         """
-        return self.services.clients.client(service, version=version, timeout_s=timeout_s)
+        return self.services.clients.client(service, version=version, timeout_s=timeout_s, where=where)
 
     async def run_loop(self, function: Callable[[*Args], T], *args: *Args) -> T:
         """Run a training loop that is not asynchronous, in a thread, so that the node goes on beside it.

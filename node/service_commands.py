@@ -93,12 +93,14 @@ async def _try(folder: Path, home: Path, calls: list[tuple[str, str]] | None, pa
     import trio
 
     from ..mesh.errors import LeptonError
+    from .config import load_config
     from .services.bundling.environment import ENVIRONMENTS
     from .services.trial import try_folder
 
+    devices = load_config(home / "node.toml").services.devices
     trial: Trial | None = None
     try:
-        async with try_folder(folder, home / "services" / ENVIRONMENTS) as trial:
+        async with try_folder(folder, home / "services" / ENVIRONMENTS, devices) as trial:
             if calls is not None:
                 for method, text in calls:
                     await _print(trial, method, text, packed=packed)

@@ -9,6 +9,7 @@ import msgspec
 from ...mesh.errors import UsageError
 from ...mesh.tensors import Array
 from .calling.client import split
+from .spec import Where
 from .writing import in_json
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ async def perform(
     as_lists: bool = True,
     timeout_s: float | None = None,
     version: str = "",
+    where: Where = "anywhere",
 ) -> object:
     """Call a method; what it streams is told item by item. ``named`` are the parameters that the arrays are."""
     service, name = split(target)
@@ -44,9 +46,10 @@ async def perform(
         return msgspec.Raw(in_json.write(result, arrays="lists" if as_lists else "base64"))
 
     clients = node.services.clients
+    how: Any = {"version": version, "timeout_s": timeout_s, "where": where}
     if brief.kind != "server_stream":
-        return {"result": said(await clients.call(target, (), parameters, version=version, timeout_s=timeout_s))}
-    async with aclosing(clients.stream(target, (), parameters, version=version, timeout_s=timeout_s)) as items:
+        return {"result": said(await clients.call(target, (), parameters, **how))}
+    async with aclosing(clients.stream(target, (), parameters, **how)) as items:
         async for item in items:
             await tell({"item": said(item)})
     return {}

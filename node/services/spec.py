@@ -17,6 +17,7 @@ VersionText = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(\.[0-9]+){0,3}([-+.]
 Entry = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,127}:[A-Za-z_][A-Za-z0-9_]{0,63}\Z")]
 Schema = Annotated[str, msgspec.Meta(max_length=SCHEMA_CHARACTERS_MAX)]  # JSON Schema 2020-12, as JSON
 Kind = Literal["unary", "server_stream", "client_stream"]
+Where = Literal["anywhere", "here"]  # who may answer: any device, or the caller's own alone
 
 
 class MethodBrief(Message, frozen=True, kw_only=True):
@@ -29,6 +30,7 @@ class MethodBrief(Message, frozen=True, kw_only=True):
     session: Annotated[str, msgspec.Meta(max_length=64)] = ""  # the parameter whose equal values stay on one replica
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1  # calls (or batches) that run at once in one instance
     batch_size_max: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
+    where: Where = "anywhere"
 
 
 class MethodSpec(MethodBrief, frozen=True, kw_only=True):

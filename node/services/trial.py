@@ -2,9 +2,10 @@
 
 import secrets
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import trio
@@ -90,16 +91,24 @@ async def _given(items: list[Any]) -> AsyncIterator[Answer[Given]]:
 
 
 @asynccontextmanager
-async def try_folder(folder: Path, cache: Path) -> AsyncIterator[Trial]:
-    """Run the service of a folder, an absolute path. ``cache`` is for environments.
+async def try_folder(
+    folder: Path, cache: Path, devices: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[Trial]:
+    """Run the service of a folder, an absolute path. ``cache`` is for environments, ``devices`` are this machine's.
 
-    Raises UsageError, or DoesNotStart with its log.
+    Raises UsageError, also for a device that is not there; or DoesNotStart with its log.
     """
     spec = await describe(folder, environments=cache)
+    if lacking := sorted(set(spec.needs.devices) - set(devices)):
+        raise UsageError(
+            f"{spec.name} needs the device {lacking[0]!r}: name it in this node's node.toml, under [services], as in "
+            f'devices = {{{lacking[0]} = "/dev/video0"}}.'
+        )
+    given = {name: devices[name] for name in spec.needs.devices}
     python = await python_for(folder, cache)
     with tempfile.TemporaryDirectory(prefix="lepton-trial-") as logs:
         async with open_pool(Path(logs)) as pool:
-            pool.start(Wanted(id=_ID, spec=spec, bundle="0" * 64, folder=folder, python=python))
+            pool.start(Wanted(id=_ID, spec=spec, bundle="0" * 64, folder=folder, python=python, devices=given))
             while (state := pool.running[_ID].state) == "starting" and not pool.running[_ID].restarts:
                 await pool.changed.wait()
             if state != "ready":

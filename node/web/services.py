@@ -25,7 +25,7 @@ from ...mesh.tensors import DTYPES, Array, buffer_of
 from ..services.calling.calling import Calling
 from ..services.calling.client import Clients
 from ..services.calling.directory import Known, NoService
-from ..services.spec import MethodSpec, ServiceSpec
+from ..services.spec import MethodSpec, ServiceSpec, Where
 from ..services.writing import in_json
 from ..services.writing.array_types import ANY_DTYPE
 from .attendance import Attendance, Attended, Json, Out
@@ -113,16 +113,17 @@ class Services:
             raw = headers.get("content-type", "").partition(";")[0].strip().lower() == RAW
             read = partial(_from_raw, method, body, headers, query) if raw else partial(_from_json, method, body)
             given = await trio.to_thread.run_sync(read) if len(body) > _AT_ONCE_BYTES else read()
+            where: Any = headers.get("x-where", "anywhere").strip().lower()
             if method.kind == "server_stream":
-                await self._stream(target, given, out)
+                await self._stream(target, given, out, where)
                 return
-            result = await self._clients.call(target, (), given)
+            result = await self._clients.call(target, (), given, where=where)
         except UsageError as error:
             raise error if isinstance(error, NoService) else Unfit(f"{target}: {error}") from error
         await _told(result, out, wants_raw=RAW in headers.get("accept", ""))
 
-    async def _stream(self, target: str, given: Mapping[str, Any], out: Out) -> None:
-        async with aclosing(self._clients.stream(target, (), given)) as items:
+    async def _stream(self, target: str, given: Mapping[str, Any], out: Out, where: Where) -> None:
+        async with aclosing(self._clients.stream(target, (), given, where=where)) as items:
             async for item in items:
                 await out.events([b"data: " + in_json.write(item) + b"\n\n"])
         await out.events([DONE], last=True)

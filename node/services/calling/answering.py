@@ -14,7 +14,7 @@ import numpy as np
 import trio
 
 from ....mesh import limits
-from ....mesh.errors import Busy, LeptonError, LinkError, UsageError
+from ....mesh.errors import Busy, LeptonError, LinkError, Refused, UsageError
 from ....mesh.identity import PeerId
 from ....mesh.rpc.methods import Answer, Empty, Incoming, Method
 from ....mesh.tensors import Array
@@ -74,18 +74,21 @@ class Answering:
     async def _call(self, incoming: Incoming[Asked]) -> Answer[Given]:
         deadline, asked = trio.current_time() + incoming.timeout_s, incoming.message
         with request.following(asked.request, "call", service=incoming.scope, method=asked.method):
+            self._require_open(incoming.scope, asked)
             return await _told(self.call(incoming.caller, incoming.scope, asked, incoming.arrays, deadline=deadline))
 
     async def _feed(self, incoming: Incoming[Asked]) -> Answer[Given]:
         deadline = trio.current_time() + incoming.timeout_s
         asked, arrays, items = incoming.message, incoming.arrays, incoming.items
         with request.following(asked.request, "client stream", service=incoming.scope, method=asked.method):
+            self._require_open(incoming.scope, asked)
             return await _told(self.feed(incoming.caller, incoming.scope, asked, arrays, items, deadline=deadline))
 
     async def _stream(self, incoming: Incoming[Asked]) -> None:
         deadline = trio.current_time() + incoming.timeout_s
         asked = incoming.message
         with request.following(asked.request, "server stream", service=incoming.scope, method=asked.method):
+            self._require_open(incoming.scope, asked)
             items = self.stream(incoming.caller, incoming.scope, asked, incoming.arrays, deadline=deadline)
             async with aclosing(items):
                 try:
@@ -97,6 +100,13 @@ class Answering:
     async def _describe(self, incoming: Incoming[Described]) -> Answer[Empty]:
         text = msgspec.json.encode(self.spec(incoming.scope, incoming.message.version))
         return Answer(Empty(), [np.frombuffer(text, dtype=np.uint8)])
+
+    def _require_open(self, service: str, asked: Asked) -> None:
+        """Raise Refused for a method that answers its own device alone."""
+        specs = [one.wanted.spec for one in self._instances.running.values() if one.wanted.spec.name == service]
+        methods = [method for spec in specs if (method := spec.method(asked.method)) is not None]
+        if any(method.where == "here" for method in methods):
+            raise Refused(f"{service}.{asked.method} answers programs on its own device alone.")
 
     # -- for whomever -------------------------------------------------------------------------------------------------
 

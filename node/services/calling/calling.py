@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, TypeVar, get_args
 
 import trio
 
@@ -25,7 +25,7 @@ from ....mesh.tensors import Array
 from ...seeing.measures import Measures
 from ..errors import NotHere
 from ..messages import Asked, Described, Given, Load
-from ..spec import Kind, MethodBrief, ServiceSpec
+from ..spec import Kind, MethodBrief, ServiceSpec, Where
 from .answering import Answering, Once
 from .balancer import REST_S, Attempt, Outcome, Replica
 from .directory import Directory, Known, Pictured
@@ -73,10 +73,19 @@ class Calling:
         return self.directory.known(service).brief(method, version)
 
     async def ask(
-        self, service: str, asked: Asked, arrays: Sequence[Array] = (), *, timeout_s: float | None = None
+        self,
+        service: str,
+        asked: Asked,
+        arrays: Sequence[Array] = (),
+        *,
+        timeout_s: float | None = None,
+        where: Where = "anywhere",
     ) -> Answer[Given]:
-        """Have a method answered. Raises what the module says; UsageError also when it is no plain method."""
-        call = self._call(service, asked, "unary", timeout_s)
+        """Have a method answered. Raises what the module says; UsageError also when it is no plain method.
+
+        ``where="here"``: by an instance of this node, or by nobody.
+        """
+        call = self._call(service, asked, "unary", timeout_s, where)
 
         async def send(replica: Replica, deadline: float) -> Answer[Given]:
             def suspect() -> None:
@@ -95,18 +104,25 @@ class Calling:
         arrays: Sequence[Array] = (),
         *,
         timeout_s: float | None = None,
+        where: Where = "anywhere",
     ) -> Answer[Given]:
         """Have a client stream answered. What was taken of it cannot be sent again; otherwise like ``ask``."""
-        call, once = self._call(service, asked, "client_stream", timeout_s), Once(items)
+        call, once = self._call(service, asked, "client_stream", timeout_s, where), Once(items)
         call.spent = lambda: once.begun
         send = partial(self._sending.feed, service, asked, arrays, once)
         return await self._answered(call, send)
 
     async def items(
-        self, service: str, asked: Asked, arrays: Sequence[Array] = (), *, timeout_s: float | None = None
+        self,
+        service: str,
+        asked: Asked,
+        arrays: Sequence[Array] = (),
+        *,
+        timeout_s: float | None = None,
+        where: Where = "anywhere",
     ) -> AsyncGenerator[Answer[Given], None]:
         """Iterate over what a method streams. Behind its first item nobody else is asked; otherwise like ``ask``."""
-        call, begun = self._call(service, asked, "server_stream", timeout_s), False
+        call, begun = self._call(service, asked, "server_stream", timeout_s, where), False
         call.spent = lambda: begun
         with self._counted(call):
             while True:
@@ -153,12 +169,16 @@ class Calling:
                     self._specs[digests[0]] = spec
                 return spec
 
-    def _call(self, service: str, asked: Asked, kind: Kind, timeout_s: float | None) -> "_Call":
+    def _call(self, service: str, asked: Asked, kind: Kind, timeout_s: float | None, where: Where) -> "_Call":
         known = self.directory.known(service)
         brief = known.brief(asked.method, asked.version)
         if brief.kind != kind:
             raise UsageError(f"{service}.{asked.method} is a {brief.kind} method and was called as {kind}.")
-        return _Call(known, brief, asked, timeout_s)
+        if where not in get_args(Where):
+            raise UsageError(f"where={where!r} is no place: it is 'anywhere' or 'here'.")
+        call = _Call(known, brief, asked, timeout_s)
+        call.here = where == "here" or known.stays(brief.name)
+        return call
 
     # -- attempts -----------------------------------------------------------------------------------------------------
 
@@ -255,6 +275,8 @@ class Calling:
         replica = self._choice(call)
         if replica is not None:
             return replica
+        if call.here and not self._may_come_here(call.known):
+            raise self._nobody(call)
         if call.known.waiting >= WAITING_MAX:
             raise Busy(f"{call.known.waiting} calls of {call.known.name!r} already wait on this node.")
         call.known.waiting += 1
@@ -262,6 +284,8 @@ class Calling:
             with trio.move_on_at(call.deadline):
                 async with call.turn:
                     while (replica := self._choice(call)) is None:
+                        if call.here and not self._may_come_here(call.known):
+                            break
                         await self._news(call)
         finally:
             call.known.waiting -= 1
@@ -274,6 +298,8 @@ class Calling:
         known = self.directory.known(call.known.name)  # takes in what the picture says by now
         asked, now, again = call.asked, trio.current_time(), bool(call.tries.last or avoid)
         never = [*avoid, *(known.without(call.brief.name) if call.of_method else ())]
+        if call.here:
+            never += [one for one in known.balancer.replicas if one.peer != self._mesh.me]
         full = [one for one in known.balancer.replicas if self._is_full(one.peer)]
 
         def choose(*avoid: Replica) -> Replica | None:
@@ -286,6 +312,11 @@ class Calling:
             return None if home is None or home in full else home
         others = {one.key for one in known.balancer.replicas} - {one.key for one in (*never, *call.tries.lost)}
         return choose(*never, *full, *(call.tries.lost if others else ()))
+
+    def _may_come_here(self, known: Known) -> bool:
+        """Whether there is an instance on this device, in whatever state, or one may be started."""
+        own = known.hosted.get(self._mesh.me)
+        return not known.balancer.replicas or (own is not None and bool(own.instances))
 
     def _is_full(self, peer: PeerId) -> bool:
         return peer != self._mesh.me and self._under_way[peer] >= PER_HOST_MAX
@@ -320,7 +351,10 @@ class Calling:
             return call.tries.final()
         known, waited_s = call.known, trio.current_time() - call.began
         ready = len(known.balancer.replicas)
-        what = f"all {ready} hosts were busy or failed lately" if ready else f"no instance was ready{known.trouble()}"
+        if call.here and ready and not self._may_come_here(known):
+            return NotHere(f"No instance of {known.name!r} runs on this device, and {call.tries.what} is for no other.")
+        hosts = "this device's own was" if call.here else f"all {ready} hosts were"
+        what = f"{hosts} busy or failed lately" if ready else f"no instance was ready{known.trouble()}"
         return NotHere(f"Nobody took a call of {call.tries.what} within {waited_s:.3g} s: {what}.")
 
 
@@ -334,13 +368,14 @@ class _Call:
         self.began = trio.current_time()
         self.deadline = min(self.began + (timeout_s or brief.timeout_s), trio.current_effective_deadline())
         self.tries = Tries(f"{known.name}.{asked.method}", brief.idempotent)
+        self.here = False  # whether this node's own instances alone may take it
         self.of_method = True  # whether a replica must have the method
         self.spent: Callable[[], bool] = lambda: False  # whether it is a stream that has begun: it cannot begin again
 
     @property
     def turn(self) -> AbstractAsyncContextManager[object]:
         """Hold this to look for a replica. Who wants a certain one need not wait for those who take any."""
-        special = self.asked.session or self.asked.version or self.tries.lost
+        special = self.asked.session or self.asked.version or self.tries.lost or self.here
         return nullcontext() if special else self.known.turn(self.brief.name)
 
     def failed(self, error: LeptonError, replicas: list[Replica]) -> None:

@@ -23,7 +23,7 @@ from ....mesh.rpc.methods import Answer
 from ...seeing import request
 from ..errors import ServiceError
 from ..messages import Asked, Given
-from ..spec import MethodBrief, MethodSpec
+from ..spec import MethodBrief, MethodSpec, Where
 from ..writing import values
 from ..writing.declaring import Declared, DeclaredMethod, declared
 from .calling import Calling
@@ -71,6 +71,7 @@ class Clients:
         *,
         version: str = "",
         timeout_s: float | None = None,
+        where: Where = "anywhere",
         result: Convert = lambda plain: plain,
     ) -> Any:  # noqa: ANN401 - whatever the method gives
         """Call ``service.method``. Raises UsageError for wrong parameters or names, and what `Calling.ask` raises."""
@@ -86,10 +87,11 @@ class Clients:
                 raise UsageError(f"{target!r} takes {wants} that is a stream (an asynchronous iterator).")
             items = [given.pop(name) for name in streams]
             asked, arrays = _asked(brief, given, version, id_)
+            how: Any = {"timeout_s": timeout_s, "where": where}
             if items:
-                answer = await self._calling.feed(service, asked, _encoded(items[0]), arrays, timeout_s=timeout_s)
+                answer = await self._calling.feed(service, asked, _encoded(items[0]), arrays, **how)
             else:
-                answer = await self._calling.ask(service, asked, arrays, timeout_s=timeout_s)
+                answer = await self._calling.ask(service, asked, arrays, **how)
             return result(values.decode(answer.message.value, answer.arrays))
 
     def stream(
@@ -100,6 +102,7 @@ class Clients:
         *,
         version: str = "",
         timeout_s: float | None = None,
+        where: Where = "anywhere",
         result: Convert = lambda plain: plain,
     ) -> Stream:
         """Iterate over what ``service.method`` streams. Iterating raises what ``call`` raises."""
@@ -111,17 +114,24 @@ class Clients:
                 raise UsageError(f"{target!r} gives one answer: `await call({target!r}, …)`.")
             given = await self._named(service, brief, positional, named or {}, version)
             asked, arrays = _asked(brief, given, version, request.current() or request.session_id().hex()[:16])
-            async with aclosing(self._calling.items(service, asked, arrays, timeout_s=timeout_s)) as found:
+            async with aclosing(self._calling.items(service, asked, arrays, timeout_s=timeout_s, where=where)) as found:
                 async for item in found:
                     yield result(values.decode(item.message.value, item.arrays))
 
         return Stream(items())
 
-    def client(self, service: type[Any] | str, *, version: str = "", timeout_s: float | None = None) -> "Client":
+    def client(
+        self,
+        service: type[Any] | str,
+        *,
+        version: str = "",
+        timeout_s: float | None = None,
+        where: Where = "anywhere",
+    ) -> "Client":
         """Return something with the methods of a service, by its author's class or by its name."""
         described = None if isinstance(service, str) else declared(service)
         name = service if isinstance(service, str) else declared(service).spec.name
-        return Client(self, name, described, version, timeout_s)
+        return Client(self, name, described, {"version": version, "timeout_s": timeout_s, "where": where})
 
     def brief(self, service: str, method: str, version: str = "") -> MethodBrief:
         """Return what has to be known of a method to call it. Raises UsageError when there is no such."""
@@ -141,14 +151,12 @@ class Clients:
 class Client:
     """A service's methods: with its author's class the parameters and results have the author's types."""
 
-    def __init__(
-        self, clients: Clients, name: str, described: Declared | None, version: str, timeout_s: float | None
-    ) -> None:
+    def __init__(self, clients: Clients, name: str, described: Declared | None, options: Mapping[str, Any]) -> None:
+        """``options`` are those of all its calls, as `Clients.call` takes them."""
         self._clients = clients
         self._name = name
         self._described = described
-        self._version = version
-        self._timeout_s = timeout_s
+        self._options = options
 
     def __repr__(self) -> str:
         return f"<client of the service {self._name!r}>"
@@ -161,18 +169,18 @@ class Client:
         if method.startswith("_"):
             raise AttributeError(method)
         if self._described is None:
-            return self._plain(method, self._clients.brief(self._name, method, self._version))
+            return self._plain(method, self._clients.brief(self._name, method, self._options["version"]))
         if method not in self._described.methods:
             raise UsageError(f"{self._described.cls.__name__} has no method {method!r} under @method.")
         return self._typed(self._described, self._described.methods[method])
 
     def _plain(self, method: str, brief: MethodBrief) -> Callable[..., Any]:
-        target, options = f"{self._name}.{method}", {"version": self._version, "timeout_s": self._timeout_s}
+        target, options = f"{self._name}.{method}", self._options
 
         def call(*positional: object, **named: object) -> Awaitable[Any] | Stream:
             if brief.kind == "server_stream":
-                return self._clients.stream(target, positional, named, **options)  # type: ignore[arg-type]
-            return self._clients.call(target, positional, named, **options)  # type: ignore[arg-type]
+                return self._clients.stream(target, positional, named, **options)
+            return self._clients.call(target, positional, named, **options)
 
         call.__name__ = method
         return call
@@ -189,7 +197,7 @@ class Client:
                 raise UsageError(f"{target} has no parameter {unknown[0]!r}; it takes {', '.join(names) or 'none'}.")
             if lacking := [each.name for each in method.parameters if each.required and each.name not in given]:
                 raise UsageError(f"{target} needs {', '.join(lacking)}.")
-            more: dict[str, Any] = {"version": self._version, "timeout_s": self._timeout_s, "result": result}
+            more: dict[str, Any] = {**self._options, "result": result}
             if method.kind == "server_stream":
                 return self._clients.stream(target, (), given, **more)
             return self._clients.call(target, (), given, **more)

@@ -71,6 +71,11 @@ class Known:
         has = ", ".join(sorted(set(names)))
         raise NoService(f"{self.name!r} has no method {method!r}.{did_you_mean(method, names)} It has {has}.")
 
+    def stays(self, method: str) -> bool:
+        """Whether a method is called on the caller's own device alone: if any release says so, for all."""
+        briefs = (brief for release in self.record.releases for brief in release.methods)
+        return any(brief.name == method and brief.where == "here" for brief in briefs)
+
     def without(self, method: str) -> list[Replica]:
         """Return the replicas of releases that have no such method."""
         lacking = {

@@ -33,7 +33,7 @@ class MeshInside:
 
     def __init__(self, asker: Asker, devices: Mapping[str, str]) -> None:
         self._asker: Final = asker
-        self.devices: Final = dict(devices)
+        self.devices: Mapping[str, str] = dict(devices)
 
     async def call(self, name: str, /, *positional: object, **named: object) -> Any:  # noqa: ANN401 - plain data
         return await self._ask(local.MESH_CALL, name, positional, named)

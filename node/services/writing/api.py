@@ -10,11 +10,12 @@ Both decorators leave what they decorate as it is, so a service is tested like a
 declaration is a UsageError where it is made.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar, overload
 
 from ....mesh import limits
+from ..spec import Where
 from .declaring import DECLARED, OPTIONS, Options, read_class
 from .describing import described
 
@@ -26,8 +27,13 @@ class Mesh(Protocol):
     """The mesh as a service sees it, given to ``setup(self, mesh)``. It asks through the node that hosts the service.
 
     All of it is asynchronous. A call that is made while a method works carries that call's request id, and ends with
-    its deadline at the latest.
+    its deadline at the latest. A plain method, which runs in a thread, asks by
+    ``trio.from_thread.run(mesh.call, "other.method", value)``.
     """
+
+    @property
+    def devices(self) -> Mapping[str, str]:
+        """The devices that the service needs, as the host's node.toml has them: ``mesh.devices["camera"]``."""
 
     async def call(self, name: str, /, *positional: object, **named: object) -> Any:  # noqa: ANN401 - plain data
         """Call ``service.method`` and return plain data and numpy arrays. Raises LeptonError."""
@@ -55,6 +61,7 @@ def method(
     timeout_s: float = limits.CALL_TIMEOUT_S,
     idempotent: bool = False,
     session: str = "",
+    where: Where = "anywhere",
 ) -> Callable[[F], F]: ...
 def method(
     function: F | None = None,
@@ -66,6 +73,7 @@ def method(
     timeout_s: float = limits.CALL_TIMEOUT_S,
     idempotent: bool = False,
     session: str = "",
+    where: Where = "anywhere",
 ) -> F | Callable[[F], F]:
     """Let callers anywhere in the mesh call a method. Its annotations say what it takes and gives.
 
@@ -73,7 +81,8 @@ def method(
     for each parameter, one item a call, and returns a list as long; a batch waits ``max_wait_ms`` to fill. Of one
     instance's calls, or batches, ``concurrency`` run at once. ``idempotent``: to run twice does no harm, so a call may
     be asked of two replicas, and again after one died. ``session`` names the parameter whose equal values stay on one
-    instance.
+    instance. ``where="here"``: only an instance on the caller's own device answers, so what it is given never leaves
+    that device.
     """
     options = Options(
         max_batch_size=max_batch_size,
@@ -82,6 +91,7 @@ def method(
         timeout_s=timeout_s,
         idempotent=idempotent,
         session=session,
+        where=where,
     )
 
     def mark(marked: F) -> F:

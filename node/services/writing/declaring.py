@@ -26,6 +26,7 @@ class Options:
     timeout_s: float
     idempotent: bool
     session: str
+    where: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

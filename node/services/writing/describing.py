@@ -77,6 +77,7 @@ def _method(method: DeclaredMethod) -> MethodSpec:
                 "concurrency": options.concurrency,
                 "batch_size_max": options.max_batch_size,
                 "batch_wait_ms": options.max_wait_ms,
+                "where": options.where,
             },
             MethodSpec,
         )

@@ -35,9 +35,11 @@ def _method(method: MethodSpec) -> Iterator[str]:
         yield f"      {first_line(method.doc)}"
     options = [f"{method.timeout_s:g} s"]
     options += [f"{method.concurrency} at once"] if method.concurrency > 1 else []
-    options += [f"batches of {method.batch_size_max}"] if method.batch_size_max > 1 else []
+    wait = f" within {method.batch_wait_ms:g} ms" if method.batch_wait_ms else ""
+    options += [f"batches of {method.batch_size_max}{wait}"] if method.batch_size_max > 1 else []
     options += ["idempotent"] if method.idempotent else []
     options += [f"a session for each {method.session}"] if method.session else []
+    options += ["on the caller's own device alone"] if method.where == "here" else []
     yield f"      {', '.join(options)}"
 
 

@@ -31,6 +31,7 @@ METHODS = (
     MethodSpec(name="add", takes=OBJECT, gives='{"type":"integer"}'),
     MethodSpec(name="look", takes=OBJECT, gives='{"type":"integer"}', idempotent=True),
     MethodSpec(name="keep", takes=OBJECT, gives='{"type":"integer"}', session="x"),
+    MethodSpec(name="peek", takes=OBJECT, gives='{"type":"integer"}', idempotent=True, where="here"),
     MethodSpec(name="watch", kind="server_stream", takes=OBJECT, gives='{"type":"integer"}'),
     MethodSpec(name="sum", kind="client_stream", streams="xs", takes=OBJECT, gives='{"type":"integer"}'),
 )

@@ -4,8 +4,10 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from lepton.mesh.errors import Busy, LeptonError, LinkError, PeerError, Refused, Uncertain, UsageError
@@ -20,7 +22,7 @@ from lepton.node.services.messages import Asked, Given, Value
 from lepton.node.services.writing.values import decode, encode
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from .hosts import ME, FakeInstance, FakeInstances, Host, Net, compute, lost, nonsense, release, unsent
+from .hosts import ME, METHODS, FakeInstance, FakeInstances, Host, Net, compute, lost, nonsense, release, unsent
 
 A, B, C = PeerId("a"), PeerId("b"), PeerId("c")
 
@@ -47,6 +49,11 @@ async def slowly(question: Asked, arrays: Sequence[Array]) -> Answer[Given]:
 
 async def forever(question: Asked, arrays: Sequence[Array]) -> Answer[Given]:
     return await trio.sleep_forever()
+
+
+async def numbers() -> AsyncIterator[Answer[Given]]:
+    for number in range(3):
+        yield Answer(Given(value=encode(number)[0]))
 
 
 async def late() -> None:
@@ -81,6 +88,54 @@ async def test_this_nodes_own_instance_is_called_without_the_network(autojump_cl
     assert await ask(net) == 3
     assert own.ran.total() == 1
     assert net.hosts[ME].asked == 0
+
+
+async def test_what_is_to_stay_here_is_never_sent_elsewhere(autojump_clock: MockClock) -> None:
+    own, other = FakeInstance("own-1", slowly), FakeInstance("a-1")
+    net = Net({ME: Host(own), A: Host(other)})
+    async with trio.open_nursery() as nursery:
+        for number in range(20):  # however long its queue is, and however idle the other
+            nursery.start_soon(ask, net, "peek")
+            nursery.start_soon(partial(net.calling.ask, "calc", asked("look", x=number), where="here"))
+    assert own.ran.total() == 40
+    own.die()  # and starts again
+    with pytest.raises(NotHere, match="No instance of 'calc' of version 1 is ready on this node"):
+        await ask(net, "peek")
+    del net.hosts[ME]
+    net.tell()
+    for call in (asked("peek", x=1, y=2), asked("look", x=1, y=2)):
+        began = trio.current_time()
+        with pytest.raises(NotHere, match=f"No instance of 'calc' runs on this device, and calc.{call.method} is"):
+            await net.calling.ask("calc", call, where="here")
+        assert trio.current_time() == began  # nobody could come in time
+    with pytest.raises(NotHere, match="runs on this device"):
+        await net.calling.feed("calc", asked("sum"), numbers(), where="here")
+    with pytest.raises(NotHere, match="runs on this device"):
+        [item async for item in net.calling.items("calc", asked("watch", x=3), where="here")]
+    assert net.hosts[A].asked == other.ran.total() == 0
+    assert await ask(net) == 3
+    with pytest.raises(UsageError, match="where='there' is no place"):
+        await net.calling.ask("calc", asked("look"), where="there")  # type: ignore[arg-type]
+
+
+async def test_one_release_that_is_called_here_alone_keeps_calls_of_all_here(autojump_clock: MockClock) -> None:
+    open_to_all = [msgspec.structs.replace(method, where="anywhere") for method in METHODS]
+    net, a, b = two()
+    net.releases = (release("1"), release("2", methods=open_to_all))
+    net.tell()
+    with pytest.raises(NotHere, match="runs on this device"):
+        await ask(net, "peek")
+    assert not a.ran + b.ran
+
+
+async def test_a_host_refuses_calls_from_elsewhere_that_are_for_its_own_programs(autojump_clock: MockClock) -> None:
+    a = FakeInstance("a-1")
+    net = Net({A: Host(a)})
+    net.releases = (release(methods=[msgspec.structs.replace(method, where="anywhere") for method in METHODS]),)
+    net.tell()  # a caller to whom something else was said, or that does not care
+    with pytest.raises(Refused, match=r"calc\.peek answers programs on its own device alone"):
+        await ask(net, "peek")
+    assert not a.ran
 
 
 async def test_what_a_service_says_is_the_last_word(autojump_clock: MockClock) -> None:
@@ -404,7 +459,7 @@ async def test_a_stream_that_breaks_says_so_behind_its_items(autojump_clock: Moc
 async def test_a_client_stream_is_summed_and_never_sent_twice(autojump_clock: MockClock) -> None:
     net, a, b = two()
 
-    async def numbers() -> AsyncIterator[Answer[Given]]:
+    async def dying() -> AsyncIterator[Answer[Given]]:
         for number in range(10):
             if number == 5:
                 poisoned.die()
@@ -412,11 +467,11 @@ async def test_a_client_stream_is_summed_and_never_sent_twice(autojump_clock: Mo
 
     poisoned = FakeInstance("nobody")
     a.state = "draining"
-    answer = await net.calling.feed("calc", asked("sum", y=1), numbers())
+    answer = await net.calling.feed("calc", asked("sum", y=1), dying())
     assert decode(answer.message.value, answer.arrays) == 46
     poisoned = b
     with pytest.raises(InstanceLost):
-        await net.calling.feed("calc", asked("sum", y=1), numbers())
+        await net.calling.feed("calc", asked("sum", y=1), dying())
     assert b.ran.total() == 2
 
 

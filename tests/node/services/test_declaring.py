@@ -29,7 +29,7 @@ class Detector:
 
     def setup(self, mesh: object) -> None: ...
 
-    @method(timeout_s=2, idempotent=True, session="user", concurrency=4)
+    @method(timeout_s=2, idempotent=True, session="user", concurrency=4, where="here")
     def detect(self, frame: npt.NDArray[np.uint8], user: str = "") -> list[Detection]:
         """Find things in one frame."""
         return [Detection(user)]
@@ -70,6 +70,7 @@ def test_a_class_is_described() -> None:
     assert label is not None
     assert add is not None
     assert (detect.timeout_s, detect.idempotent, detect.session, detect.concurrency) == (2, True, "user", 4)
+    assert detect.where == "here"
     assert (detect.doc, label.batch_size_max, label.batch_wait_ms) == ("Find things in one frame.", 8, 5)
     assert add.streams == "rest"
 
@@ -193,6 +194,7 @@ def optional(self: Any, x: list[int] = []) -> list[int]: ...  # type: ignore[emp
         (fine, {"max_batch_size": 0}, "batch_size_max"),
         (fine, {"concurrency": 1000}, "concurrency"),
         (fine, {"max_wait_ms": "5"}, "batch_wait_ms"),
+        (fine, {"where": "there"}, "where"),
     ],
 )
 def test_a_method_that_cannot_be_called_is_refused(function: Any, options: dict[str, Any], said: str) -> None:

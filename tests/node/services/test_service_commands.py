@@ -95,3 +95,17 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path) -> None:
     tried = run("try", folder, "total", "--home", tmp_path / "home")
     assert tried.exit_code == 1
     assert "sums does not start: its setup failed: OSError: no camera" in tried.output
+
+
+def test_a_device_that_it_needs_is_the_one_of_this_nodes_configuration(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    code = CODE.replace('"200MB"', '"200MB", devices=("camera",)')
+    code += "    def setup(self, mesh) -> None: self.at = mesh.devices['camera']\n"
+    (folder / "sums.py").write_text(f"{code}    @method\n    def camera(self) -> str: return self.at\n", "utf-8")
+    home = tmp_path / "home"
+    tried = run("try", folder, "camera", "--home", home)
+    assert tried.exit_code == 2
+    assert "sums needs the device 'camera': name it in this node's node.toml" in tried.output
+    home.mkdir(exist_ok=True)
+    (home / "node.toml").write_text('[services]\ndevices = {camera = "/dev/video7", lamp = "/dev/lamp"}\n', "utf-8")
+    assert run("try", folder, "camera", "--home", home).stdout == '"/dev/video7"\n'

@@ -77,6 +77,17 @@ async def test_json_in_and_out() -> None:
         assert (await ask(port, "/calc/sum", {"xs": [1, 2, 3], "y": 4}))[:2] == (200, 10)
 
 
+async def test_a_call_for_this_device_alone_says_so_in_a_header() -> None:
+    async with served() as (port, one, _):  # which runs elsewhere
+        for method in ("add", "watch"):
+            status, said, _ = await ask(port, f"/calc/{method}", {"x": 1}, {**JSON, "X-Where": "here"})
+            assert (status, said["error"]["code"]) == (503, "mesh_unavailable"), said
+        status, said, _ = await ask(port, "/calc/add", {"x": 1}, {**JSON, "X-Where": "there"})
+        assert status == 422
+        assert "'anywhere' or 'here'" in said["error"]["message"]
+        assert not one.ran
+
+
 async def test_raw_bytes_in_and_out() -> None:
     async with served() as (port, one, _):
 

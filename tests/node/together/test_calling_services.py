@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import trio
 from lepton.mesh.errors import Refused, UsageError
 from lepton.node import Node
 from lepton.node.control import Control, serve_control
-from lepton.node.services.errors import InstanceLost, ServiceError
+from lepton.node.services.errors import InstanceLost, NotHere, ServiceError
 from lepton.node.services.writing.in_json import packed
 
 from .fakes import World, running, until
@@ -113,6 +113,12 @@ async def test_services_are_called_from_everywhere_in_every_way(tmp_path: Path) 
             assert [item async for item in node.stream("eyes.watch", 40)] == list(range(40))
             assert await node.call("eyes.total", frames(), more=1) == 3 * 66 + 1
             assert [each["what"] for each in await node.call("eyes.twice", FRAME)] == ["cat", "dog"]
+            own = bool(node.services.instances and node.services.instances.running)
+            for where in ("here", "anywhere"):
+                with (
+                    nullcontext() if own or where == "anywhere" else pytest.raises(NotHere, match="runs on this device")
+                ):
+                    assert await node.client("eyes", where=where).version() == "1.0"
         large = np.random.default_rng(0).integers(0, 255, (1000, 3000), dtype=np.uint8)
         np.testing.assert_array_equal((await node.call("eyes.see", large))["mask"], large)
 
@@ -164,7 +170,7 @@ async def by_shell(node: Node) -> None:
         arguments = {"target": "eyes.see", "given": '{"what": "dog"}', "named": ["frame"], "as_lists": False}
         said, _ = await control.ask("call", arguments, [FRAME])
         assert said["result"] == {"what": "dog", "where": [3, 66], "mask": packed(FRAME)}
-        arguments = {"target": "eyes.watch", "given": '{"count": 3}'}
+        arguments = {"target": "eyes.watch", "given": '{"count": 3}', "where": "anywhere"}
         await control.ask("call", arguments, on_progress=items.append)
         assert items == [{"item": 0}, {"item": 1}, {"item": 2}]
         with pytest.raises(UsageError, match=r"has no method 'se'. Did you mean 'see'"):
