@@ -46,10 +46,14 @@ HINTED_ADDRESSES_MAX: Final = 8  # of one peer: two interfaces, IPv4 and IPv6, b
 KNOWN_MEMBERS_MAX: Final = 4096  # members whose addresses are kept, present or not; 300 B each
 DIALS_MAX: Final = 32  # under way at once: a Pi's processor has 32 handshakes done in half a second
 CONNECTIONS_PER_PEER_MAX: Final = 4  # simultaneous dials make two; more is a leak or an attack
-STREAMS_PER_PEER_MAX: Final = 32  # its control stream, and two for each call: with 8 calls both ways 17 are in use
+# Its control stream, and two for each call: with 8 calls both ways 17 are in use, and 8 for answers to queued ones.
+STREAMS_PER_PEER_MAX: Final = 32
 STREAM_REFUSALS_MAX: Final = 1024  # streams beyond them in a rush: then it is no peer that waits, but a flood
 CALLS_PER_PEER_MAX: Final = 8  # in flight at once towards us
-CALLS_OUT_PER_PEER_MAX: Final = 32  # in flight at once towards one peer: more than it takes at once, so that it decides
+# And beside them small calls (a message, INLINE_BYTES_MAX of tensors) of methods that have a queue of their own with a
+# bound, as services do: twice a usual batch, so that one caller alone can fill them, one after another. 8 MiB.
+CALLS_QUEUED_PER_PEER_MAX: Final = 64
+CALLS_OUT_PER_PEER_MAX: Final = 96  # in flight at once towards one peer: more than it takes at once, so that it decides
 STREAM_ITEMS_MAX: Final = 16  # items of one streaming call that wait for its consumer: a round trip's worth of tokens
 # And their bytes, of those that travel in the frame itself: a frame of 4K has 24 MiB, and is sent alone.
 STREAM_BYTES_MAX: Final = 8 * MIB
@@ -66,7 +70,7 @@ RATE_BYTES_S: Final = 256 * MIB
 # processes were held up, and small calls on the same connection waited 15 ms behind them.
 BURST_BYTES_MAX: Final = 1024 * MIB
 KEYS_PER_PEER_MAX: Final = 1024  # idempotency keys of one caller that are remembered: two a second
-KEYS_SETTLED_MAX: Final = 32  # brief keys that one request lets go: as many calls as are in flight to one peer
+KEYS_SETTLED_MAX: Final = 32  # brief keys that one request lets go; the rest go with the next
 REMEMBERED_BYTES_PER_PEER_MAX: Final = 256 * KIB  # and their answers: a small message each
 ATTACHED_PER_PEER_MAX: Final = 32  # streams that wait for the call which they belong to; two for each call are in use
 PART_BYTES: Final = 256 * KIB  # of a large buffer has to come within TRANSFER_STALL_S: 9 kB/s, the slowest link we bear

@@ -4,13 +4,14 @@ Invariants, tested with the other side (``caller``) and a link that cuts and del
 
 - Every call gets exactly one last word, an answer or an error, and only when its owner says so: a call that was
   cancelled or is past its deadline counts as in flight until whoever works on it has stopped.
-- At most ``in_flight_max`` calls, ``limits.STREAM_ITEMS_MAX`` items of each (of them ``limits.STREAM_BYTES_MAX`` bytes
-  and one item), and ``aside_bytes_max`` of large buffers are here at once; a call beyond that is answered ``busy``, an
-  item beyond it is a violation.
+- At most ``in_flight_max`` calls, as many more as may be queued, ``limits.STREAM_ITEMS_MAX`` items of each (of them
+  ``limits.STREAM_BYTES_MAX`` bytes and one item), and ``aside_bytes_max`` of large buffers are here at once; a call
+  beyond that is answered ``busy``, an item beyond it is a violation.
 - Call ids only grow. What comes for a call that is over is dropped: it was under way when the call ended.
 - What the caller does against the rules is a PeerError out of ``receive``; after one only ``give_up`` is of use.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -76,6 +77,7 @@ class _Call:
     deadline: float
     may_send: int
     aside_bytes: int
+    queued: bool = False  # it waits in a queue of its method's own
     may_come: int = 0
     unread: Unread = field(default_factory=Unread)  # items that came, or that we sent
     ended: bool = False
@@ -93,8 +95,14 @@ class Callee:
         aside_bytes_max: int = limits.ASIDE_BYTES_PER_PEER_MAX,
         epoch: bytes = b"",
         body_bytes_max: int = BODY_BYTES_MAX,
+        queues: Callable[[str], bool] = lambda _method: False,
     ) -> None:
-        """``epoch`` names this life of the node, for calls with a key; without one the caller is not told."""
+        """``epoch`` names this life of the node, for calls with a key; without one the caller is not told.
+
+        ``queues`` says which methods have queues of their own: of their small calls there may be more.
+        """
+        self._queues = queues
+        self._queued = 0
         self._in_flight_max = in_flight_max
         self._aside_bytes_max = aside_bytes_max
         self._aside_bytes = 0
@@ -144,6 +152,10 @@ class Callee:
             call.delivering = True
         else:
             self._forget(header.call)
+
+    def is_queued(self, call: int) -> bool:
+        """Whether it is one of the calls of which there may be more."""
+        return call in self._calls and self._calls[call].queued
 
     def is_delivering(self, call: int) -> bool:
         """Whether the large part of the answer is still to go."""
@@ -231,16 +243,19 @@ class Callee:
             msg = f"A {header.kind} call or a transfer came with an idempotency key; only a message has one."
             raise PeerError(msg)
         aside = headers.aside_bytes(header) if header.aside else 0
-        if (busy := self._too_much(aside, transfer=header.bulk_bytes > 0)) is not None:
+        queued = header.kind == "unary" and not header.aside and not header.bulk_bytes and self._queues(header.method)
+        if (busy := self._too_much(aside, transfer=header.bulk_bytes > 0, queued=queued)) is not None:
             self._out.append(headers.frame(headers.error_header(header.call, busy)))
             return
         self._aside_bytes += aside
-        self._calls[header.call] = _Call(header, now + header.timeout_s, header.credit, aside)
+        self._calls[header.call] = _Call(header, now + header.timeout_s, header.credit, aside, queued)
+        self._queued += queued
         events.append(Asked(header.call, header, frame.body))
 
-    def _too_much(self, aside: int, *, transfer: bool) -> Busy | None:
-        if len(self._calls) >= self._in_flight_max:
-            msg = f"This node already answers {len(self._calls)} calls of yours."
+    def _too_much(self, aside: int, *, transfer: bool, queued: bool) -> Busy | None:
+        alike = self._queued if queued else len(self._calls) - self._queued
+        if alike >= (limits.CALLS_QUEUED_PER_PEER_MAX if queued else self._in_flight_max):
+            msg = f"This node already answers {alike} calls of yours."
             return Busy(msg, limits.BUSY_RETRY_S)
         if aside and self._aside_bytes and self._aside_bytes + aside > self._aside_bytes_max:
             msg = f"This node already holds {self._aside_bytes} B of your tensors."
@@ -306,7 +321,9 @@ class Callee:
         self._out.append(headers.frame(CreditHeader(call=call, items=items)))
 
     def _forget(self, call: int) -> None:
-        self._aside_bytes -= self._calls.pop(call).aside_bytes
+        gone = self._calls.pop(call)
+        self._aside_bytes -= gone.aside_bytes
+        self._queued -= gone.queued
 
 
 def _may_send(known: _Call) -> bool:

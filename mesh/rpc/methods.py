@@ -82,6 +82,8 @@ class Method:
 
     ``takes`` and ``items`` are types of messages; ``items`` are those of a client stream. ``body_bytes_max`` bounds
     the payload and tensors of the request and of each item, ``bulk_bytes_max`` the transfer that comes with it.
+    ``queued``: its calls wait in a queue that the handler bounds and cost this node next to nothing meanwhile, so one
+    peer may have more small ones under way (``limits.CALLS_QUEUED_PER_PEER_MAX``).
     """
 
     name: str
@@ -92,6 +94,7 @@ class Method:
     kind: Kind = "unary"
     items: type[Any] = Empty
     bulk_bytes_max: int = 0
+    queued: bool = False
 
 
 def capability(method: Method, scope: str) -> str:

@@ -80,9 +80,11 @@ class OnlyOnce:
         request: bytes,
         work: Work,
         timeout_s: float,
+        *,
+        queued: bool = False,
     ) -> object:
         """The outcome of ``work``, which runs if this key has not run yet. Raises what it raised, Uncertain, Busy."""
-        state = self._remembered.begin(caller, once, request, trio.current_time())
+        state = self._remembered.begin(caller, once, request, trio.current_time(), queued=queued)
         if isinstance(state, Ended):
             return _given(state.outcome)
         if state == FRESH:

@@ -39,6 +39,7 @@ class _Entry:
     until: float = float("inf")
     brief: bool = False
     settled: bool = False
+    queued: bool = False
 
 
 class Remembered:
@@ -48,7 +49,7 @@ class Remembered:
         self.epoch: Final = epoch
         self._callers: dict[PeerId, OrderedDict[bytes, _Entry]] = {}
 
-    def begin(self, caller: PeerId, once: Once, request: bytes, now: float) -> str | Ended:
+    def begin(self, caller: PeerId, once: Once, request: bytes, now: float, *, queued: bool = False) -> str | Ended:
         """Whether to run it (``FRESH``), to wait for it (``RUNNING``), or what came of it.
 
         ``request`` is the hash of all that was asked. Raises Uncertain, UsageError, Busy.
@@ -64,10 +65,11 @@ class Remembered:
                     f"This node remembers {len(known)} keys of yours, all that it does; some are forgotten in a while."
                 )
                 raise Busy(msg, max(limits.BUSY_RETRY_S, next(iter(known.values())).until - now))
-            if sum(entry.ended is None for entry in known.values()) >= limits.CALLS_PER_PEER_MAX:
+            most = limits.CALLS_QUEUED_PER_PEER_MAX if queued else limits.CALLS_PER_PEER_MAX
+            if sum(entry.ended is None and entry.queued == queued for entry in known.values()) >= most:
                 msg = "Calls of yours that outlived their connections still run here, as many as may be at once."
                 raise Busy(msg, limits.BUSY_RETRY_S)
-            known[once.key] = _Entry(request, brief=once.brief)
+            known[once.key] = _Entry(request, brief=once.brief, queued=queued)
             self._callers[caller] = known
             return FRESH
         if entry.request != request:

@@ -6,14 +6,16 @@ Authorisation happens here and nowhere else: with the header known, before the p
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 import trio
 from trio.lowlevel import ParkingLot
 
-from ..errors import LeptonError, LinkError, PeerError, UsageError
+from .. import limits
+from ..errors import Busy, LeptonError, LinkError, PeerError, Uncertain, UsageError
 from ..grants import Authority
 from ..identity import PeerId, short
 from ..messages import Message
@@ -51,8 +53,9 @@ class Serving:
         self.connection = stream.connection
         self.attached = attached
         self.counts = counts
-        self.machine = Callee(epoch=only_once.epoch)
+        self.machine = Callee(epoch=only_once.epoch, queues=self._queues)
         self.methods = methods
+        self.large = trio.Semaphore(limits.CALLS_PER_PEER_MAX)  # answers to queued calls that have streams of their own
         self.admit = admit
         self._offend = offend
         self._stream = stream
@@ -81,6 +84,10 @@ class Serving:
             self._nursery.start_soon(self._watch)
             await self._over.wait()
             self._nursery.cancel_scope.cancel()
+
+    def _queues(self, method: str) -> bool:
+        known = self.methods.get(method)
+        return known is not None and known.queued
 
     async def _watch(self) -> None:
         """Stop calls at their deadlines. Most end long before, so the clock is set forward only when it rings."""
@@ -205,15 +212,16 @@ class Job:
             if self.stopped:
                 return
             body = await self._answer()
-            if body.aside:
-                await self._outlet.open()
-            serving.machine.answer(_answer_header(self.id, body), body.payload, body.inline)
-            answered = True
-            if body.aside and serving.machine.is_delivering(self.id):
-                serving.channel.flush()
-                await self._outlet.send(body.buffers, body.bulk)
-            if self._outlet.is_open:
-                await self._outlet.aclose()
+            async with self._room_for(body):
+                if body.aside:
+                    await self._outlet.open()
+                serving.machine.answer(_answer_header(self.id, body), body.payload, body.inline)
+                answered = True
+                if body.aside and serving.machine.is_delivering(self.id):
+                    serving.channel.flush()
+                    await self._outlet.send(body.buffers, body.bulk)
+                if self._outlet.is_open:
+                    await self._outlet.aclose()
         except Exception as raised:  # noqa: BLE001  a handler may raise anything, and costs its call only
             error = self._reason(raised)
         finally:
@@ -223,6 +231,35 @@ class Job:
         if isinstance(error, PeerError):
             serving.channel.flush()
             serving.offended(error)
+
+    @asynccontextmanager
+    async def _room_for(self, body: Body) -> AsyncIterator[None]:
+        """Let large answers to queued calls go a few at a time; what waits is on the peer's account.
+
+        Raises Uncertain when the account is full: the call ran, and its answer is dropped.
+        """
+        serving = self._serving
+        if not body.aside or not serving.machine.is_queued(self.id):
+            yield
+            return
+        try:
+            serving.large.acquire_nowait()
+        except trio.WouldBlock:
+            size, account = sum(view.nbytes for view in body.buffers), serving.connection.account
+            try:
+                account.reserve(size)
+            except Busy as error:
+                raise Uncertain(
+                    f"The call ran, but there was no room to keep its answer of {size} B: {error}"
+                ) from error
+            try:
+                await serving.large.acquire()
+            finally:
+                account.release(size)
+        try:
+            yield
+        finally:
+            serving.large.release()
 
     def _end(self, error: LeptonError | None) -> None:
         """Nothing more is done for this call: an error is its last word, without one the word was given."""
@@ -282,6 +319,7 @@ class Job:
                 hash_of(header.method, header.scope, payload, incoming.arrays),
                 partial(_handled, method, incoming),
                 header.timeout_s,
+                queued=self._serving.machine.is_queued(self.id),
             )
         finally:
             if self.stopped and header.once.brief:  # by its caller, and not because the connection broke

@@ -44,6 +44,9 @@ PASSED = {
     "STREAMS_PER_PEER_MAX": f"{CALLS}::test_one_stream_too_many_is_busy_here_and_refused_there",
     "STREAM_REFUSALS_MAX": (f"{MESH}::test_streams_beyond_what_may_be_are_refused_so_often_and_then_it_is_a_flood"),
     "CALLS_PER_PEER_MAX": "mesh/calls/test_calls.py::test_one_call_too_many_is_busy_with_a_hint",
+    "CALLS_QUEUED_PER_PEER_MAX": (
+        "mesh/calls/test_machines.py::test_of_small_calls_that_wait_in_a_queue_there_may_be_more_beside_the_others"
+    ),
     "CALLS_OUT_PER_PEER_MAX": (
         "mesh/calls/test_machines.py::test_the_caller_holds_itself_back_before_it_asks_too_much"
     ),

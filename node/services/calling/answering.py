@@ -48,7 +48,14 @@ class Answering:
     def serve(self, calls: Serves) -> None:
         """Answer peers."""
         calls.serve(
-            Method(name=CALL, needs=NEEDS, takes=Asked, handler=self._call, body_bytes_max=limits.BODY_BYTES_MAX),
+            Method(
+                name=CALL,
+                needs=NEEDS,
+                takes=Asked,
+                handler=self._call,
+                body_bytes_max=limits.BODY_BYTES_MAX,
+                queued=True,  # at the instance's gate
+            ),
             Method(
                 name=STREAM,
                 needs=NEEDS,

@@ -175,8 +175,8 @@ class Balancer:
         overhead_s = self._typical("overhead_s", 0.0)
 
         def expected_s(replica: Replica) -> float:
-            estimate, slots = self._knows(replica.key).estimate, _slots(replica, method)
-            return estimate.expected_s(slots, now, self._answers, service_s=service_s, overhead_s=overhead_s)
+            estimate, places = self._knows(replica.key).estimate, slots(replica, method)
+            return estimate.expected_s(places, now, self._answers, service_s=service_s, overhead_s=overhead_s)
 
         return min(drawn, key=expected_s)  # of equals the first drawn
 
@@ -200,7 +200,7 @@ class Balancer:
         known.breaker.begin()
         if not extra:
             self._hedges(method.name).called()
-        return Attempt(replica, method.name, now, before, _slots(replica, method))
+        return Attempt(replica, method.name, now, before, slots(replica, method))
 
     def end(
         self, attempt: Attempt, outcome: Outcome, now: float, *, load: Load | None = None, rest_s: float = REST_S
@@ -255,5 +255,6 @@ class Balancer:
         return self._known.setdefault(key, _Known())
 
 
-def _slots(replica: Replica, method: MethodBrief) -> int:
+def slots(replica: Replica, method: MethodBrief) -> int:
+    """Return how many calls a replica works on at once."""
     return len(replica.instances) * method.concurrency * method.batch_size_max

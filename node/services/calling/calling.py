@@ -27,7 +27,7 @@ from ..errors import NotHere
 from ..messages import Asked, Described, Given, Load
 from ..spec import Kind, MethodBrief, ServiceSpec, Where
 from .answering import Answering, Once
-from .balancer import REST_S, Attempt, Outcome, Replica
+from .balancer import REST_S, Attempt, Outcome, Replica, slots
 from .directory import Directory, Known, Pictured
 from .sending import Reach, Sending
 from .tries import Tries, outcome_of
@@ -37,6 +37,9 @@ from .vetting import vet
 WAITING_MAX: Final = 1024  # calls of one service that nobody has taken yet: more would wait in vain
 # Calls under way to one host: what it takes of one peer, less two for the upkeep of the mesh.
 PER_HOST_MAX: Final = limits.CALLS_PER_PEER_MAX - 2
+# Small ones, which wait at the host: what it takes, less two of a clock's difference in what is over.
+SMALL_PER_HOST_MAX: Final = limits.CALLS_QUEUED_PER_PEER_MAX - 2
+_AHEAD: Final = 2  # calls to one host for each that it works on at once: while one batch runs the next one fills
 WAKE_S: Final = 1.0  # between attempts to have a service started: an instance takes about as long
 
 T = TypeVar("T")
@@ -66,7 +69,9 @@ class Calling:
         self._wake = wake
         self._measures = measures or Measures()
         self._specs: dict[str, ServiceSpec] = {}  # by the bundle's digest
-        self._under_way: Counter[PeerId] = Counter()
+        self._under_way: Counter[tuple[PeerId, bool]] = Counter()  # by host, and whether they are small
+        self._of_method: Counter[tuple[PeerId, str, str]] = Counter()  # small ones, by host, service and method
+        self._large: set[tuple[str, str]] = set()  # services and methods whose last answer was large
 
     def brief(self, service: str, method: str, version: str = "") -> MethodBrief:
         """Return what has to be known of a method to call it. Raises UsageError when there is no such."""
@@ -86,6 +91,7 @@ class Calling:
         ``where="here"``: by an instance of this node, or by nobody.
         """
         call = self._call(service, asked, "unary", timeout_s, where)
+        call.small = sum(each.nbytes for each in arrays) <= limits.INLINE_BYTES_MAX and call.about not in self._large
 
         async def send(replica: Replica, deadline: float) -> Answer[Given]:
             def suspect() -> None:
@@ -247,6 +253,8 @@ class Calling:
                 raise
             attempt.hear(answer.message)
             attempt.outcome = "answered"
+            large = sum(each.nbytes for each in answer.arrays) > limits.INLINE_BYTES_MAX
+            (self._large.add if large else self._large.discard)(call.about)
             return answer
 
     @contextmanager
@@ -255,14 +263,14 @@ class Calling:
         balancer = call.known.balancer
         begun = balancer.begin(replica, call.brief, trio.current_time(), extra=call.tries.last is not None)
         attempt = _Attempt(begun)
-        self._under_way[replica.peer] += 1
+        self._count(call, replica, 1)
         try:
             yield attempt
         except LeptonError as error:
             attempt.outcome, attempt.rest_s = outcome_of(error)
             raise
         finally:
-            self._under_way[replica.peer] -= 1
+            self._count(call, replica, -1)
             now = trio.current_time()
             balancer.end(begun, attempt.outcome, now, load=attempt.load, rest_s=attempt.rest_s)
             call.known.has_moved()
@@ -300,7 +308,7 @@ class Calling:
         never = [*avoid, *(known.without(call.brief.name) if call.of_method else ())]
         if call.here:
             never += [one for one in known.balancer.replicas if one.peer != self._mesh.me]
-        full = [one for one in known.balancer.replicas if self._is_full(one.peer)]
+        full = [one for one in known.balancer.replicas if self._is_full(call, one)]
 
         def choose(*avoid: Replica) -> Replica | None:
             return known.balancer.choose(
@@ -318,8 +326,22 @@ class Calling:
         own = known.hosted.get(self._mesh.me)
         return not known.balancer.replicas or (own is not None and bool(own.instances))
 
-    def _is_full(self, peer: PeerId) -> bool:
-        return peer != self._mesh.me and self._under_way[peer] >= PER_HOST_MAX
+    def _is_full(self, call: "_Call", replica: Replica) -> bool:
+        """Whether a host has as many calls of ours as it takes, or as are of use to it."""
+        peer = replica.peer
+        if peer == self._mesh.me:
+            return False
+        if not call.small:
+            return self._under_way[peer, False] >= PER_HOST_MAX
+        of_use = max(_AHEAD * slots(replica, call.brief), PER_HOST_MAX)
+        return self._under_way[peer, True] >= SMALL_PER_HOST_MAX or self._of_method[peer, *call.about] >= of_use
+
+    def _count(self, call: "_Call", replica: Replica, change: int) -> None:
+        self._under_way[replica.peer, call.small] += change
+        if call.small:
+            self._of_method[replica.peer, *call.about] += change
+            if not self._of_method[replica.peer, *call.about]:
+                del self._of_method[replica.peer, *call.about]
 
     async def _news(self, call: "_Call") -> None:
         """Wait until a call of ours has ended, the picture has changed, or a replica that rested may be asked."""
@@ -368,6 +390,8 @@ class _Call:
         self.began = trio.current_time()
         self.deadline = min(self.began + (timeout_s or brief.timeout_s), trio.current_effective_deadline())
         self.tries = Tries(f"{known.name}.{asked.method}", brief.idempotent)
+        self.about = (known.name, asked.method)
+        self.small = False  # whether what is asked, and so far as is known what is answered, travels in one frame
         self.here = False  # whether this node's own instances alone may take it
         self.of_method = True  # whether a replica must have the method
         self.spent: Callable[[], bool] = lambda: False  # whether it is a stream that has begun: it cannot begin again

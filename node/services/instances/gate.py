@@ -3,7 +3,7 @@
 The instance is handed only what it can begin at once, so that when it dies all others are known not to have run.
 """
 
-from collections import deque
+from collections import Counter, deque
 from typing import Final
 
 import trio
@@ -12,6 +12,7 @@ from ....mesh.errors import Busy
 from ..errors import NotHere
 
 WAITING_MAX: Final = 256  # of one method at one instance: beyond that another replica, or later, is better
+WAITING_OF_CALLER_MAX: Final = WAITING_MAX // 2  # so that nobody takes all places of those who wait
 _WEIGHT: Final = 0.2  # of the newest value in a smoothed one
 _HALF_LIFE_S: Final = 5.0  # of the time that calls waited: with no new ones nobody waits
 
@@ -39,6 +40,7 @@ class Gate:
         self._places = places
         self._queueing = queueing
         self._waiting: deque[tuple[float, trio.Event]] = deque()
+        self._of: Counter[str] = Counter()  # how many of whom wait
         self._shut = ""
 
     @property
@@ -54,7 +56,7 @@ class Gate:
         """When the first that waits came; infinite when none does."""
         return self._waiting[0][0] if self._waiting else float("inf")
 
-    async def enter(self) -> None:
+    async def enter(self, caller: str = "") -> None:
         """Wait for a place; whoever has it must ``leave``. Raises NotHere when it is shut, Busy when too many wait."""
         came = trio.current_time()
         if self._shut:
@@ -63,10 +65,11 @@ class Gate:
             self._free -= 1
             self._queueing.note(0.0, came)
             return
-        if len(self._waiting) >= WAITING_MAX:
+        if len(self._waiting) >= WAITING_MAX or self._of[caller] >= WAITING_OF_CALLER_MAX:
             raise Busy(f"{len(self._waiting)} calls wait already for their turn at this instance.")
         turn = (came, trio.Event())
         self._waiting.append(turn)
+        self._of[caller] += 1
         try:
             await turn[1].wait()
         except trio.Cancelled:
@@ -75,6 +78,10 @@ class Gate:
             elif not self._shut:  # the place came with the cancellation
                 self.leave()
             raise
+        finally:
+            self._of[caller] -= 1
+            if not self._of[caller]:
+                del self._of[caller]
         if self._shut:
             raise NotHere(self._shut)
         now = trio.current_time()

@@ -101,36 +101,36 @@ class Running:
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    # A service does not hear who calls it.
+    # A service does not hear who calls it; its gate does.
     async def call(
         self,
-        caller: PeerId,  # noqa: ARG002
+        caller: PeerId,
         asked: Asked,
         arrays: Sequence[Array],
         *,
         deadline: float,
     ) -> Answer[Given]:
-        async with self._begun("unary", asked, arrays, deadline) as (asker, pending):
+        async with self._begun("unary", caller, asked, arrays, deadline) as (asker, pending):
             return self._given(asked, *await asker.answer(pending, Outcome))
 
     @asynccontextmanager
     async def stream(
         self,
-        caller: PeerId,  # noqa: ARG002
+        caller: PeerId,
         asked: Asked,
         arrays: Sequence[Array],
         *,
         deadline: float,
     ) -> AsyncIterator[AsyncIterator[Answer[Given]]]:
         async with (
-            self._begun("server_stream", asked, arrays, deadline) as (asker, pending),
+            self._begun("server_stream", caller, asked, arrays, deadline) as (asker, pending),
             aclosing(self._items(asked, asker, pending)) as items,
         ):
             yield items
 
     async def feed(
         self,
-        caller: PeerId,  # noqa: ARG002
+        caller: PeerId,
         asked: Asked,
         arrays: Sequence[Array],
         items: AsyncIterator[Answer[Given]],
@@ -141,7 +141,7 @@ class Running:
             async with aclosing(_apart(items)) as parts:
                 await asker.feed(pending, parts)
 
-        async with self._begun("client_stream", asked, arrays, deadline) as (asker, pending):
+        async with self._begun("client_stream", caller, asked, arrays, deadline) as (asker, pending):
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(pour)
@@ -173,7 +173,7 @@ class Running:
 
     @asynccontextmanager
     async def _begun(
-        self, kind: Kind, asked: Asked, arrays: Sequence[Array], deadline: float
+        self, kind: Kind, caller: PeerId, asked: Asked, arrays: Sequence[Array], deadline: float
     ) -> AsyncIterator[tuple[Asker, Pending]]:
         """A call that has its turn and has been handed over."""
         method = self._method(kind, asked)
@@ -182,7 +182,7 @@ class Running:
         if self.state != "ready" or gate is None or self._process is None:
             raise NotHere(f"The instance {self.wanted.id} is {self.state}; it takes no calls.")
         self._calls += 1
-        await self._enter(gate, method, deadline)
+        await self._enter(gate, caller, method, deadline)
         process, began = self._process, trio.current_time()
         handed = False
         try:
@@ -217,9 +217,9 @@ class Running:
             raise UsageError(f"{spec.name}.{method.name} is a {method.kind} method and was called as {kind}.")
         return method
 
-    async def _enter(self, gate: Gate, method: MethodSpec, deadline: float) -> None:
+    async def _enter(self, gate: Gate, caller: PeerId, method: MethodSpec, deadline: float) -> None:
         with trio.CancelScope(deadline=deadline) as scope:
-            await gate.enter()
+            await gate.enter(caller)
         if scope.cancelled_caught:
             what = f"{self.wanted.spec.name}.{method.name}"
             raise NotHere(f"{what} did not have its turn at {self.wanted.id} before the deadline; it did not run.")

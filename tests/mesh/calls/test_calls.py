@@ -9,7 +9,8 @@ import pytest
 import trio
 from lepton.mesh import limits
 from lepton.mesh.calls import PROTOCOL, Answer, Empty, FilePart, Incoming, Method
-from lepton.mesh.errors import Busy, LinkError, PeerError, Refused, UsageError
+from lepton.mesh.errors import Busy, LinkError, PeerError, Refused, Uncertain, UsageError
+from lepton.mesh.identity import PeerId
 from lepton.mesh.messages import Message, pack, unpack
 from lepton.mesh.rpc import headers
 from lepton.mesh.rpc.asking import body_of
@@ -352,6 +353,49 @@ async def test_one_call_too_many_is_busy_with_a_hint(pair: Pair, until: Until) -
                 await a.calls.call(b.peer_id, "m", Note(), Note)
             assert caught.value.retry_after_s > 0
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("room", [True, False])
+async def test_large_answers_to_queued_calls_go_a_few_at_a_time_and_what_waits_is_accounted_for(
+    pair: Pair, room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, came, together, told = 10 * limits.MIB, 0, trio.Event(), list[object]()
+
+    async def large(call: Incoming[Note]) -> Answer[Note]:
+        nonlocal came
+        came += 1
+        if came == limits.CALLS_PER_PEER_MAX + 4:
+            together.set()
+        await together.wait()
+        return Answer(call.message, [np.zeros(size, np.uint8)])
+
+    async with pair() as (a, b):
+        b.calls.serve(method(large, queued=True))
+
+        async def ask() -> None:
+            try:
+                told.append((await a.calls.call(b.peer_id, "m", Note(), Note, timeout_s=60)).arrays[0].nbytes)
+            except Uncertain as error:
+                assert "ran, but there was no room to keep its answer" in str(error)  # noqa: PT017
+                told.append("uncertain")
+
+        held: list[int] = []
+        reserve = b.transport.budget.reserve
+
+        def full(peer: PeerId, size_bytes: int) -> None:
+            if size_bytes >= size:
+                held.append(size_bytes)
+                raise Busy("It is full.", 0.1)
+            reserve(peer, size_bytes)
+
+        if not room:
+            monkeypatch.setattr(b.transport.budget, "reserve", full)
+        async with trio.open_nursery() as nursery:
+            for _ in range(limits.CALLS_PER_PEER_MAX + 4):
+                nursery.start_soon(ask)
+        expected: list[object] = [size] * limits.CALLS_PER_PEER_MAX + [size if room else "uncertain"] * 4
+        assert sorted(told, key=str) == sorted(expected, key=str)
+        assert held == ([] if room else [size] * 4)
 
 
 # -- streams ----------------------------------------------------------------------------------------------------------

@@ -357,6 +357,25 @@ def test_one_call_too_many_is_answered_busy_with_a_hint() -> None:
     assert failed.error.retry_after_s == limits.BUSY_RETRY_S
 
 
+def test_of_small_calls_that_wait_in_a_queue_there_may_be_more_beside_the_others() -> None:
+    caller, callee = Caller("them"), Callee(queues=lambda method: method == "queued")
+    caller.take()
+    for _ in range(limits.CALLS_QUEUED_PER_PEER_MAX):
+        caller.start(request(caller.next_call, method="queued"), PAYLOAD, now=0.0)
+    assert len(callee.receive(b"".join(caller.take()), 0.0)) == limits.CALLS_QUEUED_PER_PEER_MAX
+    aside = {"method": "queued", "aside": True, "tensors": (TensorSpec(dtype="int8", shape=(limits.MIB,)),)}
+    for fields in [{"method": "queued"}] + [{}, aside] * (limits.CALLS_PER_PEER_MAX // 2) + [{}, aside]:
+        caller.start(request(caller.next_call, **fields), PAYLOAD, now=0.0)  # large ones count as all others do
+    events = callee.receive(b"".join(caller.take()), 0.0)
+    assert len(events) == limits.CALLS_PER_PEER_MAX
+    refused = caller.receive(b"".join(callee.take()))
+    assert [type(event.error) for event in refused if isinstance(event, asking.Failed)] == [Busy] * 3
+    assert [callee.is_queued(call) for call in (1, limits.CALLS_QUEUED_PER_PEER_MAX + 2)] == [True, False]
+    callee.fail(1, Refused("no"))  # room for one more
+    caller.start(request(caller.next_call, method="queued"), PAYLOAD, now=0.0)
+    assert len(callee.receive(b"".join(caller.take()), 0.0)) == 1
+
+
 def test_the_caller_holds_itself_back_before_it_asks_too_much() -> None:
     caller, _ = fresh_pair()
     for _ in range(limits.CALLS_OUT_PER_PEER_MAX):

@@ -218,6 +218,10 @@ def test_reconnecting_is_no_way_to_more_calls_at_once() -> None:
     assert memory.begin(ANN, once(0), b"r", 0.0) == RUNNING  # a repetition only waits
     memory.end(ANN, once(0).key, "answer", 1, 0.0)
     assert memory.begin(ANN, once(99), b"r", 0.0) == FRESH
+    for number in range(100, 100 + limits.CALLS_QUEUED_PER_PEER_MAX):  # those that wait in a queue have their own bound
+        assert memory.begin(ANN, once(number), b"r", 0.0, queued=True) == FRESH
+    with pytest.raises(Busy, match="outlived"):
+        memory.begin(ANN, once(999), b"r", 0.0, queued=True)
 
 
 STEPS = st.lists(

@@ -8,17 +8,20 @@ from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import trio
+from lepton.mesh import limits
 from lepton.mesh.errors import Busy, LeptonError, LinkError, PeerError, Refused, Uncertain, UsageError
 from lepton.mesh.identity import PeerId
 from lepton.mesh.rpc.methods import Answer
 from lepton.mesh.tensors import Array
 from lepton.node.services.calling.answering import Answering
-from lepton.node.services.calling.calling import PER_HOST_MAX, WAITING_MAX
+from lepton.node.services.calling.calling import PER_HOST_MAX, SMALL_PER_HOST_MAX, WAITING_MAX
 from lepton.node.services.calling.hedging import KNOWN_MIN
 from lepton.node.services.errors import InstanceLost, NotHere, ServiceError, TooLate
 from lepton.node.services.messages import Asked, Given, Value
+from lepton.node.services.spec import MethodBrief
 from lepton.node.services.writing.values import decode, encode
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -301,6 +304,42 @@ async def test_no_host_gets_more_calls_at_once_than_it_takes(autojump_clock: Moc
     assert a.ran.total() == 5 * PER_HOST_MAX
     assert most == PER_HOST_MAX
     assert trio.current_time() == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(
+    ("places", "given_bytes", "gives_bytes", "expected"),
+    [
+        (20, 0, 0, 40),  # one batch runs, the next one fills
+        (1000, 0, 0, SMALL_PER_HOST_MAX),
+        (1, 0, 0, PER_HOST_MAX),
+        (20, limits.INLINE_BYTES_MAX + 1, 0, PER_HOST_MAX),
+        (20, 0, limits.INLINE_BYTES_MAX + 1, PER_HOST_MAX),
+    ],
+)
+async def test_so_many_calls_are_under_way_as_a_host_works_on_and_as_many_again(
+    places: int, given_bytes: int, gives_bytes: int, expected: int, autojump_clock: MockClock
+) -> None:
+    most = 0
+
+    async def work(question: Asked, arrays: Sequence[Array]) -> Answer[Given]:
+        nonlocal most
+        most = max(most, len(a._running))
+        await trio.sleep(1.0)
+        return Answer(Given(), [np.zeros(gives_bytes, np.uint8)])
+
+    a = FakeInstance("a-1", work)
+    net = Net({A: Host(a)}, releases=(release(methods=[MethodBrief(name="add", batch_size_max=places)]),))
+    arrays = [np.zeros(given_bytes, np.uint8)]
+
+    async def call() -> None:
+        await net.calling.ask("calc", asked("add"), arrays, timeout_s=60)
+
+    await call()  # what an answer is like is known from the first on
+    async with trio.open_nursery() as nursery:
+        for _ in range(3 * SMALL_PER_HOST_MAX):
+            nursery.start_soon(call)
+    assert most == expected
+    assert not net.calling._of_method
 
 
 async def test_one_call_too_many_that_waits_is_busy(autojump_clock: MockClock) -> None:

@@ -117,16 +117,21 @@ async def test_a_line_has_an_end_and_all_in_it_hear_when_it_shuts(autojump_clock
     narrow, sent_away = Gate(1, Queueing()), list[int]()
     await narrow.enter()
 
-    async def one() -> None:
+    async def one(caller: str) -> None:
         with pytest.raises(NotHere):
-            await narrow.enter()
+            await narrow.enter(caller)
         sent_away.append(1)
 
     async with trio.open_nursery() as nursery:
-        for _ in range(gate.WAITING_MAX):
-            nursery.start_soon(one)
+        for _ in range(gate.WAITING_OF_CALLER_MAX):
+            nursery.start_soon(one, "greedy")
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Busy, match="128 calls wait"):  # the other half is for others
+            await narrow.enter("greedy")
+        for _ in range(gate.WAITING_MAX - gate.WAITING_OF_CALLER_MAX):
+            nursery.start_soon(one, "modest")
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(Busy, match="256 calls wait"):
-            await narrow.enter()
+            await narrow.enter("late")
         narrow.shut("It died.")
     assert len(sent_away) == gate.WAITING_MAX

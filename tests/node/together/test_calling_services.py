@@ -67,6 +67,14 @@ class Eyes:
         time.sleep(1.0)
         return "{version}"
 
+    @method(max_batch_size=16, max_wait_ms=200)
+    def together(self, x: list[int]) -> list[int]:
+        return [len(x)] * len(x)
+
+    @method(concurrency=64)
+    async def large(self, megabytes: int) -> npt.NDArray[np.uint8]:
+        return np.zeros(megabytes << 20, np.uint8)
+
     @method
     def watch(self, count: int) -> Iterator[int]:
         yield from range(count)
@@ -176,6 +184,28 @@ async def by_shell(node: Node) -> None:
         with pytest.raises(UsageError, match=r"has no method 'se'. Did you mean 'see'"):
             await control.ask("call", {"target": "eyes.se", "given": "{}"})
         nursery.cancel_scope.cancel()
+
+
+async def test_one_node_alone_fills_batches_of_an_instance_elsewhere(tmp_path: Path) -> None:
+    async with deployed(tmp_path, "a", "b", replicas=1) as world:
+        hosts = [node for node in world.nodes.values() if node.services.instances and node.services.instances.running]
+        (asking,) = [node for node in world.nodes.values() if node not in hosts]
+        sizes, given = list[int](), list[int]()
+
+        async def together(number: int) -> None:
+            sizes.append(await asking.call("eyes.together", number))
+
+        async def large() -> None:
+            given.append((await asking.call("eyes.large", 1)).nbytes)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(64):
+                nursery.start_soon(together, number)
+        assert sorted(sizes) == [16] * 64
+        async with trio.open_nursery() as nursery:
+            for _ in range(40):  # all at once before it is known how large the answers are
+                nursery.start_soon(large)
+        assert given == [1 << 20] * 40
 
 
 async def test_without_the_grant_nobody_is_answered(tmp_path: Path) -> None:
