@@ -59,7 +59,9 @@ class Hosting:
         self._bundles = bundles
         self._pool = pool
         self._config = config
-        self._tell, self._events = trio.open_memory_channel[Event](_EVENTS_MAX)
+        # None: look at what runs. That is looked at when its turn comes: what was seen before an instance was started
+        # would say that it is gone, and another would be started, which nobody ever ends.
+        self._tell, self._events = trio.open_memory_channel[Event | None](_EVENTS_MAX)
 
     async def run(self) -> None:
         """Host for as long as the node runs."""
@@ -107,7 +109,7 @@ class Hosting:
     async def _watch_instances(self) -> None:
         while True:
             changed = self._pool.changed
-            await self._tell.send(self._running())
+            await self._tell.send(None)
             await changed.wait()
 
     def _running(self) -> Instances:
