@@ -79,9 +79,13 @@ def _state(
 @home_option
 @friendly
 def scale(name: str, replicas: int, replicas_max: int | None, home: Path) -> None:
-    """Have REPLICAS of the service NAME run."""
+    """Have REPLICAS of the service NAME run; with 0 it ends when nobody calls it, and a call starts it."""
     ask(home, "service", {"do": "scale", "name": name, "replicas": replicas, "replicas_max": replicas_max})
-    click.echo(f"{name}: {replicas}{f' to {replicas_max}' if replicas_max else ''} replicas are to run.")
+    if replicas == 0:
+        click.echo(f"{name}: none is to run once nobody has called it for its --idle time; a call starts one.")
+    else:
+        bound = f" to {replicas_max}" if replicas_max else ""
+        click.echo(f"{name}: {replicas}{bound} {'is' if (replicas, bound) == (1, '') else 'are'} to run.")
 
 
 @click.command()

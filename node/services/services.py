@@ -12,7 +12,7 @@ import trio
 
 from ...mesh import limits
 from ...mesh.calls import Empty
-from ...mesh.errors import LeptonError, UsageError
+from ...mesh.errors import LeptonError, LinkError, UsageError
 from ...mesh.identity import PeerId
 from ...mesh.mesh import Mesh
 from ..blobs.naming import Naming
@@ -124,6 +124,21 @@ class Services:
     async def update(self, folder: str | Path) -> str:
         """Replace what runs of a folder's service by its version there, step by step. Raises like `deploy`."""
         return await self.operating.deploy(_path(folder), update=True)
+
+    async def wait_deployed(self, name: str, *, timeout_s: float = 60.0) -> None:
+        """Wait until a service runs as it was stated last; also one of which this node has not heard yet.
+
+        Raises RolledBack when an update failed, DoesNotStart when no device runs it, LinkError when it takes longer.
+        """
+
+        async def nothing(_progress: Progress) -> None: ...
+
+        with trio.move_on_after(timeout_s):
+            while name not in self.view.services():  # a node that has just started has heard of none
+                await self._mesh.changed.wait()
+            await self.operating.watch(name, nothing)
+            return
+        raise LinkError(f"{name!r} does not run as it ought to after {timeout_s:g} s: see `lepton-node service list`.")
 
     def scale(self, name: str, replicas: int, *, replicas_max: int | None = None) -> None:
         """Have so many replicas of a service. Raises UsageError, Refused."""

@@ -27,6 +27,7 @@ from .models import ModelInfo, Models, Part, Prompt
 from .replies import NoModel, TextReply, embedding_list, error_shape, model_card, model_list
 from .requests import TextRequest, read_chat, read_completion, read_embedding
 
+_METHOD_NOT_ALLOWED: Final = 405
 PART_WAIT_S: Final = 300.0  # for more of a text; a long prompt on slow devices takes minutes before the first token
 
 _MAKES: Final[dict[Kind, str]] = {"causal_lm": "text", "program": "vectors"}
@@ -130,6 +131,8 @@ async def _failed(_request: Request, error: Exception) -> Response:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    here = "/v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings; a page for people is at /"
-    message = f"{request.method} {request.url.path[:80]}: {error.detail}. Here are {here}."
+    here = "are /v1/models, completions, chat/completions, embeddings and services; a page for people is at /"
+    if error.status_code == _METHOD_NOT_ALLOWED:
+        here = f"it is asked by {(error.headers or {}).get('Allow', 'POST')}, as curl does with -d"
+    message = f"{request.method} {request.url.path[:80]}: {error.detail}. Here {here}."
     return Json(error_shape(message, "invalid_request_error", code="unknown_url"), error.status_code, error.headers)

@@ -123,6 +123,13 @@ async def test_a_stream_comes_as_events() -> None:
         assert status == 502
 
 
+async def test_who_asks_a_method_with_get_is_told_how_it_is_asked() -> None:
+    async with served() as (port, *_):
+        status, said, _ = await ask(port, "/calc/add")
+        assert status == 405
+        assert "Method Not Allowed. Here it is asked by POST, as curl does with -d" in said["error"]["message"]
+
+
 async def test_each_trouble_has_its_status() -> None:
     async with served() as (port, one, _):
         for path, body, expected, text in (

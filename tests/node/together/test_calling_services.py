@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import trio
-from lepton.mesh.errors import Refused, UsageError
+import trio.testing
+from lepton.mesh.errors import LinkError, Refused, UsageError
 from lepton.node import Node
 from lepton.node.control import Control, serve_control
 from lepton.node.services.errors import InstanceLost, NotHere, ServiceError
@@ -184,6 +185,18 @@ async def by_shell(node: Node) -> None:
         with pytest.raises(UsageError, match=r"has no method 'se'. Did you mean 'see'"):
             await control.ask("call", {"target": "eyes.se", "given": "{}"})
         nursery.cancel_scope.cancel()
+
+
+async def test_who_has_just_started_waits_until_it_has_heard_of_a_service(tmp_path: Path) -> None:
+    async with running(tmp_path, "a", "b", services={"memory": "1GB", "cores": 4.0}) as world:
+        a, b = world.nodes.values()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.services.wait_deployed, "eyes")
+            await trio.testing.wait_all_tasks_blocked()
+            await a.services.deploy(write(tmp_path / "v1", "1.0"))
+        assert await b.call("eyes.version") == "1.0"
+        with pytest.raises(LinkError, match=r"'ears' does not run as it ought to after 0\.01 s"):
+            await b.services.wait_deployed("ears", timeout_s=0.01)
 
 
 async def test_one_node_alone_fills_batches_of_an_instance_elsewhere(tmp_path: Path) -> None:
