@@ -70,8 +70,19 @@ def _operation(spec: ServiceSpec, method: MethodSpec, components: dict[str, Any]
         "summary": method.doc.partition("\n")[0] or prefix,
         "description": method.doc,
         "tags": [spec.name],
+        "parameters": [_where(method)],
         "requestBody": {"required": True, "content": {"application/json": {"schema": takes}}},
         "responses": {"200": {"description": _what(method), "content": {kind: {"schema": gives}}}, **errors},
+    }
+
+
+def _where(method: MethodSpec) -> dict[str, Any]:
+    places = ["here"] if method.where == "here" else ["anywhere", "here"]
+    return {
+        "name": "X-Where",
+        "in": "header",
+        "description": "Who may answer: any device, or the one that is asked alone.",
+        "schema": {"enum": places, "default": places[0]},
     }
 
 

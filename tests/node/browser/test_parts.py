@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif(FOUND is None, reason="no chromium is on this ma
 START = """
 window.asked = []; window.answers = {};
 window.fetch = async (path, options) => {
-  if (options.body) asked.push([path, JSON.parse(options.body)]);
+  const where = options.headers["X-Where"];
+  if (options.body) asked.push([path, JSON.parse(options.body), ...(where ? [where] : [])]);
   return new Response(JSON.stringify(answers[path] ?? {}), { headers: { "content-type": "application/json" } });
 };
 """
@@ -144,7 +145,24 @@ async def test_a_method_that_takes_a_structure_has_a_field_for_each_of_its_parts
             "document.querySelector('form').requestSubmit()"
         )
         page.until("/^7/.test(document.querySelector('pre').innerText)")
-        assert page.run("asked") == [["/v1/services/eyes/see", {"who": {"name": "Ada", "age": 36}, "scores": [0.5]}]]
+        call = ["/v1/services/eyes/see", {"who": {"name": "Ada", "age": 36}, "scores": [0.5]}]
+        assert page.run("asked") == [call]
+        page.run("document.querySelector('input[name=here]').click(); document.querySelector('form').requestSubmit()")
+        page.until("asked.length === 2 && document.querySelector('button[type=submit]').disabled === false")
+        assert page.run("asked[1]") == [*call, "here"]
+
+    await parts(tmp_path, see)
+
+
+async def test_a_method_that_its_author_keeps_on_the_device_is_not_offered_to_others(tmp_path: Path) -> None:
+    kept = {"parameters": [{"name": "X-Where", "in": "header", "schema": {"enum": ["here"], "default": "here"}}]}
+    document = {"paths": {"/v1/services/eyes/see": {"post": kept}}}
+
+    def see(page: Page) -> None:
+        page.run(f"answers['/v1/services/openapi.json'] = {json.dumps(document)}")
+        mount(page, "trial.js", "trial", {"services": [SERVICE]}, hint="'eyes'")
+        page.until("document.querySelector('input[name=here]').disabled")
+        assert page.run("document.querySelector('input[name=here]').checked")
 
     await parts(tmp_path, see)
 

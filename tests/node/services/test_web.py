@@ -25,7 +25,7 @@ from lepton.node.web import services as web_services
 from lepton.node.web.endpoint import Endpoint
 from lepton.node.web.guard import Guard
 from lepton.node.web.listen import Listen
-from lepton.node.web.openapi import page
+from lepton.node.web.openapi import document, page
 from lepton.node.web.server import open_server
 from lepton.node.web.services import Services
 
@@ -179,12 +179,13 @@ async def test_services_are_listed_and_described() -> None:
         _, listed, _ = await ask(port, "")
         assert listed["data"][0]["id"] == "calc"
         assert listed["data"][0]["versions"] == [{"version": "1", "share": 100, "ready": 1}]
-        _, document, _ = await ask(port, "/openapi.json")
-        frame = document["paths"]["/v1/services/calc/frame"]["post"]
+        _, told, _ = await ask(port, "/openapi.json")
+        frame = told["paths"]["/v1/services/calc/frame"]["post"]
         assert frame["responses"]["200"]["content"]["application/json"]["schema"] == {
             "$ref": "#/components/schemas/calc.frame.gives.Box"
         }
-        assert "calc.frame.gives.Box" in document["components"]["schemas"]
+        assert "calc.frame.gives.Box" in told["components"]["schemas"]
+        assert frame["parameters"][0]["schema"]["enum"] == ["anywhere", "here"]
         _, said, answer = await ask(port, "/docs")
         policy = answer.getheader("content-security-policy", "")
         assert "default-src 'none'" in policy
@@ -192,6 +193,13 @@ async def test_services_are_listed_and_described() -> None:
         assert f"'sha256-{b64encode(sha256(style.encode()).digest()).decode()}'" in policy
         assert b"Computes &lt;b&gt;." in said
         assert b"Add two numbers." in said
+
+
+def test_a_method_that_stays_on_its_device_is_described_as_such() -> None:
+    method = MethodSpec(name="see", takes="{}", gives="{}", where="here")
+    spec = ServiceSpec(name="eyes", version="1", entry="eyes:Eyes", methods=(method,))
+    said = document([spec], mesh="home")["paths"]["/v1/services/eyes/see"]["post"]["parameters"]
+    assert [(one["name"], one["schema"]) for one in said] == [("X-Where", {"enum": ["here"], "default": "here"})]
 
 
 def test_an_example_of_a_call_has_all_that_a_structure_needs() -> None:

@@ -17,10 +17,11 @@ export const setToken = (token) => store.setItem("lepton.token", token.trim());
 
 export class NoToken extends Error {}
 
-export async function fetched(path, { body, signal } = {}) {
+export async function fetched(path, { body, signal, here } = {}) {
   const headers = {};
   if (store.getItem("lepton.token")) headers.Authorization = `Bearer ${store.getItem("lepton.token")}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (here) headers["X-Where"] = "here";
   if (path === "/ui/do") headers["X-Lepton-Owner"] = store.getItem("lepton.key") ?? "";
   const options = { headers, signal, cache: "no-store", credentials: "omit", redirect: "error" };
   if (body !== undefined) Object.assign(options, { method: "POST", body: JSON.stringify(body) });

@@ -31,10 +31,11 @@ function build(state, wanted, said) {
   const method = h("select");
   const about = h("p", { class: "hint" });
   const place = h("div");
+  const here = h("input", { type: "checkbox", name: "here" });
   const told = h("pre", { class: "offer", role: "status" });
   const button = h("button", { class: "primary", type: "submit" }, "Call");
   const stop = h("button", { class: "plain", type: "button", hidden: true, onclick: () => asking?.abort() }, "Stop");
-  const form = h("form", null, h("div", { class: "pair" }, field("Service", service), field("Method", method)), about, place, h("div", { class: "row" }, button, stop), told);
+  const form = h("form", null, h("div", { class: "pair" }, field("Service", service), field("Method", method)), about, place, h("label", { class: "tick" }, here, "Only on this device: nothing of it is sent to another"), h("div", { class: "row" }, button, stop), told);
   let inputs = null, asking = null;
   const path = () => `/v1/services/${encodeURIComponent(service.value)}/${encodeURIComponent(method.value)}`;
 
@@ -47,6 +48,9 @@ function build(state, wanted, said) {
   function parameters() {
     const operation = said.paths[path()]?.post;
     about.textContent = operation?.description ?? "";
+    const places = operation?.parameters?.find((one) => one.name === "X-Where")?.schema.enum ?? [];
+    here.disabled = places.length === 1; // its author keeps it on the device of who asks
+    here.checked = here.disabled;
     inputs = shaped(resolved(operation?.requestBody?.content?.["application/json"]?.schema, said), said);
     place.replaceChildren(inputs.root);
     told.textContent = "";
@@ -63,7 +67,7 @@ function build(state, wanted, said) {
     told.textContent = "…";
     const began = performance.now();
     try {
-      const answer = await fetched(path(), { body: inputs.read(), signal: asking.signal });
+      const answer = await fetched(path(), { body: inputs.read(), signal: asking.signal, here: here.checked });
       told.textContent = "";
       if (answer.headers.get("content-type")?.startsWith("text/event-stream")) {
         for await (const [name, data] of events(answer)) {
