@@ -1,7 +1,8 @@
 """The service beside the cameras: what it cannot reconstruct of a road is out of the ordinary, and makes an alarm.
 
-It travels as a bundle of its own: this file, the compressed detector and a few numbers. It keeps nothing between calls:
-who asks hands in where its alarm stood, so any replica can go on where another was cut off.
+It travels as a bundle of its own: this file, the compressed detector and a few numbers. It answers programs on its own
+device alone, so that no frame travels. It keeps nothing between calls: who asks hands in where its alarm stood, so one
+that was started again goes on where the one before was cut off.
 """
 
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class Lookout:
         self.terms = msgspec.json.decode((HERE / "terms.json").read_bytes(), type=Terms)
         self.detector = load(build(self.terms.spec), HERE / "detector").module
 
-    @method(idempotent=True, timeout_s=20)
+    @method(where="here", idempotent=True, timeout_s=20)
     def look(self, frame: npt.NDArray[np.uint8], before: Watch) -> Watch:
-        """Look at one frame (H, W) of a camera whose alarm stood so."""
+        """Look at one frame (H, W) of a camera on this device, whose alarm stood so."""
         return after(before, float(errors(self.detector, scaled(frame[None]))[0]), self.terms)
