@@ -33,7 +33,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 
 DEPLOY = "deploy"  # 'deploy:NAME': to say what code others run as the service NAME
-HOST = "host"  # 'host:NAME': to run the service NAME, and so to see and answer what it is asked
+HOST = "host"  # 'host:NAME': to run the service, or hold layers of the model, NAME: to see and answer what it is asked
 _HOSTING_ROLE = frozenset({"service:*", "train:*"})  # what the role member has and no lesser one
 
 GRANT_LIFETIME_S = 90 * 24 * 3600  # a season: short enough that a forgotten device drops out, see trust.md
@@ -94,8 +94,8 @@ def _ended(subject: PeerId, expires: int) -> str:
 def allows(capabilities: tuple[str, ...], needed: str) -> bool:
     """Whether a set of capabilities covers one, which may itself be a whole kind ('infer:*').
 
-    Who is an admin may deploy and host any service, and who has all that the role member has may host any: so grants
-    from before there were these capabilities say it too.
+    Who is an admin may deploy any service and host any service or model, and who has all that the role member has may
+    host any: so grants from before there were these capabilities say it too.
     """
     kind = needed.partition(":")[0]
     if kind in {DEPLOY, HOST} and ":" in needed and "admin" in capabilities:

@@ -37,6 +37,14 @@ def shortage(missing_bytes: int, fits_at: str = "") -> str:
     return f"{said}; at {fits_at} it would fit" if fits_at else said
 
 
+def passed_over(name: str, devices: int) -> str:
+    """Say of how many devices the memory is not used because their grants do not let them hold a model; "" of none."""
+    if not devices:
+        return ""
+    of = "1 device that is here offers" if devices == 1 else f"{devices} devices that are here offer"
+    return f"{of} memory and may not hold it, which takes an invite like `invite --role client,host:{name}`"
+
+
 def is_loaded(plan: Plan | None, serving: Mapping[Run, Sequence[str]]) -> bool:
     """Whether every stage of a plan is loaded, as many times as it says."""
     if plan is None or not plan.stages:

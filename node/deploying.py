@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import trio
 
-from ..mesh.errors import LeptonError, UsageError
+from ..mesh.errors import LeptonError, Refused, UsageError
 from ..mesh.identity import short
 from ..mesh.mesh import Mesh
 from .blobs.store import BlobStore
 from .config import check_keys, check_values, require_name, sentence, size_text
+from .deployed import passed_over
 from .deployments import DEPLOYMENT, DeploymentRecord
 from .inference.planner import Planner
 from .placement import Plan
@@ -87,7 +88,7 @@ class Deploying:
     async def _offered(self, read: Callable[[], RecordOf], name: str, terms: Mapping[str, Any] | None) -> Offer:
         agreed = _terms(terms or {})
         require_name(name, "model")
-        self._mesh.authority(self._mesh.me).require(f"train:{name}", time.time())  # as for one that is trained
+        self._require_grant(name)
         if name in self._view.models():
             raise UsageError(f"A model that was trained here is called {name!r}; give another name.")
         async with self._reading:
@@ -98,8 +99,19 @@ class Deploying:
             record = record_of(msgspec.structs.replace(agreed, precision=precision), record.version)
         offer = Offer(name=name, record=record, plan=await self._view.forecast(name, record))
         if offer.plan.missing_bytes:
-            raise DoesNotFit(_missing(offer))
+            raise DoesNotFit(_missing(offer, passed_over(name, len(self._view.barred(name)))))
         return offer
+
+    def _require_grant(self, name: str) -> None:
+        """Raise Refused unless this node may deploy a model of a name: as for one that is trained."""
+        me = self._mesh.authority(self._mesh.me)
+        try:
+            me.require(f"train:{name}", time.time())
+        except Refused as error:
+            if me.allows(f"train:{name}"):  # it has ended
+                raise
+            more = f"`invite --role client,host:{name}` lets a client hold layers of it, `train:{name}` serve it."
+            raise Refused(f"{error} {more}") from error
 
     def accept(self, offer: Offer) -> None:
         """Have the mesh serve what was offered."""
@@ -120,7 +132,7 @@ class Deploying:
         return max(int(time.time() * 1000), 0 if known is None else known.version + 1)
 
 
-def _missing(offer: Offer) -> str:
+def _missing(offer: Offer, barred: str) -> str:
     record, plan = offer.record, offer.plan
     caches = sum(record.cache_bytes) * record.sessions * record.positions
     weights = record.run_bytes((0, len(record.weights_bytes)))
@@ -129,6 +141,8 @@ def _missing(offer: Offer) -> str:
         f"{size_text(weights)} of weights and {size_text(caches)} for {record.sessions} sessions of "
         f"{record.positions} positions, and {size_text(plan.missing_bytes)} of memory for serving are missing."
     )
+    if barred:
+        said = f"{said} {barred}."
     if plan.fits_at:
         return f"{said} At {plan.fits_at} it would fit."
     return f"{said} Add a device, give them more memory (`up --memory`), or promise fewer sessions or positions."

@@ -34,7 +34,8 @@ def mesh_create(name: str, home: Path) -> None:
     "--role",
     default="member",
     show_default=True,
-    help="client, trainer, member or admin; more behind a comma: client,host:eyes.",
+    help="client (only asks), trainer (only trains), member (both, and holds layers of models and runs services) or "
+    "admin. More behind a comma: client,host:eyes also holds or runs what is called eyes.",
 )
 @click.option("--uses", default=1, show_default=True, type=click.IntRange(min=1), help="How many devices may use it.")
 @click.option(

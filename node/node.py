@@ -29,7 +29,7 @@ from .blobs.naming import Naming
 from .blobs.sharing import Blobs
 from .blobs.store import BlobStore
 from .config import Config, load_config, require_name
-from .deployed import described, is_loaded
+from .deployed import described, is_loaded, passed_over
 from .deploying import Deploying
 from .deployments import Activations, DeploymentRecord, Precision
 from .deployments import Objective as Aim
@@ -532,7 +532,10 @@ class Node:
         return model is not None and is_loaded(self.view.plans().get(name), self.view.serving(name, model.version))
 
     def _trouble(self, name: str) -> str:
-        return self.serving.trouble.get(name) or self.sessions.host.trouble.get(name, "")
+        said = self.serving.trouble.get(name) or self.sessions.host.trouble.get(name, "")
+        plan = self.view.plans().get(name)
+        barred = passed_over(name, len(self.view.barred(name))) if plan is not None and plan.missing_bytes else ""
+        return f"{said}; {barred}" if said and barred else said
 
     # -- seeing ---------------------------------------------------------------------------------------------------
 
@@ -601,7 +604,7 @@ class Node:
             "stages": [
                 {"first": first, "end": end, "peers": sorted(peers)} for (first, end), peers in sorted(serving.items())
             ],
-            "trouble": self.serving.trouble.get(name, ""),
+            "trouble": self._trouble(name),
         }
 
     def deployment(self, name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..mesh.identity import PeerId
 from ..mesh.limits import CALL_TIMEOUT_S
 from ..node.inference.messages import StageBroke, StageResult, StageWork
 from ..node.inference.session import Absent, Arrived, Ask, Broke, Config, Done, Event, Expired, Failed, Picture, Session
+from ..node.inference.view import may_hold
 from ..node.placement import Device as Offer
 from ..node.placement import Job, Plan, Run, place
 from .calls import Answer, Empty, Incoming, Method
@@ -83,7 +84,7 @@ class Serving:
         offers = tuple(
             Offer(peer=owner, memory_bytes=profile.memory_bytes, holds=_run(held.get(owner)))
             for owner, profile in ((record.owner, said) for record, said in self._device.records.live(PROFILE, Profile))
-            if self._device.authority(owner).allows(f"infer:{MODEL_NAME}")
+            if may_hold(self._device.authority(owner), MODEL_NAME)
         )
         if self._planned_from != (model, offers):  # most news is not about what plans are made of
             self._planned_from = (model, offers)
@@ -125,7 +126,7 @@ class Serving:
     def _serving(self, version: int) -> dict[Run, list[str]]:
         found: dict[Run, list[str]] = {}
         for record, stage in self._device.records.live(STAGE, StageRecord):
-            if stage.version == version:
+            if stage.version == version and may_hold(self._device.authority(record.owner), MODEL_NAME):
                 found.setdefault((stage.first, stage.end), []).append(record.owner)
         return found
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, Protocol, TypeVar
 
 from ...mesh.errors import UsageError
-from ...mesh.grants import Authority
+from ...mesh.grants import HOST, Authority
 from ...mesh.identity import PeerId, short
 from ...mesh.records import Record
 from ..config import did_you_mean
@@ -92,17 +92,31 @@ class View:
             return False
 
     def serving(self, name: str, version: int) -> dict[Run, list[PeerId]]:
-        """Return which peers have which run of a model's layers loaded now; only those who may see what is asked."""
+        """Return which peers have which run of a model's layers loaded now; only of those who may hold them."""
         found: dict[Run, list[PeerId]] = {}
         for record, stage in self._mesh.live(STAGE, StageRecord):
-            if record.name == name and stage.version == version and self._may(record.owner, f"infer:{name}"):
+            if record.name == name and stage.version == version and self._may_hold(record.owner, name):
                 found.setdefault((stage.first, stage.end), []).append(record.owner)
         return found
 
+    def _may_hold(self, peer: PeerId, name: str) -> bool:
+        try:
+            return may_hold(self._mesh.authority(peer), name)
+        except KeyError:  # never met
+            return False
+
+    def barred(self, name: str) -> list[PeerId]:
+        """Return who offers memory here and may not hold layers of a model."""
+        offered = self._mesh.live(PROFILE, Profile)
+        return [one.owner for one, said in offered if said.memory_bytes and not self._may_hold(one.owner, name)]
+
     def arithmetics(self, name: str, version: int) -> dict[PeerId, str]:
         """Return how those peers round, as they say."""
-        said = self._mesh.live(STAGE, StageRecord)
-        return {r.owner: stage.arithmetic for r, stage in said if r.name == name and stage.version == version}
+        return {
+            record.owner: stage.arithmetic
+            for record, stage in self._mesh.live(STAGE, StageRecord)
+            if record.name == name and stage.version == version and self._may_hold(record.owner, name)
+        }
 
     def plans(self) -> dict[str, Plan]:
         """Compute who should load what, for all models and deployments together, from the picture alone."""
@@ -132,8 +146,7 @@ class View:
         found = []
         for record, profile in self._mesh.live(PROFILE, Profile):
             authority = self._mesh.authority(record.owner)
-            # Another could neither fetch the weights nor pass its results on.
-            may = frozenset(name for name in names if authority.allows(f"infer:{name}"))
+            may = frozenset(name for name in names if may_hold(authority, name))
             found.append(
                 Offer(
                     peer=record.owner,
@@ -149,6 +162,14 @@ class View:
         """Return what lies between the devices."""
         said = {record.owner: seen for record, seen in self._mesh.live(LINKS, LinksRecord)}
         return links_of(said)
+
+
+def may_hold(authority: Authority, name: str) -> bool:
+    """Whether a member may hold layers of a model, and so see what passes through them and answer for them.
+
+    Without `infer:NAME` it could neither fetch the weights nor pass its results on.
+    """
+    return authority.allows(f"infer:{name}") and authority.allows(f"{HOST}:{name}")
 
 
 def _check_layers(model: ModelRecord) -> None:

@@ -18,7 +18,7 @@ from lepton.node.inference.serving import Serving
 from lepton.node.inference.view import DEPLOYMENTS_PER_OWNER_MAX, View
 from lepton.node.language.config import parse_config
 from lepton.node.language.layout import layers, sizes
-from lepton.node.picture import STAGE, StageRecord
+from lepton.node.picture import STAGE, Profile, StageRecord
 from lepton.node.stages import StageLoader
 
 REF = BlobRef(digest="0" * 64, size_bytes=1)
@@ -59,9 +59,24 @@ def view(*records: tuple[str, str, Any], **may: set[str]) -> View:
 def test_only_who_may_use_a_model_is_asked_to_serve_it() -> None:
     stage = StageRecord(version=1, first=0, end=4)
     found = view(
-        ("ann", "toy", stage), ("eve", "toy", stage), ("unknown", "toy", stage), ann={"infer:toy"}, eve={"infer:other"}
-    )
+        ("ann", "toy", stage), ("eve", "toy", stage), ("unknown", "toy", stage),
+        ann={"infer:toy", "host:toy"}, eve={"infer:other", "host:toy"},
+    )  # fmt: skip
     assert found.serving("toy", 1) == {(0, 4): ["ann"]}, STAGE
+
+
+def test_only_who_may_hold_layers_is_planned_for_asked_and_heard() -> None:
+    stage, offer = StageRecord(version=1, first=0, end=2, arithmetic="x"), Profile(device="d", memory_bytes=10**9)
+    people = {"ann": {"train:toy", "infer:toy", "host:toy"}, "eve": {"infer:toy", "host:other"}, "tom": {"host:toy"}}
+    records = [(who, name, said) for who in people for name, said in (("toy", stage), ("self", offer))]
+    found = view(("ann", "toy", deployment(1)), *records, **people)
+    assert found.serving("toy", 1) == {(0, 2): ["ann"]}
+    assert found.arithmetics("toy", 1) == {"ann": "x"}
+    assert [(offer.peer, sorted(offer.may or ())) for offer in found.offers({"toy"})] == [
+        ("ann", ["toy"]), ("eve", []), ("tom", []),
+    ]  # fmt: skip
+    assert set(found.plans()["toy"].assigned) == {"ann"}
+    assert found.barred("toy") == ["eve", "tom"]
 
 
 def test_only_who_may_train_a_model_deploys_it_whatever_version_others_say() -> None:

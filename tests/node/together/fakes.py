@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import trio
 from lepton.mesh.admission import Credentials
-from lepton.mesh.grants import ROLES, issue
+from lepton.mesh.grants import capabilities_of_role, issue
 from lepton.mesh.identity import Identity
 from lepton.node import Dataset, Node, digits
 from lepton.node.home import Home
@@ -71,7 +71,7 @@ class World:
             grant = issue(
                 self.root,
                 home.identity().peer_id,
-                ROLES[role],
+                capabilities_of_role(role),
                 expires=time.time() + 3600,
                 serial=secrets.token_bytes(16),
             )

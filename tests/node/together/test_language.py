@@ -127,8 +127,14 @@ async def test_what_does_not_fit_is_not_deployed_and_says_what_would(tmp_path: P
 
 async def test_serving_takes_a_grant_of_who_asks_for_it(tmp_path: Path) -> None:
     async with running(tmp_path, "a", "b", memory="4MB", roles={"b": "client"}) as world:
-        with pytest.raises(Refused, match=r"lacks the capability 'train:tales'"):
+        with pytest.raises(Refused, match=r"lacks the capability 'train:tales'.* `invite --role client,host:tales`"):
             await world.nodes["b"].serve(STORIES, **TERMS)
+
+
+async def test_memory_of_who_may_not_hold_a_model_is_not_counted_and_it_is_said(tmp_path: Path) -> None:
+    async with running(tmp_path, "a", "b", memory=PART, roles={"b": "client"}) as world:
+        with pytest.raises(LeptonError, match=r"1 device that is here offers memory and may not hold it.*host:tales"):
+            await world.nodes["a"].serve(STORIES, **TERMS)
 
 
 async def test_what_goes_between_devices_is_rounded_on_request(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ async def test_grants_decide_who_trains_and_who_asks(tmp_path: Path) -> None:
     one, two = parts(2)
     roles = {"client": "client", "trainer": "trainer"}
     data = {"admin": {"digits": one}, "client": {"digits": two}, "trainer": {"digits": two}}
-    async with running(tmp_path, "admin", "client", "trainer", data=data, roles=roles) as world:
+    async with running(tmp_path, "admin", "client", "trainer", data=data, roles=roles, memory="100kB") as world:
         admin, client, trainer = world.nodes.values()
         with pytest.raises(Refused, match="lacks the capability 'train:digits'; ask an admin for an invite that has"):
             await client.train("digits", data="digits")
@@ -138,7 +138,8 @@ async def test_grants_decide_who_trains_and_who_asks(tmp_path: Path) -> None:
         assert set(result.nodes) == {admin.mesh.me, trainer.mesh.me}  # nobody waited for the client to be ready
         await admin.wait_served("digits")
         assert (await client.predict("digits", samples(3))).shape == (3, 10)
-        assert trainer.serving.stages() == {}  # it could not pass on what it works out
+        assert client.serving.stages() == {}  # it would see what others ask
+        assert trainer.serving.stages() == {}  # it could not pass on what it works out either
         with pytest.raises(Refused, match="lacks the capability 'infer:digits'"):
             await trainer.predict("digits", samples(3))
         for node in (client, trainer):
