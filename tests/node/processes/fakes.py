@@ -95,11 +95,33 @@ class Process:
                 self._popen.wait()
 
 
+# An owner's own model: a training of 100,000 rounds with it goes on for hours, and leaves the processor to others.
+UNHURRIED = """
+import time
+from torch import nn
+
+class Unhurried(nn.Sequential):
+    def forward(self, x):
+        time.sleep(0.01)
+        return super().forward(x)
+
+def model():
+    return Unhurried(nn.Linear(10, 5))
+"""
+LONG = ("--model", "unhurried:model", "--rounds", "100000")  # for `train`, with nodes that were told of `unhurried`
+
+
+def unhurried(folder: Path) -> tuple[tuple[str, str], dict[str, str]]:
+    """Write that model's module. Returns what `up` is told of it, and the environment that finds it."""
+    (folder / "unhurried.py").write_text(UNHURRIED, "utf-8")
+    return ("--allow-model", "unhurried:model"), {**ENVIRONMENT, "PYTHONPATH": str(folder)}
+
+
 class Up(Process):
     """`lepton-node up` on the loopback interface."""
 
-    def __init__(self, home: Path, *words: str | Path) -> None:
-        super().__init__(home, *COMMAND, "up", "--home", home, *HERE, *words)
+    def __init__(self, home: Path, *words: str | Path, env: Mapping[str, str] = ENVIRONMENT) -> None:
+        super().__init__(home, *COMMAND, "up", "--home", home, *HERE, *words, env=env)
 
     def ready(self) -> "Up":
         self.until_said("Ctrl-C stops it.")

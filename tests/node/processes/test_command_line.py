@@ -20,7 +20,20 @@ import torch
 from lepton.node.control import socket_path
 from lepton.node.export import load_model
 
-from .fakes import COMMAND, HERE, PATIENCE_S, Process, Up, assert_refused, processes_of, run, said, write_example
+from .fakes import (
+    COMMAND,
+    HERE,
+    LONG,
+    PATIENCE_S,
+    Process,
+    Up,
+    assert_refused,
+    processes_of,
+    run,
+    said,
+    unhurried,
+    write_example,
+)
 
 
 @dataclass
@@ -37,16 +50,18 @@ class Pair:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("pair")
     onehot, index, npz, _ = write_example(folder)
+    allow, env = unhurried(folder)
     one, two = folder / "one", folder / "two"
     first = second = None
     try:
         assert "Made the mesh 'home'" in said("mesh", "create", "home", home=one)
         before = run("invite", home=one)  # before any node runs: honoured once one does
         assert "No node runs here: start it" in before.stderr
-        first = Up(one, "--name", "kitchen", "--data", f"example={onehot}@onehot:5", "--data", f"npz={npz}").ready()
+        data = ("--data", f"example={onehot}@onehot:5", "--data", f"npz={npz}")
+        first = Up(one, "--name", "kitchen", *data, *allow, env=env).ready()
         used = before.stdout.strip()
         assert "Joined the mesh 'home'" in said("join", used, *HERE, home=two)
-        second = Up(two, "--name", "attic", "--data", f"example={index}").ready()
+        second = Up(two, "--name", "attic", "--data", f"example={index}", *allow, env=env).ready()
         end = time.monotonic() + 60
         while len(json.loads(said("status", "--json", home=one))["peers"]) < 2:
             assert time.monotonic() < end, first.err + second.err
@@ -212,7 +227,7 @@ def test_a_terminal_shows_a_code_to_scan_and_what_to_do_next(pair: Pair) -> None
 
 
 def test_an_interrupt_ends_the_watching_and_not_the_training(pair: Pair) -> None:
-    words = ("train", "long", "--data", "example", "--rounds", "100000", "--plain")
+    words = ("train", "long", "--data", "example", *LONG, "--plain")
     watching = Process(pair.folder / "watching", *COMMAND, *words, "--home", pair.one)
     try:
         watching.until(lambda: "training" in watching.out)

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from .fakes import HERE, Process, Up, eventually, here, run, said, write_example
+from .fakes import COMMAND, HERE, LONG, Process, Up, eventually, here, run, said, unhurried, write_example
 
 
 def shown(home: Path) -> dict[str, dict[str, dict[str, object]]]:
@@ -14,12 +14,13 @@ def shown(home: Path) -> dict[str, dict[str, dict[str, object]]]:
 
 def test_a_revoked_device_is_cut_off_everywhere_told_why_and_refused_by_who_was_down(tmp_path: Path) -> None:
     _, index, _, _ = write_example(tmp_path)
+    allow, env = unhurried(tmp_path)
     first, away, thief = (tmp_path / name for name in ("first", "away", "thief"))
     said("mesh", "create", "home", home=first)
     nodes = list[Up]()
 
     def up(home: Path, name: str) -> Up:
-        nodes.append(Up(home, "--name", name, "--data", f"example={index}").ready())
+        nodes.append(Up(home, "--name", name, "--data", f"example={index}", *allow, env=env).ready())
         return nodes[-1]
 
     try:
@@ -71,7 +72,4 @@ def test_a_revoked_device_is_cut_off_everywhere_told_why_and_refused_by_who_was_
 
 
 def train(home: Path) -> tuple[str | Path, ...]:
-    from .fakes import COMMAND
-
-    words = ("train", "long", "--data", "example", "--rounds", "100000", "--plain", "--home", home)
-    return (*COMMAND, *words)
+    return (*COMMAND, "train", "long", "--data", "example", *LONG, "--plain", "--home", home)
