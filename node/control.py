@@ -129,16 +129,18 @@ async def serve_control(
 
 
 async def _answer(node: "Node", stop: trio.Event, stream: trio.SocketStream) -> None:
+    command = ""
     try:
         try:
             frame = await _receive(stream)
             request = unpack(frame.header, Request)
+            command = request.command
             arguments, given = _read_body(request, frame)
             with entering(f"command {request.command}"):
                 value, arrays = await _perform(node, request.command, arguments, given, stream)
         except LeptonError as error:
             kind = next(name for name, cls in _KINDS.items() if isinstance(error, cls))
-            await _reply(stream, kind, str(error))
+            await _reply(stream, kind, node.named(str(error)) if command in _NAMING else str(error))
         except MISTAKES as error:
             log.exception("a command failed")
             await _reply(stream, "error", f"The node could not do this ({error!r}); its log says more.")
@@ -151,6 +153,9 @@ async def _answer(node: "Node", stop: trio.Event, stream: trio.SocketStream) -> 
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         log.debug("the command line went away")
 
+
+# Whose errors are about hosts, which their owner knows by name. Where members are chosen ids are what is told.
+_NAMING: Final = frozenset({"call", "service"})
 
 # What is asked without arguments and answered at once.
 _ASKED: Final[dict[str, Callable[["Node"], object]]] = {

@@ -4,6 +4,8 @@ What a device is called is its own claim and no proof of anything; whoever throw
 and through whom it came in.
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -126,3 +128,10 @@ def guests_of(peer: str, shown: Mapping[str, Any]) -> list[dict[str, Any]]:
 def names(members: Sequence[Mapping[str, Any]]) -> str:
     """Name members for people."""
     return ", ".join(f"{member['device']} ({short(member['id'])})" for member in members)
+
+
+def named(text: str, devices: Mapping[PeerId, str]) -> str:
+    """Return a sentence with devices' names in place of short ids; a name that several have stands beside its id."""
+    shared = Counter(devices.values())
+    called = {short(peer): name if shared[name] == 1 else f"{name} ({short(peer)})" for peer, name in devices.items()}
+    return re.sub(r"\b\w{8}\b", lambda found: called.get(found[0], found[0]), text, flags=re.ASCII)

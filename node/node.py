@@ -20,7 +20,7 @@ import numpy as np
 import trio
 
 from ..mesh.errors import LinkError, UsageError, single
-from ..mesh.identity import PeerId, short
+from ..mesh.identity import PeerId
 from ..mesh.mesh import Mesh, MeshConfig, open_mesh
 from ..mesh.records import RecordStore
 from .authority import current_credentials, known_members, revoke_running, show_running, thrown_out
@@ -50,6 +50,7 @@ from .learning.tasks import Tasks, TrainResult
 from .learning.taught import Teachers
 from .learning.telling import Progress, RoundSaid
 from .links import LINKS, LinksRecord, coarse_links
+from .members import named
 from .objective import Objective
 from .picture import CIRCLE, PROFILE, TASK, CircleRecord, ModelRecord, Profile, TaskRecord, TrainerRecord, newest
 from .placement import Plan
@@ -622,9 +623,7 @@ class Node:
 
     def named(self, text: str) -> str:
         """Return a sentence with the names of devices in place of their peers' short ids."""
-        for peer, profile in self.tasks.profiles().items():
-            text = text.replace(short(peer), profile.device)
-        return text
+        return named(text, {peer: profile.device for peer, profile in self.tasks.profiles().items()})
 
     def dashboard_link(self) -> str:
         """Return the page's address with its owner's key; empty where nothing is served over HTTP."""

@@ -11,7 +11,7 @@ from ...mesh.identity import PeerId, short
 from .deciding.outlook import Picture
 from .deciding.rollout import current
 from .deciding.view import Deployed
-from .operating import Progress, RolledBack, progress_of
+from .operating import Progress, progress_of
 from .records import ServiceRecord
 
 if TYPE_CHECKING:
@@ -68,10 +68,7 @@ async def _deploy(node: "Node", arguments: Arguments, tell: Tell, *, update: boo
             await tell({"progress": _plain(progress, devices)})
 
         with trio.move_on_after(timeout_s) as scope:
-            try:
-                await services.operating.watch(name, show)
-            except RolledBack as error:
-                raise RolledBack(node.named(str(error))) from error
+            await services.operating.watch(name, show)
         if scope.cancelled_caught:
             raise LinkError(
                 f"{name!r} does not run as it ought to after {timeout_s:g} s; the mesh goes on trying: see "

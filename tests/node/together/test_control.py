@@ -7,10 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
-from lepton.mesh.errors import LeptonError, PeerError, UsageError
+from lepton.mesh.errors import LeptonError, LinkError, PeerError, UsageError
 from lepton.mesh.frames import encode
+from lepton.mesh.identity import short
 from lepton.mesh.messages import pack
+from lepton.node import Node
 from lepton.node.control import Control, NoNode, Request, serve_control, socket_path
+from lepton.node.streamed import STREAMED, Arguments, Tell
 
 from .fakes import World, samples
 
@@ -57,6 +60,23 @@ async def test_commands_that_make_no_sense_cost_nothing(tmp_path: Path) -> None:
     assert not path.exists()
     with pytest.raises(NoNode, match=r"No node runs with the folder .* Start it with `lepton-node up`"):
         await control.ask("status")
+
+
+async def test_errors_about_services_name_devices_and_others_keep_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(node: Node, arguments: Arguments, tell: Tell) -> object:
+        raise LinkError(f"It is not known whether it ran on {short(node.mesh.me)}.")
+
+    for command in ("call", "service", "generate"):
+        monkeypatch.setitem(STREAMED, command, lost)
+    world = World(tmp_path)
+    async with world.node("a") as node, trio.open_nursery() as nursery:
+        await nursery.start(serve_control, node, trio.Event())
+        for command, who in (("call", "a"), ("service", "a"), ("generate", short(node.mesh.me))):
+            with pytest.raises(LinkError, match=f"ran on {who}[.]$"):
+                await Control(node.home.path).ask(command)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_folder_with_a_long_name_has_its_socket_elsewhere(
