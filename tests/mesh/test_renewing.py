@@ -86,7 +86,7 @@ async def test_a_grant_that_is_not_due_or_not_ones_own_is_not_renewed() -> None:
 async def test_a_member_whose_grant_ends_loses_its_connections_with_the_reason_on_both_sides() -> None:
     async with (
         member(BEN, held=credentials(BEN, expires=FOREVER)) as ben,
-        member(CARL, held=credentials(CARL, expires=time.time() + 2)) as carl,
+        member(CARL, held=credentials(CARL, expires=time.time() + 4)) as carl,
     ):
         introduce(ben, carl)
         await until(ben, lambda: ben.present)

@@ -285,20 +285,27 @@ async def test_one_request_lets_go_of_no_more_brief_keys_than_it_may(pair: Pair,
 async def test_a_brief_call_that_is_given_up_is_stopped(pair: Pair, until: Until) -> None:
     async with pair() as (a, b):
         outlive(b)
-        stopped = trio.Event()
+        began, stopped = trio.Event(), trio.Event()
 
         async def work(call: Incoming[Note]) -> Answer[Note]:
             with trio.move_on_after(60):
                 try:
+                    began.set()
                     await trio.sleep_forever()
                 finally:
                     stopped.set()
             raise AssertionError
 
         b.calls.serve(Method(name="m", needs="test", takes=Note, handler=work))
-        with trio.move_on_after(0.05):
+
+        async def call() -> None:
             await a.calls.call(b.peer_id, "m", Note(), Note, idempotency_key=IdempotencyKey(brief=True))
-        with trio.fail_after(10):
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call)
+                await began.wait()
+                nursery.cancel_scope.cancel()
             await stopped.wait()
 
 

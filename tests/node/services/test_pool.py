@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -72,7 +71,7 @@ class Thing:
     @method
     def saw(self) -> list[str]: return self.seen
 
-    @method(max_batch_size=4, max_wait_ms=200, concurrency=2)
+    @method(max_batch_size=4, max_wait_ms=10_000, concurrency=2)
     def half(self, n: list[int]) -> list[tuple[int, int]]:
         if 13 in n: raise ValueError("unlucky")
         return [(each // 2, len(n)) for each in n]
@@ -114,7 +113,7 @@ def exec_(what, self):
                 except OSError: pass
             time.sleep(60)
         case "leak":
-            while True: self.kept.append(np.ones(2_000_000)); time.sleep(0.005)
+            while True: self.kept.append(np.ones(2_000_000)); time.sleep(0.02)
         case "grab": self.kept.append(np.ones(10**12))
         case "flood":
             for _ in range(20_000): print("x" * 100)
@@ -180,7 +179,7 @@ class Here:
         return running
 
     async def until(self, so: Callable[[], bool]) -> None:
-        with trio.fail_after(30):
+        with trio.fail_after(120):
             while not so():
                 await self.pool.changed.wait()
 
@@ -307,7 +306,7 @@ async def test_calls_beyond_the_deadline_are_stopped_and_those_in_line_did_not_r
     async with here(folder) as it:
         await it.ready()
         with pytest.raises(LinkError, match=r"thing\.wait was not done"):
-            await it.call("wait", within_s=0.2, seconds=60)
+            await it.call("wait", within_s=2.0, seconds=60)  # by then it began
         await seen(it, ["began", "ended"])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait_long, it)
@@ -315,7 +314,7 @@ async def test_calls_beyond_the_deadline_are_stopped_and_those_in_line_did_not_r
             nursery.cancel_scope.cancel()
         await seen(it, ["began", "ended"] * 2)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(swallow, it, 1.0)
+            nursery.start_soon(swallow, it, 3.0)
             await trio.testing.wait_all_tasks_blocked()
             assert it.instance.load.running == 1
             with pytest.raises(NotHere, match="did not have its turn"):
@@ -358,7 +357,7 @@ async def test_what_it_does_costs_it_alone_and_it_is_started_again(what: str, re
         assert reason in it.instance.reason
         await it.ready()
         assert await it.call("pid") != first
-        assert group_of(first) == []
+        await gone(first)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +380,8 @@ async def test_what_left_its_parent_and_its_group_is_counted_and_ends_with_it(
         await it.until(lambda: it.instance.restarts == 1)
         assert reason in it.instance.reason
         await it.ready()
-        assert kin.marked(it.pool.mark) == [await it.call("pid")]
+        pid = await it.call("pid")
+        await until(lambda: kin.marked(it.pool.mark) == [pid])
 
 
 def test_what_an_earlier_node_left_behind_is_ended_before_anything_runs(folder: Path) -> None:
@@ -405,6 +405,17 @@ def test_what_an_earlier_node_left_behind_is_ended_before_anything_runs(folder: 
             other.kill()
 
 
+async def until(so: Callable[[], bool]) -> None:
+    """Wait for what the kernel does: who was killed ends when a busy machine comes to it."""
+    with trio.fail_after(60):
+        while not so():  # noqa: ASYNC110 - the kernel sets no event
+            await trio.sleep(0.01)
+
+
+async def gone(leader: int) -> None:
+    await until(lambda: group_of(leader) == [])
+
+
 def group_of(leader: int) -> list[str]:
     """Processes that are still in a group."""
     listed = subprocess.run(["ps", "-eo", "pgid=,pid=,stat="], capture_output=True, text=True, check=True).stdout
@@ -419,7 +430,7 @@ async def test_a_loop_that_never_ends_is_ended_after_a_grace(
     async with here(folder) as it:
         await it.ready()
         with pytest.raises(LinkError, match="was not done") as caught:
-            await it.call(what, within_s=0.2, what="loop")
+            await it.call(what, within_s=2.0, what="loop")  # by then it began
         assert not isinstance(caught.value, InstanceLost)
         await it.until(lambda: it.instance.restarts == 1)
         assert "after the call's deadline" in it.instance.reason
@@ -486,7 +497,7 @@ async def test_it_drains_and_closes_when_it_is_stopped(folder: Path) -> None:
         await it.until(lambda: not it.pool.running)
         assert "closed" in (folder / "logs" / "thing" / "thing-1.log").read_text("utf-8")
         assert "thing-1 1: closed" in it.pool.logs("thing", lines=100)  # who asks why it is gone still hears it
-        assert group_of(pid) == []
+        await gone(pid)
 
 
 @pytest.mark.parametrize(
@@ -556,7 +567,4 @@ trio.run(main)
     node.kill()
     node.wait()
     node.stdout.close()
-    until = time.monotonic() + 20
-    while group_of(pid) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert group_of(pid) == []
+    trio.run(gone, pid)

@@ -68,7 +68,7 @@ class Eyes:
         time.sleep(1.0)
         return "{version}"
 
-    @method(max_batch_size=16, max_wait_ms=200)
+    @method(max_batch_size=16, max_wait_ms=10_000)
     def together(self, x: list[int]) -> list[int]:
         return [len(x)] * len(x)
 
