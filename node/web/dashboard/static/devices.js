@@ -107,7 +107,7 @@ function revoke(node) {
 }
 
 function invite() {
-  const role = h("select", { name: "role" }, [["member", "member: uses and trains models, uses and hosts services"], ["client", "client: uses models and services"], ["trainer", "trainer: trains only"], ["admin", "admin: invites and throws out too"]].map(([value, word]) => h("option", { value }, word)));
+  const role = h("select", { name: "role" }, [["member", "member: uses, trains and serves models, uses and hosts services"], ["client", "client: uses models and services"], ["trainer", "trainer: trains only"], ["admin", "admin: invites and throws out too"]].map(([value, word]) => h("option", { value }, word)));
   const uses = h("input", { name: "uses", type: "number", min: 1, max: 50, value: 1 });
   const lasts = h("select", { name: "lasts" }, [[600, "10 minutes"], [3600, "1 hour"], [86400, "1 day"]].map(([value, word]) => h("option", { value, selected: value === 3600 }, word)));
   ask("Invite a device", [field("As", role), field("Devices that may use it", uses), field("Good for", lasts)], {
