@@ -70,6 +70,8 @@ def _state(
         _as_json(result)
     elif wait:
         click.echo(f"{result['name']} {result['version']} runs.")
+        for line in _models(result):
+            click.echo(line)
 
 
 @click.command()
@@ -162,12 +164,21 @@ def described(service: Mapping[str, Any]) -> list[str]:
         lines.append(f"  taken back: {service['failed']}")
     if service["missing"]:
         lines.append(f"  {service['missing']} have no device with room. {service['trouble']}".rstrip())
+    lines += [f"  {line}" for line in _models(service)]
     for its in service["instances"]:
         why = f"  ({its['reason']})" if its["reason"] and its["state"] != "ready" else ""
         again = f", restarted {its['restarts']} times" if its["restarts"] else ""
         lines.append(f"  {its['device']:16} {its['version']:10} {its['state']}{again}{why}")
     lines += [f"  {its['device']:16} {its['version']:10} does not run: {its['why']}" for its in service["not_running"]]
     return lines
+
+
+def _models(said: Mapping[str, Any]) -> list[str]:
+    """Say which models a service needs that nobody serves: it runs, and its calls of them fail."""
+    return [
+        f"It needs the model {name!r}, which the mesh does not serve now: see `lepton-node serve` and `train`."
+        for name in said["models_missing"]
+    ]
 
 
 class _Coming:

@@ -74,7 +74,7 @@ async def _deploy(node: "Node", arguments: Arguments, tell: Tell, *, update: boo
                 f"{name!r} does not run as it ought to after {timeout_s:g} s; the mesh goes on trying: see "
                 "`lepton-node service list`."
             )
-    return said
+    return said | {"models_missing": _models_missing(node, record)}
 
 
 async def _logs(node: "Node", tell: Tell, name: str, lines: int, follow: bool) -> object:  # noqa: FBT001 - from JSON
@@ -102,8 +102,17 @@ def new_lines(before: list[str], now: list[str]) -> list[str]:
 def listing(node: "Node") -> list[dict[str, Any]]:
     """Return all services as plain data: what ought to run, what runs where, and why something does not."""
     picture = node.services.operating.picture()
-    found = [_listed(name, known, picture, _devices(node)) for name, known in sorted(picture.services.items())]
-    return [said | {"failed": node.named(said["failed"])} for said in found]
+    return [
+        said | {"failed": node.named(said["failed"]), "models_missing": _models_missing(node, known.record)}
+        for name, known in sorted(picture.services.items())
+        for said in [_listed(name, known, picture, _devices(node))]
+    ]
+
+
+def _models_missing(node: "Node", record: ServiceRecord) -> list[str]:
+    """Return which models a service needs that the mesh does not serve now."""
+    needed = {model for release in record.releases for model in release.needs.models}
+    return sorted(model for model in needed if not node.is_served(model))
 
 
 def _listed(name: str, known: Deployed, picture: Picture, devices: Mapping[PeerId, str]) -> dict[str, Any]:

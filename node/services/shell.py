@@ -153,7 +153,7 @@ class Hosting:
             event: Event = Fetched(digest)
         except LeptonError as error:
             log.warning("the bundle of %s %s is not here: %s", service, release.version, error)
-            event = Unfetched(digest, str(error), final=isinstance(error, PeerError | DoesNotStart))
+            event = Unfetched(digest, str(error).partition("\n")[0], final=isinstance(error, PeerError | DoesNotStart))
         await self._tell.send(event)
 
     def _wanted(self, name: str, release: Release) -> Wanted:

@@ -21,6 +21,8 @@ from .signing import verify_release
 ADMIN: Final = "admin"  # whatever an admin of the mesh has signed
 DEPLOYER: Final = "deploy"  # whatever somebody has signed who may deploy it
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_WORDS_MAX: Final = 2  # of a device's list that are told
+_WORD_MAX: Final = 24
 _SIGNATURES_KEPT: Final = 1024  # all are looked at whenever a record changes, and one takes 0.1 ms to check
 
 AuthorityOf = Callable[[PeerId], Authority]  # raises KeyError for who was never met
@@ -47,9 +49,15 @@ def refusal(service: str, release: Release, *, mesh: PeerId, authority_of: Autho
     if any(_admits(word, service, release, authority_of) for word in allow):
         return ""
     return (
-        f"The configuration of this device does not admit it: [services] allow = {list(allow)}. Add {service!r}, the "
+        f"The configuration of this device does not admit it: [services] allow = {_shown(allow)}. Add {service!r}, the "
         f"signer {signer!r} or the digest {release.bundle.digest!r}."
     )
+
+
+def _shown(allow: Sequence[str]) -> str:
+    """Return a list short enough that what stands behind it is read too: others see some hundred characters."""
+    words = ", ".join(repr(word if len(word) <= _WORD_MAX else f"{word[:12]}…") for word in allow[:_WORDS_MAX])
+    return f"[{words}{', …' if len(allow) > _WORDS_MAX else ''}]"
 
 
 def check_allow(allow: Sequence[str]) -> None:

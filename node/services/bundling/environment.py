@@ -36,6 +36,12 @@ _PLAIN: Final = re.compile(
     rb"\s*(#|\\?$|--hash=|--(only|no|prefer)-binary\b|--require-hashes|--pre"
     rb"|[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[^]]*\]\s*)?([=<>~!]=|[<>;]|@\s*(https?|git\+https?|file)://))"
 )
+# What pip says of what went wrong, and the two that are met most.
+_ERROR: Final = "ERROR: "
+_OTHER_HASH: Final = re.compile(
+    r"^ERROR: THESE PACKAGES DO NOT MATCH THE HASHES.*\n +(\S.*?)(?: ?@ \S+)? from ", re.MULTILINE
+)
+_NOT_THERE: Final = re.compile(r"^ERROR: No matching distribution found for (\S[^\n]{0,200})", re.MULTILINE)
 # Behind the venv's own packages, and with the files through which packages are installed in place.
 _BEHIND: Final = "import site; site.addsitedir({folder!r})\n"
 
@@ -50,7 +56,8 @@ async def python_for(folder: Path, cache: Path) -> Path | None:
 async def make_environment(folder: Path, cache: Path, *, timeout_s: float = TIMEOUT_S) -> Path:
     """Return the Python of the environment of a folder's ``requirements.lock``, made in ``cache`` if it is not there.
 
-    Where the list has hashes pip demands one for everything. Raises DoesNotStart with pip's last words.
+    Where the list has hashes pip demands one for everything. Raises DoesNotStart: the reason in one line, and under it
+    pip's last words.
     """
     cache = await trio.to_thread.run_sync(cache.absolute)  # the service's process begins in another folder
     wanted = await trio.to_thread.run_sync((folder / REQUIREMENTS).read_bytes)
@@ -129,5 +136,18 @@ async def _run(command: list[str], folder: Path) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     if status:
-        words = b"".join(said).decode(errors="replace").strip()[-_WORDS_MAX:]
-        raise DoesNotStart(f"Its requirements could not be installed (status {status}):\n{words}")
+        words = b"".join(said).decode(errors="replace").strip()
+        why = why_not(words) or f"status {status}"
+        raise DoesNotStart(f"Its requirements could not be installed: {why}\n{words[-_WORDS_MAX:]}")
+
+
+def why_not(words: str) -> str:
+    """Return the reason in what pip said, as one sentence: others see little more. Nothing where it gave none."""
+    errors = [line.removeprefix(_ERROR).strip() for line in words.splitlines() if line.startswith(_ERROR)]
+    if not errors:
+        return ""
+    if (found := _OTHER_HASH.search(words)) is not None:
+        return f"{found[1]} is not what its --hash says; another file, or an outdated list."
+    if (found := _NOT_THERE.search(words)) is not None:
+        return f"{found[1]} is not to be had where this device gets packages."
+    return errors[-1]

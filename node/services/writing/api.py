@@ -113,8 +113,9 @@ def service(
     """Make a class a service: its methods are those under ``@method``.
 
     ``memory`` is what one instance may take, in which it is stopped beyond; ``models`` are those that the mesh has to
-    serve, ``devices`` names of the host's configuration. ``setup(self)`` or ``setup(self, mesh)`` runs once in each
-    instance before its first call, ``close(self)`` at its end; both may be asynchronous.
+    serve (an instance runs without them too; who deploys it is told which are missing), ``devices`` names of the
+    host's configuration. ``setup(self)`` or ``setup(self, mesh)`` runs once in each instance before its first call,
+    ``close(self)`` at its end; both may be asynchronous.
     """
 
     def declare(cls: C) -> C:

@@ -6,7 +6,8 @@ from zipfile import ZipFile
 
 import pytest
 import trio
-from lepton.node.services.bundling.environment import make_environment
+from lepton.node.services.bundling.environment import make_environment, why_not
+from lepton.node.services.deciding.own import REASON_BYTES_MAX
 from lepton.node.services.errors import DoesNotStart
 from lepton.node.services.trial import try_folder
 
@@ -73,10 +74,30 @@ async def test_what_cannot_be_installed_is_told_and_leaves_nothing(change: str, 
     lock.write_text(
         text.replace("tiny_thing-1", "other-1") if change == "missing" else f"{text} --hash=sha256:{'0' * 64}"
     )
-    with pytest.raises(DoesNotStart, match="could not be installed") as caught:
+    with pytest.raises(DoesNotStart, match="could not be installed: ") as caught:
         await make_environment(folder / "bundle", folder / "cache")
-    assert "HASH" in str(caught.value).upper() or change == "missing"
+    reason, _, words = str(caught.value).partition("\n")  # others see the first line alone
+    assert change == "missing" or "installed: tiny-thing is not what its --hash says;" in reason
+    assert len(reason.encode()) <= REASON_BYTES_MAX
+    assert "ERROR" in words
     assert list((folder / "cache").iterdir()) == []
+
+
+def test_the_reason_in_what_pip_says_is_one_sentence() -> None:
+    many = "Looking in links: /wheels\n" * 50
+    hashes = (
+        "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you have updated\n"
+        "    idna==3.7 from file:///wheels/idna-3.7-py3-none-any.whl (from -r requirements.lock (line 1)):\n"
+        "        Expected sha256 0000\n             Got        1111\n"
+    )
+    absent = (
+        "ERROR: Could not find a version that satisfies the requirement nope==1.0 (from versions: none)\n"
+        "ERROR: No matching distribution found for nope==1.0"
+    )
+    assert why_not(many + hashes) == "idna==3.7 is not what its --hash says; another file, or an outdated list."
+    assert why_not(many + absent) == "nope==1.0 is not to be had where this device gets packages."
+    assert why_not(f"{many}ERROR: Invalid requirement: '=='\n{many}") == "Invalid requirement: '=='"
+    assert why_not(many) == ""
 
 
 async def test_an_installation_that_never_ends_is_ended(folder: Path) -> None:

@@ -88,6 +88,8 @@ def test_each_word_of_the_configuration_admits_what_it_names(word: str) -> None:
 def test_by_default_only_what_an_admin_signed_runs() -> None:
     assert why_not(release(ADMIN), "admin") == ""
     assert "does not admit it: [services] allow = ['admin']" in why_not(release(DEPLOYER), "admin")
+    told = why_not(release(DEPLOYER), *(f"{number:064x}" for number in range(50)))
+    assert "allow = ['000000000000…', '000000000000…', …]. Add 'eyes'" in told  # what to do is not cut off
     assert why_not(release(DEPLOYER), "deploy") == ""
     assert "does not admit" in why_not(release(ADMIN))
 

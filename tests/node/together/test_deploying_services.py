@@ -10,6 +10,7 @@ from lepton.mesh.calls import Answer, Empty, Incoming, Method
 from lepton.mesh.errors import Refused, UsageError
 from lepton.mesh.grants import DEPLOY
 from lepton.node.blobs.sharing import OF_SERVICES, BlobHeld, BlobWanted
+from lepton.node.service_fleet import described
 from lepton.node.services.controlling import listing, new_lines
 from lepton.node.services.errors import DoesNotStart
 from lepton.node.services.operating import Progress, RolledBack
@@ -161,7 +162,9 @@ async def test_a_device_runs_only_what_it_admits_and_says_why_not(tmp_path: Path
         assert not_running["device"] == "b"
         assert "does not admit it: [services] allow = ['ears']" in not_running["why"]
 
-        camera = write(tmp_path / "v2", "2.0", needs=', devices=["camera"]')
+        assert said["models_missing"] == []
+
+        camera = write(tmp_path / "v2", "2.0", needs=', models=["digits"], devices=["camera"]')
         await a.deploy(camera, replicas=1, on=("camera",))
         await deployed(a)
         assert {name: pool.versions for name, pool in pools.items()} == {"a": [], "b": [], "c": ["2.0"], "d": []}
@@ -170,6 +173,9 @@ async def test_a_device_runs_only_what_it_admits_and_says_why_not(tmp_path: Path
 
         await a.deploy(write(tmp_path / "v3", "3.0"), on=("roof",))
         await until(lambda: listing(world.nodes["a"])[0]["missing"] == 1)
+        (said,) = listing(world.nodes["a"])
+        assert said["models_missing"] == ["digits"]
+        assert "  It needs the model 'digits', which the mesh does not serve now" in "\n".join(described(said))
         assert listing(world.nodes["a"])[0]["trouble"] == "No device that is here has the labels roof."
         assert versions(pools) == ["2.0"], "what runs goes on"
 
