@@ -44,6 +44,7 @@ async def test_every_view_draws_and_a_hostile_name_stays_a_name(tmp_path: Path) 
         page.run("location.hash = '#devices'")
         page.until("document.body.innerText.includes('<img src=x onerror=alert(1)>')")
         page.run("[...document.querySelectorAll('button')].find((b) => b.textContent === 'Invite a device').click()")
+        assert "hosts services" in page.run("document.querySelector('dialog').innerText")
         page.run("document.querySelector('dialog button[type=submit]').click()")
         assert "lepton-node join" in page.until(
             "document.querySelector('dialog .qr') && document.querySelector('dialog pre').innerText"

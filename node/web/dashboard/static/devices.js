@@ -107,10 +107,14 @@ function revoke(node) {
 }
 
 function invite() {
-  const role = h("select", { name: "role" }, [["member", "member: uses, trains and serves models, uses and hosts services"], ["client", "client: uses models and services"], ["trainer", "trainer: trains only"], ["admin", "admin: invites and throws out too"]].map(([value, word]) => h("option", { value }, word)));
+  const means = { member: "It uses, trains and serves models, and uses and hosts services.", client: "It uses models and services.", trainer: "It trains only.", admin: "It does what a member does, and invites and throws out too." };
+  const role = h("select", { name: "role", onchange: told }, Object.keys(means).map((value) => h("option", { value }, value)));
+  const meant = h("p", { class: "hint", role: "status" });
+  function told() { meant.textContent = means[role.value]; }
+  told();
   const uses = h("input", { name: "uses", type: "number", min: 1, max: 50, value: 1 });
   const lasts = h("select", { name: "lasts" }, [[600, "10 minutes"], [3600, "1 hour"], [86400, "1 day"]].map(([value, word]) => h("option", { value, selected: value === 3600 }, word)));
-  ask("Invite a device", [field("As", role), field("Devices that may use it", uses), field("Good for", lasts)], {
+  ask("Invite a device", [field("As", role), meant, field("Devices that may use it", uses), field("Good for", lasts)], {
     go: "Make a code",
     act: (form) => act("invite", { role: form.get("role"), uses: Number(form.get("uses")), lifetime_s: Number(form.get("lasts")) }),
     after: (said, dialog) => {
