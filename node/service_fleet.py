@@ -163,7 +163,7 @@ def described(service: Mapping[str, Any]) -> list[str]:
     if service["failed"]:
         lines.append(f"  taken back: {service['failed']}")
     if service["missing"]:
-        lines.append(f"  {service['missing']} have no device with room. {service['trouble']}".rstrip())
+        lines.append(f"  {service['missing']} {_have(service)} no place. {service['trouble']}".rstrip())
     lines += [f"  {line}" for line in _models(service)]
     for its in service["instances"]:
         why = f"  ({its['reason']})" if its["reason"] and its["state"] != "ready" else ""
@@ -203,7 +203,7 @@ def _progress(said: Mapping[str, Any]) -> str:
     ready = ", ".join(f"{count} of {version}" for version, count in sorted(said["ready"].items())) or "none yet"
     text = f"Ready: {ready}; {said['wanted']} are wanted."
     if said["missing"]:
-        text += f" {said['missing']} have no device with room."
+        text += f" {said['missing']} {_have(said)} no place."
     for device, why in sorted(said["refused"].items()):
         text += f"\n  {device} does not run it: {why}"
     return text
@@ -211,3 +211,7 @@ def _progress(said: Mapping[str, Any]) -> str:
 
 def _as_json(value: Any) -> None:  # noqa: ANN401
     click.echo(json.dumps(value))
+
+
+def _have(said: Mapping[str, Any]) -> str:
+    return "has" if said["missing"] == 1 else "have"
