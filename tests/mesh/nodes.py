@@ -26,7 +26,7 @@ from lepton.mesh.transport import Connection, Stream, Transport, open_transport
 from .fakes import credentials
 
 LOCAL = ("127.0.0.1:0",)
-PATIENCE_S = 30.0  # a test that waits as long has failed; none of them measures time
+PATIENCE_S = 60.0  # a test that waits as long has failed; none of them measures time
 
 
 @asynccontextmanager

@@ -88,7 +88,7 @@ async def _node() -> AsyncIterator[Node]:
 
 async def until(check: Callable[[], Any]) -> None:
     """Wait for what other tasks and the loopback are about to make true."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not check():  # noqa: ASYNC110  what is waited for belongs to the code under test
             await trio.sleep(0.001)
 

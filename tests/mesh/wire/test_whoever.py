@@ -8,7 +8,7 @@ from lepton.mesh.transport import NOISE, TLS, Connection
 
 from .conftest import OpenNode
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @pytest.mark.parametrize("security", [(NOISE,), (TLS,), (NOISE, TLS)])

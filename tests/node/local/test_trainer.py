@@ -19,8 +19,8 @@ RELU = msgspec.structs.replace(MLP, hidden_activation="relu")
 CNN = msgspec.structs.replace(MLP, architecture="cnn")
 LSTM = msgspec.structs.replace(MLP, architecture="lstm", inputs=(8, 8))  # the rows of a digit, from top to bottom
 ALL = pytest.mark.parametrize("spec", [MLP, RELU, CNN, LSTM], ids=["mlp", "relu", "cnn", "lstm"])
-STEPS = {"mlp": 4000, "cnn": 1000, "lstm": 1000}
-ROUNDS = {"mlp": 100, "cnn": 60, "lstm": 60}
+STEPS = {"mlp": 4000, "cnn": 600, "lstm": 1000}
+ROUNDS = {"mlp": 100, "cnn": 30, "lstm": 40}
 
 
 @pytest.fixture(scope="module")
