@@ -123,7 +123,6 @@ class Node:
         self.factories = Factories([*self.config.models.allow, *models])
         self._stack = AsyncExitStack()
         self.mesh: Mesh
-        self.checkup: Checkup
         self.recent: RecentLog
         self.view: Planner
         self.blobs: Blobs
@@ -255,7 +254,7 @@ class Node:
                 mesh.door.on_invites_changed = lambda: self.home.save_invites(invites)
                 self.mesh, self._nursery, self._mesh_name = mesh, nursery, credentials.mesh_name
                 self.seeing.attach(mesh)
-                self.checkup = Checkup(mesh)
+                Checkup(mesh)  # answers peers
                 self.view = Planner(mesh)
                 blob_store = BlobStore(self.home.folder("blobs"), disk_bytes_max=self.config.blobs_bytes)
                 naming = Naming(self.view, blob_store)

@@ -177,7 +177,7 @@ async def measure_line(node: "Node", peer: str) -> tuple[float, float]:
     """
     known = next((one for one in _known(node) if one.id == peer), None)
     if known is None:
-        raise UsageError("No peer that is here has this id.")
+        raise UsageError(f"No device with the id {peer[:64]} is here; `lepton-node status` lists those that are.")
     found = await _measured(node, known)
     if found.down_bytes_s is None or found.up_bytes_s is None:
         raise LinkError(found.measure_trouble)

@@ -31,7 +31,7 @@ from ..decoder import Decoder, read_decoder
 from ..distilling import distil
 from ..fitting import Fit
 from ..folder import quantise_folder, size_bytes
-from ..manifest import Distilled, write_manifest
+from ..manifest import Distilled, read_manifest, write_manifest
 from ..measured import medians_s, perplexity
 from ..texts import POSITIONS, written_by
 from .picking import Figures
@@ -93,7 +93,8 @@ class Language:
         return out
 
     def measure(self, made: Path) -> Figures:
-        precision: Precision = "int4" if '"bits": 4' in (made / "config.json").read_text() else "int8"
+        (rounded,) = read_manifest(made).quantised
+        precision: Precision = "int4" if rounded.bits == 4 else "int8"
         engine, before = engine_of(made, precision), self.before()
         old, new = medians_s([_Tokens(self._engine), _Tokens(engine)])
         quality = perplexity(engine, self._rows)
